@@ -1,0 +1,462 @@
+"""Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
+
+Defaults, then a YAML file, then `--section.key value` flags; all three are validated together, once,
+by the same models. Nothing here imports torch: a login node rejects a typo in well under a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import (
+    BaseSettings,
+    CliImplicitFlag,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from harness.errors import BadInput
+
+ModelName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet1202",
+]
+
+Changes = Literal["result", "speed", "result and speed", "nothing"]
+"""What another value of a setting may change: this decides which fingerprints hold it."""
+
+
+def setting(default: Any, meaning: str, *, changes: Changes, **limits: Any) -> Any:
+    """One setting of a section: its default, its meaning with unit, and what it may change."""
+    return Field(default, description=meaning, json_schema_extra={"changes": changes}, **limits)
+
+
+def _as_list(value: Any) -> Any:
+    """Let `30` and `30,60,80` stand where a list is meant, as flags write them."""
+    if isinstance(value, str):
+        return [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+Floats = Annotated[tuple[float, ...], BeforeValidator(_as_list)]
+Pair = Annotated[tuple[float, float], BeforeValidator(_as_list)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_list)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Auto = Literal["auto"]
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+WandbMode = Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_off)]
+
+
+class Section(BaseModel):
+    """A group of settings for one concern."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True
+    )
+
+
+class Run(Section):
+    """The run and its folder."""
+
+    name: str | None = setting(
+        None,
+        "Name of the run and of its folder; by default CONFIG-sSEED, with the job id under Slurm.",
+        changes="nothing",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )
+    root: str = setting("runs", "Folder that holds the run folders.", changes="nothing")
+    mode: Literal["train", "eval"] = setting(
+        "train", "train, or eval: only score model.weights on data.val.", changes="result"
+    )
+    seed: int = setting(
+        0, "Seed of weights, data order and crops.", changes="result", ge=0, lt=2**63
+    )
+    dry_run: CliImplicitFlag[bool] = setting(False, "Print what would be run, then stop.", changes="nothing")
+    restart: CliImplicitFlag[bool] = setting(
+        False, "Start over: move an old run folder of this name aside.", changes="nothing"
+    )
+
+
+class Model(Section):
+    """The network (He et al. 2015)."""
+
+    name: ModelName = setting(
+        "resnet50",
+        "18 to 152: the ImageNet networks; 20 to 1202: the paper's 6n+2 CIFAR networks.",
+        changes="result and speed",
+    )
+    stem: Literal["auto", "imagenet", "cifar"] = setting(
+        "auto",
+        "imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool; auto: by the network.",
+        changes="result and speed",
+    )
+    shortcut: Literal["auto", "A", "B", "C"] = setting(
+        "auto",
+        "Where the shape changes: A pads with zeros, B projects; C projects in every block. "
+        "auto: B, and A for the 6n+2 networks.",
+        changes="result and speed",
+    )
+    stride_in: Literal["3x3", "1x1"] = setting(
+        "3x3",
+        "Which convolution of a bottleneck strides: 3x3 (v1.5) or 1x1 (the paper's).",
+        changes="result and speed",
+    )
+    zero_gamma: bool = setting(
+        False,
+        "Start the last BN of each block at gamma 0 (Goyal et al. 2017, 5.1).",
+        changes="result",
+    )
+    fc_init_std: float | None = setting(
+        None,
+        "Standard deviation of the classifier's normal initialisation (Goyal et al.: 0.01); "
+        "by default torch's uniform one.",
+        changes="result",
+        gt=0,
+    )
+    weights: str | None = setting(
+        None,
+        "Weights to start from or to score: torchvision:IMAGENET1K_V1, or a file.",
+        changes="result",
+    )
+
+
+class Data(Section):
+    """The images and how they are read, decoded and augmented."""
+
+    train: str | None = setting(
+        None,
+        "Folder of training images, one folder per class; `demo` draws a small set by itself.",
+        changes="nothing",
+    )
+    val: str | None = setting(
+        None, "Folder of validation images, one folder per class; or `demo`.", changes="nothing"
+    )
+    source: Literal["dali", "torchvision", "synthetic"] = setting(
+        "dali",
+        "dali; torchvision: Pillow in DataLoader workers (the baseline); synthetic: no reading.",
+        changes="result and speed",
+    )
+    decode: Literal["auto", "cpu", "gpu"] = setting(
+        "auto",
+        "Where DALI decodes, resizes and flips; auto: on the GPU if there is one.",
+        changes="result and speed",
+    )
+    read: Literal["mmap", "pread"] = setting(
+        "mmap", "Map files, or read them whole (network file systems).", changes="speed"
+    )
+    image_px: int = setting(
+        224, "Side of the square images given to the network, px.", changes="result and speed", ge=8
+    )
+    augment: Literal["resized_crop", "pad_crop", "none"] = setting(
+        "resized_crop",
+        "resized_crop: random area and ratio (ImageNet); pad_crop: zero pad, random crop (CIFAR).",
+        changes="result and speed",
+    )
+    crop_area: Pair = setting(
+        (0.08, 1.0), "resized_crop: least and most share of the image's area.", changes="result"
+    )
+    crop_ratio: Pair = setting(
+        (3 / 4, 4 / 3), "resized_crop: least and most width / height.", changes="result"
+    )
+    pad_px: int = setting(
+        4, "pad_crop: zeros around the image, px.", changes="result", ge=0, le=256
+    )
+    flip: bool = setting(True, "Mirror half of the training images.", changes="result")
+    eval_resize_px: int = setting(
+        256,
+        "Validation: shorter side before the centre crop, px; 0 leaves the image as it is.",
+        changes="result and speed",
+        ge=0,
+    )
+    mean: Triple = setting(
+        (0.485, 0.456, 0.406), "Mean of R, G, B, for pixels in [0, 1].", changes="result"
+    )
+    std: Triple = setting(
+        (0.229, 0.224, 0.225), "Standard deviation of R, G, B in [0, 1].", changes="result"
+    )
+    threads: int = setting(
+        0, "Loader threads (DALI) or workers (torchvision) per rank; 0: the rank's cores.",
+        changes="speed", ge=0,
+    )  # fmt: skip
+    prefetch_batches: int = setting(
+        2, "Batches made ahead, per rank.", changes="speed", ge=1, le=64
+    )
+    synthetic_images: int = setting(
+        1_281_167, "synthetic: images per epoch.", changes="result", ge=1
+    )
+    synthetic_classes: int = setting(1000, "synthetic: classes.", changes="result", ge=2)
+
+
+class Train(Section):
+    """Batches and loss."""
+
+    global_batch: int = setting(
+        256,
+        "Images per optimiser step, over all ranks and accumulation.",
+        changes="result and speed",
+        ge=1,
+    )
+    max_local_batch: int | None = setting(
+        None,
+        "Most images per rank in one forward; gradients accumulate to reach the global batch.",
+        changes="result and speed",
+        ge=1,
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of the target spread over all classes.", changes="result", ge=0, lt=1
+    )
+
+
+class Optim(Section):
+    """SGD."""
+
+    lr_per_256: float = setting(
+        0.1,
+        "Learning rate per 256 images of global batch; the peak is this x global_batch / 256 "
+        "(Goyal et al. 2017, 2.1).",
+        changes="result",
+        gt=0,
+    )
+    momentum: float = setting(0.9, "Momentum.", changes="result", ge=0, lt=1)
+    nesterov: bool = setting(False, "Nesterov's momentum.", changes="result")
+    weight_decay: float = setting(1e-4, "Weight decay (L2).", changes="result", ge=0)
+    decay_norm_and_bias: bool = setting(
+        True, "Decay parameters of one dimension too (BN, biases).", changes="result"
+    )
+
+
+class Schedule(Section):
+    """The learning rate over the steps, and the end."""
+
+    epochs: int = setting(90, "Length, epochs.", changes="result", ge=1)
+    decay: Literal["step", "cosine", "constant"] = setting(
+        "step", "How the learning rate falls after the warm-up.", changes="result"
+    )
+    drop_epochs: Floats = setting(
+        (30.0, 60.0, 80.0), "step: epochs at which the rate drops.", changes="result"
+    )
+    drop_factor: float = setting(
+        0.1, "step: what a drop multiplies the rate with.", changes="result", gt=0, le=1
+    )
+    warmup_epochs: float = setting(
+        0.0, "Gradual warm-up, one increment per step, epochs.", changes="result", ge=0
+    )
+    warmup_start_lr: float | None = setting(
+        None, "Rate at step 0 of the warm-up; by default lr_per_256, at most the peak.",
+        changes="result", ge=0,
+    )  # fmt: skip
+    max_steps: int | None = setting(
+        None, "Stop after this many optimiser steps.", changes="result", ge=1
+    )
+
+
+class Eval(Section):
+    """Validation: every image counts exactly once, at any world size."""
+
+    every_epochs: int = setting(
+        1, "Validate after every so many epochs, and after the last.", changes="nothing", ge=1
+    )
+    local_batch: int = setting(
+        256, "Images per rank in one forward.", changes="result and speed", ge=1
+    )
+
+
+class Engine(Section):
+    """How the computing is done."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "auto: the GPU if there is one.", changes="result and speed"
+    )
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = setting(
+        "auto",
+        "auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",
+        changes="result and speed",
+    )
+    channels_last: bool = setting(
+        True, "Keep tensors in NHWC order.", changes="result and speed"
+    )
+    compile: bool | Auto = setting(
+        "auto", "torch.compile the network; auto: on a GPU.", changes="result and speed"
+    )
+    bucket_mb: float = setting(
+        25.0, "DDP: size of a gradient bucket, MiB.", changes="result and speed", gt=0
+    )
+    static_graph: bool = setting(
+        False, "DDP: promise that the graph never changes.", changes="result and speed"
+    )
+    threads: int = setting(
+        0, "CPU threads for computing, per rank; 0: the rank's cores.",
+        changes="result and speed", ge=0,
+    )  # fmt: skip
+    deterministic: bool = setting(
+        False, "Only deterministic kernels: slower, equal bits on a GPU.",
+        changes="result and speed",
+    )  # fmt: skip
+    timeout_s: float = setting(
+        600.0, "A collective that takes longer ends the run, s.", changes="nothing", gt=0
+    )
+
+
+class Log(Section):
+    """What is written while training, and where it is mirrored."""
+
+    every_steps: int = setting(50, "Steps per row.", changes="nothing", ge=1)
+    wandb: WandbMode = setting(
+        "auto",
+        "Mirror to Weights & Biases; auto: online if a key is configured, else offline.",
+        changes="nothing",
+    )
+    project: str = setting("imagenet-harness", "W&B project.", changes="nothing")
+    entity: str | None = setting(None, "W&B entity (user or team).", changes="nothing")
+    tags: Words = setting((), "W&B tags, besides the automatic ones.", changes="nothing")
+
+
+class Config(BaseSettings):
+    """Everything that was asked of a run."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    eval: Eval = Eval()
+    engine: Engine = Engine()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read no environment variable: a stray `DATA` or `MODEL` must not change a run."""
+        return (init_settings,)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The config as one flat dict of plain values, `section.key` -> value."""
+    sections = config.model_dump(mode="json")
+    return {f"{name}.{key}": value for name, section in sections.items()
+            for key, value in section.items()}  # fmt: skip
+
+
+def settings() -> Iterator[tuple[str, Changes]]:
+    """Every `section.key` with what it may change."""
+    for name, section in Config.model_fields.items():
+        assert isinstance(section.annotation, type)
+        assert issubclass(section.annotation, Section)
+        for key, field in section.annotation.model_fields.items():
+            extra = field.json_schema_extra
+            assert isinstance(extra, dict), f"{name}.{key} was not made with setting()"
+            yield f"{name}.{key}", extra["changes"]  # type: ignore[misc]
+
+
+def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
+    """Hash of all settings that may change the result, or the speed: 12 hex digits."""
+    values = flat(config)
+    chosen = {key: values[key] for key, changes in settings() if of in changes}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]:
+    """The `section.key (a, b)` of all settings that may change `of` and are not the same."""
+    left, right = flat(a), flat(b)
+    return [
+        f"{key} ({left[key]} there, {right[key]} here)"
+        for key, changes in settings()
+        if of in changes and left[key] != right[key]
+    ]
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        BadInput: names the fields and what to do.
+    """
+    data, run, model = config.data, config.run, config.model
+    small = model.name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
+    drops = config.schedule.drop_epochs
+    rules = [
+        (
+            run.mode == "eval" and model.weights is None,
+            "run.mode: eval scores published weights; name them with --model.weights",
+        ),
+        (
+            data.source != "synthetic" and data.val is None,
+            "data.val: no validation folder given; set --data.val DIR (or `demo`)",
+        ),
+        (
+            data.source != "synthetic" and data.train is None and run.mode == "train",
+            "data.train: no training folder given; set --data.train DIR (or `demo`)",
+        ),
+        (
+            0 < data.eval_resize_px < data.image_px,
+            f"data.eval_resize_px: {data.eval_resize_px} px is smaller than the crop of "
+            f"data.image_px {data.image_px}; make it at least as large, or 0 for no resize",
+        ),
+        (
+            not 0 < data.crop_area[0] <= data.crop_area[1] <= 1,
+            f"data.crop_area: {data.crop_area} is not least <= most within (0, 1]",
+        ),
+        (
+            not 0 < data.crop_ratio[0] <= data.crop_ratio[1],
+            f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0",
+        ),
+        (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
+        (
+            config.optim.nesterov and config.optim.momentum == 0,
+            "optim.nesterov: needs optim.momentum over 0",
+        ),
+        (
+            list(drops) != sorted(set(drops)),
+            f"schedule.drop_epochs: {drops} must rise from drop to drop",
+        ),
+        (
+            small and model.stem == "imagenet",
+            f"model.stem: {model.name} is a CIFAR network and has no imagenet stem",
+        ),
+        (
+            data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),
+            "data.decode: gpu needs engine.device cuda and data.source dali",
+        ),
+        (
+            config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
+            f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise BadInput(message)

@@ -1,0 +1,24 @@
+"""The two ways in which a command ends badly, and the exit codes that say so."""
+
+EXIT_GOOD = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_CANNOT_TELL = 3
+
+
+class HarnessError(Exception):
+    """An error whose message is one line for the user: what is wrong, where, what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class BadInput(HarnessError):
+    """What the user gave cannot be used: found before any work, nothing is half-written."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class RunFailed(HarnessError):
+    """The run began and cannot go on: a loss that is not finite, an image that does not decode."""
+
+    exit_code = EXIT_FAILED

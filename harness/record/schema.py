@@ -1,0 +1,134 @@
+"""The two records of a run, field by field: a Row per log period, one Result at the end.
+
+Every field carries its unit in its name. A field that does not apply is null, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+def _field(meaning: str) -> Any:
+    return Field(description=meaning)
+
+
+def _maybe(meaning: str) -> Any:
+    return Field(default=None, description=meaning)
+
+
+class Row(BaseModel):
+    """One line of rows.jsonl: `train` rows every log period, `val` rows after each evaluation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["train", "val"] = _field("which of the two kinds of row")
+    attempt: int = _field("1 for the first start of the run, one more after each restart")
+    epoch: float = _field("epochs done, with fraction")
+    step: int = _field("optimiser steps done")
+    images_seen: int = _field("training images seen by all ranks")
+    train_s: float = _field("time in the account `train`, incl. waiting for data")
+    wall_s: float = _field("time since the start of this attempt")
+
+    lr: float | None = _maybe("learning rate of the last step")
+    loss: float | None = _maybe("mean training loss over the period")
+    train_top1_pct: float | None = _maybe("on augmented training images of the period")
+    train_top5_pct: float | None = _maybe("on augmented training images of the period")
+    images_per_second: float | None = _maybe("images of all ranks / training wall time, period")
+    step_ms_mean: float | None = _maybe("mean step time over the period, rank 0")
+    step_ms_p50: float | None = _maybe("median step time over the period, rank 0")
+    step_ms_p95: float | None = _maybe("95th percentile of the step time, rank 0")
+    data_wait_pct: float | None = _maybe("share of training time spent waiting for data, rank 0")
+    loss_scale: float | None = _maybe("fp16 only: the gradient scaler's factor")
+    memory_peak_gib: float | None = _maybe("device memory (CPU: resident) at its highest, rank 0")
+
+    val_loss: float | None = _maybe("mean validation loss")
+    val_top1_pct: float | None = _maybe("validation top-1 accuracy")
+    val_top5_pct: float | None = _maybe("validation top-5 accuracy")
+    val_images: int | None = _maybe("validation images counted, each exactly once")
+    val_s: float | None = _maybe("time of this evaluation")
+
+
+class EpochDigest(BaseModel):
+    """Proof of what was seen in one epoch; hex, sums modulo 2^64, equal at any world size."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int
+    images: int = _field("images seen")
+    order: str = _field("over (position, sample, window, flip): depends on the order")
+    samples: str = _field("over the samples alone: samples + tail = dataset, whatever the order")
+    tail: str = _field("over the samples of the ragged end that were left out")
+
+
+class Result(BaseModel):
+    """result.json: what a run is compared by."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    harness_version: str
+    name: str = _field("run name")
+    run_id: str = _field("stable over restarts; also the id in W&B")
+    mode: Literal["train", "eval"]
+    attempt: int
+    started_at: str = _field("UTC, ISO 8601")
+    finished_at: str = _field("UTC, ISO 8601")
+    result_fingerprint: str = _field("of all settings that may change the result")
+    speed_fingerprint: str = _field("of all settings that may change the speed")
+    notes: list[str] = _field("what a reader must know, in words")
+
+    model: str
+    parameters: int
+    classes: int
+    train_images: int | None = _field("images in the training set")
+    train_digest: str | None = _field("of names, sizes and labels of the training set")
+    val_digest: str = _field("of names, sizes and labels of the validation set")
+    protocol: str = _field("how validation images are resized and cropped")
+
+    world_size: int
+    global_batch: int
+    local_batch: int
+    accumulate: int
+    peak_lr: float | None
+    precision: str
+    channels_last: bool
+    compiled: bool
+    source: str = _field("dali, torchvision or synthetic")
+    decode: str = _field("cpu, gpu or none")
+    device: str = _field("cpu or cuda")
+    compute_threads: int
+    loader_threads: int
+
+    epochs: float = _field("epochs trained")
+    steps: int = _field("optimiser steps")
+    images_seen: int
+
+    val_top1_pct: float = _field("after the last step")
+    val_top5_pct: float = _field("after the last step")
+    val_loss: float
+    val_correct1: int = _field("validation images whose first guess is right")
+    val_correct5: int
+    val_images: int = _field("each counted exactly once")
+    best_val_top1_pct: float
+    best_epoch: float
+
+    images_per_second: float | None = _field(
+        "images of all ranks / wall time of the account `train` (waiting for data included; "
+        "start-up, compiling, evaluation and checkpoints excluded)"
+    )
+    step_ms_p50: float | None = _field("rank 0, all steps after the warm-up")
+    step_ms_p95: float | None
+    step_ms_p99: float | None
+    data_wait_pct: float | None = _field("of the account `train`, rank 0")
+    accounts_s: dict[str, float] = _field("where rank 0's time went; they add up to wall_s")
+    wall_s: float = _field("since the start of this attempt, start-up included")
+    memory_peak_gib: float = _field("device memory (CPU: resident) at its highest, rank 0")
+    recompiles: int = _field("graphs compiled after the warm-up: must be 0")
+    graph_breaks: int = _field("graph breaks: must be 0")
+    digests: list[EpochDigest]
+    wandb: str = _field("how the mirror ended: off, online, offline, or what went wrong")
