@@ -20,7 +20,7 @@ from harness.errors import BadInput
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 EPILOG = """\
-A setting's value comes from its default, then CONFIG.yaml, then the flags. Lists are written 30,60,80.
+Defaults, then CONFIG.yaml, then the flags. Lists are written 30,60,80.
 examples:
   torchrun launch/train.py                          the quickstart, on data that it draws by itself
   torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml \\
@@ -94,14 +94,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}: " if mark else ""
         raise BadInput(f"{path}: {where}not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise BadInput(f"{path}: must hold sections such as `model:`, not a {type(values).__name__}")
+        kind = type(values).__name__
+        raise BadInput(f"{path}: must hold sections such as `model:`, not a {kind}")
     return values
 
 
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` takes back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    return f"# Every setting of this run. Pass this file to launch/train.py to run it again.\n{text}"
+    head = "# Every setting of this run. Pass this file to launch/train.py to run it again."
+    return f"{head}\n{text}"
 
 
 def _split(argv: Sequence[str]) -> tuple[Path, Sequence[str]]:

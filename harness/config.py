@@ -1,7 +1,7 @@
 """Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
 
-Defaults, then a YAML file, then `--section.key value` flags; all three are validated together, once,
-by the same models. Nothing here imports torch: a login node rejects a typo in well under a second.
+Defaults, then a YAML file, then `--section.key value` flags; all three are validated together by
+the same models. Nothing here imports torch: a login node rejects a typo in well under a second.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ ModelName = Literal[
     "resnet110",
     "resnet1202",
 ]
+
+CIFAR_MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
+BOTTLENECK_MODELS = ("resnet50", "resnet101", "resnet152")
 
 Changes = Literal["result", "speed", "result and speed", "nothing"]
 """What another value of a setting may change: this decides which fingerprints hold it."""
@@ -90,7 +93,9 @@ class Run(Section):
     seed: int = setting(
         0, "Seed of weights, data order and crops.", changes="result", ge=0, lt=2**63
     )
-    dry_run: CliImplicitFlag[bool] = setting(False, "Print what would be run, then stop.", changes="nothing")
+    dry_run: CliImplicitFlag[bool] = setting(
+        False, "Print what would be run, then stop.", changes="nothing"
+    )
     restart: CliImplicitFlag[bool] = setting(
         False, "Start over: move an old run folder of this name aside.", changes="nothing"
     )
@@ -203,6 +208,9 @@ class Data(Section):
     synthetic_images: int = setting(
         1_281_167, "synthetic: images per epoch.", changes="result", ge=1
     )
+    synthetic_val_images: int = setting(
+        1000, "synthetic: validation images.", changes="result", ge=1
+    )
     synthetic_classes: int = setting(1000, "synthetic: classes.", changes="result", ge=2)
 
 
@@ -291,9 +299,7 @@ class Engine(Section):
         "auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",
         changes="result and speed",
     )
-    channels_last: bool = setting(
-        True, "Keep tensors in NHWC order.", changes="result and speed"
-    )
+    channels_last: bool = setting(True, "Keep tensors in NHWC order.", changes="result and speed")
     compile: bool | Auto = setting(
         "auto", "torch.compile the network; auto: on a GPU.", changes="result and speed"
     )
@@ -407,7 +413,6 @@ def check(config: Config) -> None:
         BadInput: names the fields and what to do.
     """
     data, run, model = config.data, config.run, config.model
-    small = model.name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
     drops = config.schedule.drop_epochs
     rules = [
         (
@@ -445,8 +450,16 @@ def check(config: Config) -> None:
             f"schedule.drop_epochs: {drops} must rise from drop to drop",
         ),
         (
-            small and model.stem == "imagenet",
+            model.name in CIFAR_MODELS and model.stem == "imagenet",
             f"model.stem: {model.name} is a CIFAR network and has no imagenet stem",
+        ),
+        (
+            model.stride_in == "1x1" and model.name not in BOTTLENECK_MODELS,
+            f"model.stride_in: the blocks of {model.name} have no 1x1 convolution; leave it at 3x3",
+        ),
+        (
+            model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"),
+            "model.stride_in: torchvision's weights were trained with the stride in the 3x3",
         ),
         (
             data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),

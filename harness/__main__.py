@@ -1,0 +1,136 @@
+"""The `harness` command: everything around a training run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import __version__
+from harness.config import CIFAR_MODELS
+from harness.console import err, out
+from harness.errors import EXIT_BAD_INPUT, BadInput, HarnessError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a verb; errors are one line and an exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        options.verb(options)
+    except HarnessError as error:
+        err.print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        err.print(f"error: {message}; see: {self.prog} --help", markup=False)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Each verb's words; what a verb needs is imported when it runs."""
+    parser = _Parser(
+        prog="harness",
+        description="Data, results and measurements around launch/train.py.",
+        epilog="exit codes: 0 good, 1 bad verdict or failed, 2 bad input, 3 cannot tell",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+
+    data = verbs.add_parser("data", help="make data sets").add_subparsers(required=True)
+    demo = data.add_parser("demo", help="draw a small learnable set of JPEGs (10 classes)")
+    demo.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    demo.set_defaults(verb=_data_demo)
+
+    show = verbs.add_parser("show", help="show a run, all runs, or a network")
+    show.add_argument("what", help="`runs`, `model`, or a run folder")
+    show.add_argument("names", nargs="*", help="runs: folders (default runs/); model: its name")
+    show.add_argument("--layers", action="store_true", help="model: every layer, not every stage")
+    show.add_argument("--image-px", type=int, default=0, help="model: input side, px (224, or 32)")
+    show.add_argument("--classes", type=int, default=0, help="model: classes (1000, or 10)")
+    show.set_defaults(verb=_show)
+
+    bench = verbs.add_parser("bench", help="measure").add_subparsers(required=True)
+    overhead = bench.add_parser(
+        "overhead", help="the harness's training loop against a bare loop, in turns"
+    )
+    overhead.add_argument("--model", default="resnet18", help="network (default resnet18)")
+    overhead.add_argument("--image-px", type=int, default=64, help="px (default 64)")
+    overhead.add_argument("--batch", type=int, default=32, help="images per step (default 32)")
+    overhead.add_argument("--steps", type=int, default=20, help="steps per turn (default 20)")
+    overhead.add_argument("--turns", type=int, default=10, help="turns of each (default 10)")
+    overhead.add_argument("--eager", action="store_true", help="without torch.compile")
+    overhead.set_defaults(verb=_bench_overhead)
+    loader = bench.add_parser(
+        "data", help="the DALI loader against torchvision's ImageFolder and DataLoader, in turns"
+    )
+    loader.add_argument("folder", type=Path, metavar="DIR", help="images, one folder per class")
+    loader.add_argument("--image-px", type=int, default=224, help="px (default 224)")
+    loader.add_argument("--batch", type=int, default=64, help="images per batch (default 64)")
+    loader.add_argument("--threads", type=int, default=0, help="threads, and workers (0: cores)")
+    loader.add_argument("--batches", type=int, default=20, help="batches per turn (default 20)")
+    loader.add_argument("--turns", type=int, default=5, help="turns of each (default 5)")
+    loader.set_defaults(verb=_bench_data)
+    return parser
+
+
+def _data_demo(options: argparse.Namespace) -> None:
+    from harness.data import demo
+
+    demo.draw(options.folder)
+    at = options.folder
+    out.print(f"{demo.TRAIN_IMAGES:,} + {demo.VAL_IMAGES:,} images of {len(demo.CLASSES)} classes")
+    out.print(
+        f"train on them: torchrun launch/train.py --data.train {at}/train --data.val {at}/val"
+    )
+
+
+def _show(options: argparse.Namespace) -> None:
+    if options.what == "model":
+        from harness.models.describe import print_model
+
+        if len(options.names) != 1:
+            raise BadInput("show model: name one network, such as resnet50")
+        name, cifar = options.names[0], options.names[0] in CIFAR_MODELS
+        px, classes = options.image_px, options.classes
+        print_model(
+            name, px or (32 if cifar else 224), classes or (10 if cifar else 1000),
+            options.layers, out,
+        )  # fmt: skip
+        return
+    from harness.results import load, show
+
+    if options.what == "runs":
+        show.show_runs(load.find_runs([Path(name) for name in options.names] or [Path("runs")]))
+    else:
+        show.show_run(load.load_run(Path(options.what)))
+
+
+def _bench_overhead(options: argparse.Namespace) -> None:
+    from harness.bench import overhead
+
+    overhead.measure(
+        options.model,
+        image_px=options.image_px,
+        batch=options.batch,
+        steps=options.steps,
+        turns=options.turns,
+        compiled=not options.eager,
+    )
+
+
+def _bench_data(options: argparse.Namespace) -> None:
+    from harness.bench import data
+
+    threads = options.threads or data.cores()
+    load = data.Load(options.folder, options.image_px, options.batch, threads, options.batches)
+    data.measure(load, options.turns)
+
+
+if __name__ == "__main__":
+    main()

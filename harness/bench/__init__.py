@@ -1,0 +1,1 @@
+"""Measurements that a user would repeat: each compares two things in turns, in one run."""

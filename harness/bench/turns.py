@@ -1,0 +1,47 @@
+"""Two things measured in turns, A B B A ..., so that a drift of the machine hits both alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from harness.console import out, track
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared: a turn of it returns images per second."""
+
+    name: str
+    turn: Callable[[], float]
+
+
+def in_turns(arms: Sequence[Arm], turns: int) -> dict[str, list[float]]:
+    """Images per second of each arm in each turn; the order is reversed from turn to turn."""
+    measured: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for turn in track(range(turns), total=turns, what="measuring"):
+        for arm in arms if turn % 2 == 0 else reversed(arms):
+            measured[arm.name].append(arm.turn())
+    return measured
+
+
+def report(measured: dict[str, list[float]], title: str) -> float:
+    """Print each arm's rate and its ratio to the last arm's, turn by turn; the first's ratio."""
+    *_, base = measured
+    table = Table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, rates in measured.items():
+        ratios = np.array(rates) / np.array(measured[base])
+        low, middle, high = np.quantile(ratios, [0, 0.5, 1])
+        table.add_row(
+            name, f"{np.median(rates):,.1f}", f"{min(rates):,.1f}", f"{max(rates):,.1f}",
+            f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}",
+        )  # fmt: skip
+    out.print(title)
+    out.print(table)
+    first = next(iter(measured.values()))
+    return float(np.median(np.array(first) / np.array(measured[base])))

@@ -1,0 +1,56 @@
+"""Progress of one long thing at a time: a bar on a terminal, a plain line per period elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+PERIOD_S = 5.0
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def track(items: Iterable[T], *, total: int, what: str, quiet: bool = False) -> Iterator[T]:
+    """Yield the items while showing how far they are; nothing is shown for the first two seconds.
+
+    Args:
+        total: how many items there will be.
+        what: what is being done, such as `indexing train`.
+        quiet: show nothing (ranks other than 0).
+    """
+    if quiet:
+        yield from items
+    elif out.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=out, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)
+    else:
+        yield from _lines(items, total, what)
+
+
+def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    started = time.monotonic()
+    next_line = started + 2.0
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now >= next_line:
+            left_s = (now - started) / max(done, 1) * (total - done)
+            out.print(f"{what}: {done:,} of {total:,}, {left_s:.0f} s left")
+            next_line = now + PERIOD_S
+        yield item
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

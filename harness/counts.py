@@ -1,0 +1,118 @@
+"""Counts: sums kept on the device, added to in place, read by the host only at log points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.data.stream import PADDING
+from harness.errors import RunFailed
+from harness.world import World
+
+
+@dataclass(frozen=True)
+class Period:
+    """What the steps since the last log point came to, over all ranks."""
+
+    steps: int
+    images: int
+    loss: float
+    correct1: int
+    correct5: int
+
+
+class TrainCounts:
+    """Loss of each step and right answers, over one log period."""
+
+    def __init__(self, most_steps: int, device: torch.device) -> None:
+        self._losses = torch.zeros(most_steps, dtype=torch.float64, device=device)
+        self._correct = torch.zeros(2, dtype=torch.int64, device=device)
+        self._steps = self._images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, share: float) -> None:
+        """Add a micro-batch, which makes up `share` of its step; no host read."""
+        self._losses[self._steps] += loss.detach() * share
+        self._correct += correct(logits.detach(), labels)
+        self._images += len(labels)
+
+    def next_step(self) -> None:
+        """The step is complete."""
+        self._steps += 1
+
+    def read(self, world: World, steps_done: int) -> Period:
+        """Sum over ranks, hand over to the host (the one host read of a period), begin anew.
+
+        Raises:
+            RunFailed: a loss was not finite; names the step.
+        """
+        losses = world.sum_(self._losses[: self._steps] / world.size).tolist()
+        correct1, correct5 = world.sum_(self._correct).tolist()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            raise RunFailed(
+                f"step {steps_done - len(losses) + bad + 1}: the loss is {losses[bad]}; lower "
+                "optim.lr_per_256 or lengthen schedule.warmup_epochs"
+            )
+        period = Period(
+            steps=self._steps,
+            images=self._images * world.size,
+            loss=math.fsum(losses) / max(1, self._steps),
+            correct1=correct1,
+            correct5=correct5,
+        )
+        self._losses.zero_()
+        self._correct.zero_()
+        self._steps = self._images = 0
+        return period
+
+
+@dataclass(frozen=True)
+class Score:
+    """Validation: sums over images that were each counted exactly once."""
+
+    images: int
+    loss: float
+    correct1: int
+    correct5: int
+
+    @property
+    def top1_pct(self) -> float:
+        """Share of images whose first guess is right."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5_pct(self) -> float:
+        """Share of images whose first five guesses hold the right one."""
+        return 100 * self.correct5 / self.images
+
+
+class EvalCounts:
+    """Loss, right answers and images of a validation, padding left out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch; labels of padding are `stream.PADDING`."""
+        self._loss += torch.nn.functional.cross_entropy(
+            logits.double(), labels, ignore_index=PADDING, reduction="sum"
+        )
+        self._counts[:2] += correct(logits, labels)
+        self._counts[2] += (labels != PADDING).sum()
+
+    def read(self, world: World) -> Score:
+        """Sum over ranks and hand over to the host."""
+        loss = world.sum_(self._loss).item()
+        correct1, correct5, images = world.sum_(self._counts).tolist()
+        return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the first, and among the first five guesses: int64 [2]."""
+    guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = guesses == labels[:, None]  # padding equals no class
+    return torch.stack([hits[:, 0].sum(), hits.sum()])

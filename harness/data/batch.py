@@ -1,0 +1,41 @@
+"""Batch: what every source hands to the train loop, whoever decoded it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from harness.data.stream import Ints
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of static shape.
+
+    images: uint8 [n, 3, px, px] on the device, channels_last (a view of the source's NHWC).
+    labels: int64 [n] on the device; `stream.PADDING` where validation is filled up.
+    rows: int64 [n, 12] on the host, `stream.Samples.rows` of the images that are really in it.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: Ints
+
+
+class Batches(Protocol):
+    """A finite or endless sequence of batches that holds threads or processes."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None:
+        """Let go of threads and processes."""
+
+
+def as_nchw(images: torch.Tensor) -> torch.Tensor:
+    """[n, h, w, 3] as [n, 3, h, w] in channels_last: a view, no byte moves."""
+    return images.permute(0, 3, 1, 2)

@@ -1,0 +1,177 @@
+"""The DALI pipeline: decodes what the stream asks for, and holds no randomness and no state.
+
+One function builds the graph for training and validation, on the CPU and on the GPU. The only file
+that imports DALI.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from harness.data.batch import Batch, as_nchw
+from harness.data.dataset import READERS, Dataset
+from harness.data.stream import Samples, Steps
+from harness.errors import RunFailed
+
+
+class DaliBatches:
+    """Batches of a stream's samples, made ahead by DALI's own threads.
+
+    Args:
+        samples: the micro-batches to make, each of `local_batch` images.
+        decode: `cpu`, or `gpu` (nvJPEG; resize and flip on the GPU too).
+
+    Raises (from next):
+        RunFailed: an image does not decode; names sample and file.
+        StopIteration: the samples are used up.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples: Iterator[Samples],
+        steps: Steps,
+        *,
+        local_batch: int,
+        out_px: int,
+        device: torch.device,
+        decode: str,
+        read: str,
+        threads: int,
+        prefetch: int,
+    ) -> None:
+        self._dataset = dataset
+        self._read = READERS[read]
+        self._samples, self._steps = samples, steps
+        self._out_px, self._device, self._decode = out_px, device, decode
+        # Every batch that DALI may be working on, so that an error can be traced to its file.
+        self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
+        self._pipeline = self._build(self._feed(), local_batch, threads, prefetch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            images, labels, rows = self._pipeline.run()
+        except RuntimeError as error:
+            raise self._culprit() or error from None
+        # The dynamic executor gives its memory away: a view stays valid for as long as it is held.
+        return Batch(
+            images=as_nchw(torch.from_dlpack(images.as_tensor())),
+            labels=torch.from_dlpack(labels.as_tensor()).flatten(),
+            rows=torch.from_dlpack(rows.as_tensor()).numpy(),
+        )
+
+    def close(self) -> None:
+        """Stop DALI's threads."""
+        del self._pipeline
+
+    def _feed(self) -> Iterator[tuple[Any, ...]]:
+        for samples in self._samples:
+            self._in_flight.append(samples)
+            yield self._inputs(samples)
+
+    def _inputs(self, samples: Samples) -> tuple[Any, ...]:
+        """The graph's inputs. Always new arrays or views of files: DALI keeps them, no copy."""
+        steps, window = self._steps, samples.window.astype(np.int32)
+        inputs = [
+            [self._read(self._dataset, sample) for sample in samples.ids],
+            samples.labels[:, None],
+            samples.rows(),
+            samples.flip[:, None].astype(np.int32),
+        ]
+        if steps.window:
+            inputs += [window[:, :2].copy(), window[:, 2:].copy()]
+        if steps.resize:
+            inputs += [samples.resized[:, ::-1].astype(np.float32, order="C")]
+        if steps.cut:
+            inputs += [samples.cut.astype(np.int32)]
+        return tuple(inputs)
+
+    def _build(self, feed: Iterator[Any], batch: int, threads: int, prefetch: int) -> Any:
+        on_gpu = self._device.type == "cuda"
+        built = _graph(
+            batch_size=batch,
+            num_threads=threads,
+            device_id=self._device.index if on_gpu else None,
+            prefetch_queue_depth=prefetch,
+            feed=feed,
+            steps=self._steps,
+            out_px=self._out_px,
+            decoder="mixed" if self._decode == "gpu" else "cpu",
+            to_gpu=on_gpu,
+        )
+        built.build()
+        return built
+
+    def _culprit(self) -> RunFailed | None:
+        """The first image in flight that does not decode by itself."""
+        for samples in self._in_flight:
+            rows = samples.rows()
+            for row in range(len(rows)):
+                one = Samples.from_rows(rows[row : row + 1])
+                if reason := self._fails_alone(one):
+                    sample = int(one.ids[0])
+                    return RunFailed(
+                        f"{self._dataset.path(sample)}: sample {sample} does not decode "
+                        f"({reason}); remove or replace it"
+                    )
+        return None
+
+    def _fails_alone(self, one: Samples) -> str | None:
+        pipeline = self._build(iter([self._inputs(one)]), batch=1, threads=1, prefetch=1)
+        try:
+            pipeline.run()
+        except RuntimeError as error:
+            return _reason(error)
+        return None
+
+
+@pipeline_def
+def _graph(
+    feed: Iterator[Any], steps: Steps, out_px: int, decoder: str, to_gpu: bool
+) -> tuple[Any, Any, Any]:
+    """Encoded bytes to uint8 NHWC: decode, resize, cut, flip, as far as the law needs it."""
+    geometry = 2 * steps.window * [types.INT32]
+    geometry += steps.resize * [types.FLOAT] + steps.cut * [types.INT32]
+    kinds = [types.UINT8, types.INT64, types.INT64, types.INT32, *geometry]
+    encoded, labels, rows, flip, *rest = fn.external_source(
+        source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=1
+    )
+    inputs = iter(rest)  # in the order in which DaliBatches._inputs lists them
+    # torchvision, and so every published accuracy, ignores EXIF rotation.
+    how = {"device": decoder, "output_type": types.RGB, "adjust_orientation": False}
+    if steps.window:
+        images = fn.decoders.image_slice(
+            encoded, next(inputs), next(inputs), axis_names="WH", **how
+        )
+    else:
+        images = fn.decoders.image(encoded, **how)
+    if steps.resize:
+        # Pillow's law: a triangle filter that widens when an image shrinks.
+        images = fn.resize(
+            images, size=next(inputs), interp_type=types.INTERP_LINEAR, antialias=True
+        )
+    if steps.cut:
+        images = fn.slice(
+            images, start=next(inputs), shape=[out_px, out_px], axis_names="WH",
+            out_of_bounds_policy="pad", fill_values=0,
+        )  # fmt: skip
+    images = fn.flip(images, horizontal=flip)
+    if to_gpu:
+        images, labels = images.gpu(), labels.gpu()
+    return images, labels, rows
+
+
+def _reason(error: RuntimeError) -> str:
+    """The one sentence of DALI's report that says what is wrong with the image."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if "[" in line and "]" in line), lines[0])
+    return said.split("]", 1)[-1].strip()[:200]

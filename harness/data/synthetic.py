@@ -1,0 +1,34 @@
+"""Synthetic batches: random pixels made once, so that only the computing is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from harness.data.batch import Batch, as_nchw
+from harness.data.stream import Samples
+
+
+class SyntheticBatches:
+    """The same random images again and again; labels and rows are those of the stream."""
+
+    def __init__(
+        self, samples: Iterator[Samples], *, local_batch: int, out_px: int, device: torch.device
+    ) -> None:
+        self._samples, self._device = samples, device
+        generator = torch.Generator().manual_seed(0)
+        shape = (local_batch, out_px, out_px, 3)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        self._images = as_nchw(pixels.to(device))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        samples = next(self._samples)
+        labels = torch.from_numpy(samples.labels).to(self._device, non_blocking=True)
+        return Batch(images=self._images, labels=labels, rows=samples.rows())
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,165 @@
+"""Engine: the network made ready to train: normalising, precision, DDP, compiling, warm-up."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from harness import models
+from harness.data.batch import as_nchw
+from harness.models.weights import load_weights
+from harness.resolve import Resolved
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Classifier(nn.Module):
+    """uint8 images [n, 3, px, px] to logits [n, classes]: normalise, then the network.
+
+    Normalising here, inside what is compiled, lets the loader move a quarter of the bytes.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        std_255 = torch.tensor(std) * 255
+        self.register_buffer("scale", (1 / std_255).view(1, 3, 1, 1), persistent=False)
+        shift = -torch.tensor(mean) / torch.tensor(std)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        pixels = images.float() * self.scale + self.shift
+        logits: Tensor = self.net(pixels.contiguous(memory_format=self.layout))
+        return logits
+
+
+def set_up_torch(resolved: Resolved) -> None:
+    """The process-wide switches: threads, TF32, kernels, seed."""
+    engine = resolved.config.engine
+    torch.set_num_threads(resolved.threads)
+    matmul = "highest" if resolved.precision == "fp32" else "high"
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = resolved.precision != "fp32"
+    torch.backends.cudnn.benchmark = not engine.deterministic
+    torch.use_deterministic_algorithms(engine.deterministic)
+    torch.manual_seed(resolved.config.run.seed)
+
+
+def build(resolved: Resolved, classes: int) -> Classifier:
+    """The network on its device, with its first or given weights, compiled if so asked.
+
+    Compiled in place, so that the keys of its state stay clean.
+    """
+    config, world = resolved.config, resolved.world
+    net = models.build(config.model, classes)
+    if config.model.weights is not None:
+        load_weights(net, config.model.weights, config.model.name)
+    channels_last = config.engine.channels_last
+    model = Classifier(net, config.data.mean, config.data.std, channels_last=channels_last)
+    model.to(world.device).to(memory_format=model.layout)
+    if resolved.compiled:
+        # Static shapes: training and validation get a graph of their own, never a dynamic one.
+        model.compile(dynamic=False)
+    return model
+
+
+def data_parallel(model: Classifier, resolved: Resolved) -> DistributedDataParallel:
+    """The network under DDP: gradients are averaged while the backward pass runs."""
+    engine, world = resolved.config.engine, resolved.world
+    with warnings.catch_warnings():
+        # The newest torch renames broadcast_buffers; the older ones know no other name.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[world.device] if world.on_gpu else None,
+            # BN's running statistics belong to rank 0, which gives them out before evaluations.
+            broadcast_buffers=False,
+            bucket_cap_mb=engine.bucket_mb,  # type: ignore[arg-type]
+            gradient_as_bucket_view=True,
+            static_graph=engine.static_graph,
+        )
+
+
+def autocast(resolved: Resolved) -> AbstractContextManager[None]:
+    """Mixed precision for forward passes; nothing for fp32 and tf32."""
+    dtype = _AUTOCAST.get(resolved.precision)
+    return torch.autocast(resolved.world.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def grad_scaler(resolved: Resolved) -> torch.amp.GradScaler:
+    """fp16's loss scaling; for all other precisions it is there and does nothing."""
+    return torch.amp.GradScaler(resolved.world.device.type, enabled=resolved.precision == "fp16")
+
+
+def warm_up(
+    ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, resolved: Resolved
+) -> None:
+    """Throw-away synchronised steps: compile, and fix DDP's bucket order, before the clock starts.
+
+    DDP rebuilds its buckets after the first backward pass (with static_graph, the second), which
+    changes the order of sums: without these steps a resumed run would differ in the last bit.
+    Weights, BN statistics and random state are afterwards what they were before.
+    """
+    px, device = resolved.config.data.image_px, resolved.world.device
+
+    def blank(n: int) -> Tensor:
+        return as_nchw(torch.zeros((n, px, px, 3), dtype=torch.uint8, device=device))
+
+    with _state_kept(ddp):
+        ddp.train()
+        for _ in range(2 if resolved.config.engine.static_graph else 1):
+            with autocast(resolved):
+                logits = ddp(blank(resolved.split.local_batch))
+            nn.functional.cross_entropy(
+                logits.float(), logits.new_zeros(len(logits)).long()
+            ).backward()
+        optimizer.zero_grad(set_to_none=True)
+    warm_up_eval(ddp.module, resolved)
+
+
+def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
+    """Compile the validation graph."""
+    px, n = resolved.config.data.image_px, resolved.config.eval.local_batch
+    images = torch.zeros((n, px, px, 3), dtype=torch.uint8, device=resolved.world.device)
+    model.eval()
+    with torch.inference_mode(), autocast(resolved):
+        model(as_nchw(images))
+
+
+def graph_counts() -> dict[str, int]:
+    """How many graphs torch.compile has made so far, and how often it broke one."""
+    from torch._dynamo.utils import counters
+
+    return {
+        "graphs": int(counters["stats"]["unique_graphs"]),
+        "breaks": sum(counters["graph_break"].values()),
+    }
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Restore buffers and random state at the end."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)

@@ -1,0 +1,209 @@
+"""What a network is made of: shapes, parameters and multiply-adds, found without computing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from harness import config
+from harness.errors import BadInput
+from harness.models import build
+
+DECAY = "decay"
+NORM_AND_BIAS = "norm and bias"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, or several as one: what it is, gives out, holds and costs for one image."""
+
+    name: str
+    module: str
+    output: tuple[int, ...]
+    parameters: int
+    decay: tuple[str, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """Parameters of a network, and multiply-adds for one image, in 10^9."""
+
+    parameters: int
+    gmacs: float
+
+
+def layers(model: nn.Module, image_px: int) -> list[Layer]:
+    """All layers that hold parameters or change the shape, in the order of the forward pass.
+
+    The model may be on any device and is left as it is: tensors of the meta device stand in for
+    its own, so nothing is computed. Only convolutions and linear layers count multiply-adds.
+
+    Raises:
+        BadInput: no such image.
+    """
+    if image_px < 1:
+        raise BadInput(f"data.image_px: {image_px} px is no size of an image")
+    found: list[Layer] = []
+    hooks = [
+        module.register_forward_hook(partial(_note, found, name))
+        for name, module in model.named_modules()
+        if not list(module.children())
+    ]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    # Two images, as BN in train mode refuses to take the variance of a single value.
+    images = torch.empty(2, 3, image_px, image_px, device="meta")
+    try:
+        with torch.no_grad():
+            functional_call(model, {name: tensor.to("meta") for name, tensor in tensors}, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _note(
+    found: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
+) -> None:
+    """Add the layer that has just run to `found`."""
+    parameters = list(module.parameters())
+    if not parameters and output.shape == inputs[0].shape:
+        return
+    shape = tuple(output.shape[1:])
+    found.append(
+        Layer(
+            name,
+            _kind(module),
+            shape,
+            sum(parameter.numel() for parameter in parameters),
+            _in_order(decay_group(parameter) for parameter in parameters),
+            _macs(module, shape),
+        )
+    )
+
+
+def decay_group(parameter: Tensor) -> str:
+    """Which parameters decay together: matrices and kernels, or what has one dimension."""
+    return DECAY if parameter.ndim >= 2 else NORM_AND_BIAS
+
+
+def _in_order(groups: Iterable[str]) -> tuple[str, ...]:
+    """Each group once, in the order of first appearance."""
+    return tuple(dict.fromkeys(groups))
+
+
+def _kind(module: nn.Module) -> str:
+    """The class of a module; with size and stride of a window, or number and class of blocks."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        return f"{kind} {_by(module.kernel_size)}/{module.stride[0]}"
+    if isinstance(module, nn.MaxPool2d):
+        return f"{kind} {module.kernel_size}x{module.kernel_size}/{module.stride}"
+    if isinstance(module, nn.Sequential):
+        return f"{len(module)} {type(module[0]).__name__}"
+    return kind
+
+
+def _by(sizes: Iterable[int]) -> str:
+    """Sizes like 256x56x56."""
+    return "x".join(map(str, sizes))
+
+
+def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
+    """Multiply-adds for one image, counted as torchvision counts its `_ops`: no bias, no BN."""
+    if isinstance(module, nn.Conv2d):
+        kernel = module.weight[0].numel()
+    elif isinstance(module, nn.Linear):
+        kernel = module.in_features
+    else:
+        return 0
+    return kernel * torch.Size(output).numel()
+
+
+def total(rows: Iterable[Layer]) -> Total:
+    """The sums over all layers."""
+    rows = list(rows)
+    return Total(sum(row.parameters for row in rows), sum(row.macs for row in rows) / 1e9)
+
+
+def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
+    """`layers(model, ...)` summed up to one row per top-level child of the model."""
+    rows = list(rows)
+    summed = []
+    for name, child in model.named_children():
+        own = [row for row in rows if row.name.split(".")[0] == name]
+        if own:
+            summed.append(
+                Layer(
+                    name,
+                    _kind(child),
+                    own[-1].output,
+                    sum(row.parameters for row in own),
+                    _in_order(group for row in own for group in row.decay),
+                    sum(row.macs for row in own),
+                )
+            )
+    return summed
+
+
+def print_model(
+    model: config.Model | str, image_px: int, classes: int, each_layer: bool, console: Console
+) -> None:
+    """Print a network as a table: a line per stage or per layer, the totals last.
+
+    Raises:
+        BadInput: no such model, or settings that do not fit it.
+    """
+    settings = _named(model) if isinstance(model, str) else model
+    with torch.device("meta"):
+        network = build(settings, classes)
+    rows = layers(network, image_px)
+    sums = total(rows)
+    table = Table(
+        title=f"{settings.name}: one image of {image_px} x {image_px} px, {classes} classes",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+    )
+    table.add_column("name", "total", no_wrap=True)
+    table.add_column("module", overflow="fold")
+    table.add_column("output", no_wrap=True)
+    table.add_column("parameters", f"{sums.parameters:,}", justify="right", no_wrap=True)
+    table.add_column("decay group", no_wrap=True)
+    table.add_column("GMACs", f"{sums.gmacs:.4f}", justify="right", no_wrap=True)
+    for row in rows if each_layer else stages(network, rows):
+        table.add_row(
+            row.name,
+            row.module,
+            _by(row.output),
+            f"{row.parameters:,}" if row.parameters else "",
+            "both" if len(row.decay) > 1 else "".join(row.decay),
+            f"{row.macs / 1e9:.4f}" if row.macs else "",
+        )
+    console.print(table)
+
+
+def _named(name: str) -> config.Model:
+    """The default settings of the model with this name.
+
+    Raises:
+        BadInput: no such model; the nearest name is given.
+    """
+    known: tuple[config.ModelName, ...] = get_args(config.ModelName)
+    for candidate in known:
+        if candidate == name:
+            return config.Model(name=candidate)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    raise BadInput(f"model.name: no model {name!r}; {hint}")

@@ -1,0 +1,189 @@
+"""ResNet for ImageNet and CIFAR (He et al. 2015): blocks, shortcuts and initialisation.
+
+A network is a plain `nn.Sequential` with named children, so its forward pass is the order in which
+they are put in. The names are torchvision's, so that published weights fit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Stem = Literal["imagenet", "cifar"]
+Shortcut = Literal["A", "B", "C"]
+StrideIn = Literal["3x3", "1x1"]
+
+
+def _conv(channels_in: int, channels_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that only its stride makes smaller; the BN that follows has the bias."""
+    return nn.Conv2d(
+        channels_in, channels_out, kernel_px, stride, padding=kernel_px // 2, bias=False
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2015, fig. 5 left)."""
+
+    expansion = 1
+
+    def __init__(
+        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels_in, width, 3, strides[0])
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, strides[1])
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels_in, H, W) -> (N, width, H / stride, W / stride)."""
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        # In place as BN's backward pass needs its input, not its output.
+        y += self.downsample(x)
+        return torch.relu_(y)
+
+
+class Bottleneck(nn.Module):
+    """1x1 down to `width`, 3x3, 1x1 up to 4 x `width` around a shortcut (ibid., fig. 5 right)."""
+
+    expansion = 4
+
+    def __init__(
+        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module
+    ) -> None:
+        super().__init__()
+        channels_out = width * self.expansion
+        self.conv1 = _conv(channels_in, width, 1, strides[0])
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, strides[1])
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, channels_out, 1)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels_in, H, W) -> (N, 4 * width, H / stride, W / stride)."""
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        # In place as BN's backward pass needs its input, not its output.
+        y += self.downsample(x)
+        return torch.relu_(y)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+class PadShortcut(nn.Module):
+    """Every `stride`-th pixel, and zeros for the new channels (ibid., 3.3, option A)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        # Half of the zeros on each side: the paper does not say where, published weights do.
+        self.before = (channels_out - channels_in) // 2
+        self.after = channels_out - channels_in - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels_in, H, W) -> (N, channels_out, H / stride, W / stride)."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+
+def _shortcut(option: Shortcut, channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """The way around a block (ibid., 3.3): identity, zero padding or a projection."""
+    same_shape = channels_in == channels_out and stride == 1
+    if same_shape and option != "C":
+        return nn.Identity()
+    if option == "A":
+        return PadShortcut(channels_in, channels_out, stride)
+    return nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+
+
+def _stem(stem: Stem, width: int) -> dict[str, nn.Module]:
+    """What comes before the blocks: for ImageNet it divides the image's side by 4."""
+    large = stem == "imagenet"
+    layers: dict[str, nn.Module] = {
+        "conv1": _conv(3, width, 7, stride=2) if large else _conv(3, width, 3),
+        "bn1": nn.BatchNorm2d(width),
+        "relu": nn.ReLU(inplace=True),
+    }
+    if large:
+        layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
+    return layers
+
+
+def _stage(
+    block: Block,
+    count: int,
+    channels_in: int,
+    width: int,
+    stride: int,
+    shortcut: Shortcut,
+    stride_in: StrideIn,
+) -> nn.Sequential:
+    """`count` blocks of the same shape, of which the first strides."""
+    channels_out = width * block.expansion
+    first_strides = (stride, 1) if block is BasicBlock or stride_in == "1x1" else (1, stride)
+    way_around = _shortcut(shortcut, channels_in, channels_out, stride)
+    blocks = [block(channels_in, width, first_strides, way_around)]
+    for _ in range(count - 1):
+        way_around = _shortcut(shortcut, channels_out, channels_out, 1)
+        blocks.append(block(channels_out, width, (1, 1), way_around))
+    return nn.Sequential(*blocks)
+
+
+def _initialise(network: nn.Module, zero_gamma: bool, fc_init_std: float | None) -> None:
+    """Draw the first weights: convolutions by He et al. 2015 ("Delving deep"), 2.2, by fan-out.
+
+    The rest is torch's default, unless Goyal et al. 2017, 5.1 is asked for.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear) and fc_init_std is not None:
+            nn.init.normal_(module.weight, std=fc_init_std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, BasicBlock) and zero_gamma:
+            nn.init.zeros_(module.bn2.weight)
+        elif isinstance(module, Bottleneck) and zero_gamma:
+            nn.init.zeros_(module.bn3.weight)
+
+
+def resnet(
+    block: Block,
+    blocks: Sequence[int],
+    classes: int,
+    *,
+    width: int = 64,
+    stem: Stem = "imagenet",
+    shortcut: Shortcut = "B",
+    stride_in: StrideIn = "3x3",
+    zero_gamma: bool = False,
+    fc_init_std: float | None = None,
+) -> nn.Sequential:
+    """A ResNet of `len(blocks)` stages, from images (N, 3, H, W) to logits (N, classes).
+
+    Each stage after the first halves the image's side and doubles the width (ibid., 3.3 and 4.2).
+    """
+    layers = _stem(stem, width)
+    channels = width
+    for stage, count in enumerate(blocks):
+        stage_width, stride = width * 2**stage, 1 if stage == 0 else 2
+        layers[f"layer{stage + 1}"] = _stage(
+            block, count, channels, stage_width, stride, shortcut, stride_in
+        )
+        channels = stage_width * block.expansion
+    layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(channels, classes)
+    network = nn.Sequential(OrderedDict(layers))
+    _initialise(network, zero_gamma, fc_init_std)
+    return network

@@ -1,0 +1,172 @@
+"""Weights from torchvision or a file into a network: all of them, or none and one line why."""
+
+from __future__ import annotations
+
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from harness.errors import BadInput
+
+State = dict[str, Tensor]
+
+HOLDERS = ("state_dict", "model")
+"""Under which of its keys a checkpoint may hold the state dict."""
+
+WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
+"""What torch.compile and DDP put before every key, one around the other in either order."""
+
+CLASSIFIERS = ("fc", "linear", "classifier", "head")
+"""What published files call the last layer; ours is the first."""
+
+
+def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
+    """Load `torchvision:ENTRY` or a file into `model`, whole or not at all.
+
+    Raises:
+        BadInput: no such weights, no download, no checkpoint, or they do not fit `model`.
+    """
+    source, _, entry = spec.partition(":")
+    if source == "torchvision":
+        state = _from_torchvision(entry, model_name)
+    else:
+        state = _state_dict(_read(Path(spec)), spec)
+    state = _our_keys(state)
+    _add_batch_counts(state, model)
+    _check_fit(state, model, spec, model_name)
+    model.load_state_dict(state, strict=True)
+
+
+def _from_torchvision(entry: str, model_name: str) -> State:
+    """The state dict of one of torchvision's entries, from its cache or downloaded."""
+    from torchvision import models  # takes a second, and few runs need it
+
+    if model_name not in models.list_models(module=models):
+        raise BadInput(f"model.weights: torchvision has no weights for {model_name}; name a file")
+    entries = models.get_model_weights(model_name).__members__
+    if entry not in entries:
+        raise BadInput(
+            f"model.weights: torchvision has no {entry!r} for {model_name}; "
+            f"it has {', '.join(entries)}"
+        )
+    url = entries[entry].url
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not cached.exists():
+        _download(url, cached)
+    return _state_dict(_read(cached), str(cached))
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file whose name ends with its hash, and check that; `path` appears when complete."""
+    digest = path.stem.rpartition("-")[2]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise BadInput(
+            f"model.weights: no download of {url} ({_first_line(error)}); "
+            f"fetch it where there is a network and put it at {path}"
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    """What a checkpoint file holds; nothing in it is run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BadInput(f"model.weights: {path}: {error.strerror or error}") from error
+    # Bytes that are no checkpoint make the unpickler fail in any way, KeyError included.
+    except Exception as error:
+        objects = _unsafe_objects(path) if isinstance(error, UnpicklingError) else []
+        if objects:
+            why = (
+                f"holds Python objects ({', '.join(sorted(objects)[:3])}), which are refused "
+                "as reading them runs code; save its state dict alone"
+            )
+        else:
+            why = f"not a checkpoint of plain tensors ({_first_line(error)})"
+        raise BadInput(f"model.weights: {path}: {why}") from error
+
+
+def _unsafe_objects(path: Path) -> list[str]:
+    """The classes and functions in a checkpoint that torch refuses, if its format tells them."""
+    try:
+        return get_unsafe_globals_in_checkpoint(str(path))
+    except (ValueError, RuntimeError, UnpicklingError):
+        return []
+
+
+def _first_line(error: BaseException) -> str:
+    """The kind of an error and the first sentence of its message."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].split('. ')[0]}".rstrip(": ")
+
+
+def _state_dict(content: Any, name: str) -> State:
+    """The state dict in a checkpoint: the whole, or what one of HOLDERS holds."""
+    held = content
+    if isinstance(content, dict):
+        held = next(
+            (content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content
+        )
+    if not isinstance(held, dict):
+        raise BadInput(f"model.weights: {name}: no state dict but a {type(held).__name__}")
+    for key, value in held.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise BadInput(
+                f"model.weights: {name}: no state dict, neither itself nor under "
+                f"{' or '.join(map(repr, HOLDERS))}: {key!r} is of type {type(value).__name__}"
+            )
+    return dict(held)
+
+
+def _our_keys(state: State) -> State:
+    """The same tensors with wrappers' prefixes cut off and the classifier called `fc`."""
+    for prefix in WRAPPERS:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    theirs = next((name for name in CLASSIFIERS if f"{name}.weight" in state), CLASSIFIERS[0])
+    names = {f"{theirs}.{part}": f"{CLASSIFIERS[0]}.{part}" for part in ("weight", "bias")}
+    return {names.get(key, key): value for key, value in state.items()}
+
+
+def _add_batch_counts(state: State, model: nn.Module) -> None:
+    """Add the BN's batch counters, which files from before torch 0.4.1 do not hold."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
+
+
+def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> None:
+    """Refuse weights that differ from the model in any key or shape.
+
+    Raises:
+        BadInput: the first difference and its likely cause.
+    """
+    ours: State = model.state_dict()
+    missing = [key for key in ours if key not in state]
+    unexpected = [key for key in state if key not in ours]
+    reshaped = [key for key in ours if key in state and ours[key].shape != state[key].shape]
+    if missing:
+        what, cause = f"it has no {missing[0]}", "another model or shortcut"
+    elif unexpected:
+        what, cause = f"its {unexpected[0]} has no place", "another model or shortcut"
+    elif reshaped:
+        key = reshaped[0]
+        what = f"its {key} is {_shape(state[key])}, here {_shape(ours[key])}"
+        only_classifier = all(key.split(".")[0] == CLASSIFIERS[0] for key in reshaped)
+        cause = "another number of classes" if only_classifier else "another model or stem"
+    else:
+        return
+    raise BadInput(f"model.weights: {name} does not fit {model_name}: {what}; probably {cause}")
+
+
+def _shape(tensor: Tensor) -> str:
+    """A shape like 64x3x7x7."""
+    return "x".join(map(str, tensor.shape))

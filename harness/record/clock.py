@@ -1,0 +1,115 @@
+"""Clock: where the time of a run goes, and how long each step takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "finish"]
+
+
+class Clock:
+    """Every moment since the process began is charged to exactly one account.
+
+    Step times are taken by device events on a GPU and by the clock on a CPU; nothing waits for the
+    device between log points.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._account: Account = "start_up"
+        self._spent_s: dict[Account, float] = {"start_up": 0.0}
+        self._started = time.perf_counter() - _process_age_s()
+        self._since = self._started
+        self._marks: list[torch.cuda.Event | float] = []
+        self._step_ms: list[float] = []
+        self.data_wait_s = 0.0
+
+    @contextmanager
+    def account(self, name: Account) -> Iterator[None]:
+        """Charge the time of this block to an account, and go on with the former after it."""
+        before = self._account
+        self._charge(name)
+        yield
+        self._charge(before)
+
+    def _charge(self, then: Account) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # work still under way belongs to the old account
+        now = time.perf_counter()
+        self._spent_s[self._account] = self._spent_s.get(self._account, 0.0) + now - self._since
+        self._account, self._since = then, now
+
+    @property
+    def accounts_s(self) -> dict[str, float]:
+        """Seconds of each account up to now; they add up to `wall_s`."""
+        now = time.perf_counter()
+        spent: dict[str, float] = {str(name): s for name, s in self._spent_s.items()}
+        spent[self._account] = spent.get(self._account, 0.0) + now - self._since
+        return spent
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of the account `train` up to now."""
+        return self.accounts_s.get("train", 0.0)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the process began."""
+        return time.perf_counter() - self._started
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """The loader is asked for a batch: what the host waits here is not overlapped."""
+        began = time.perf_counter()
+        yield
+        self.data_wait_s += time.perf_counter() - began
+
+    def mark(self) -> None:
+        """A step begins or ends here."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def read_steps_ms(self) -> list[float]:
+        """Times of the steps since the last reading; the device must be idle (a log point)."""
+        times = [_between_ms(a, b) for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        self._marks = self._marks[-1:]
+        self._step_ms += times
+        return times
+
+    def forget_mark(self) -> None:
+        """What follows is not a step: an evaluation, the end of an epoch."""
+        self._marks = []
+
+    def step_ms(self, percentile: float) -> float | None:
+        """Percentile over all steps so far; none without steps."""
+        return float(np.percentile(self._step_ms, percentile)) if self._step_ms else None
+
+
+def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> float:
+    if isinstance(a, float):
+        assert isinstance(b, float)
+        return (b - a) * 1000
+    assert isinstance(b, torch.cuda.Event)
+    return float(a.elapsed_time(b))
+
+
+def _process_age_s() -> float:
+    """Seconds since this process was started: importing is start-up too."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks after boot
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)

@@ -1,0 +1,134 @@
+"""Resolved: what a Config becomes on this World: batches, steps, precision, learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness import config as cfg
+from harness.data import Images, Loader
+from harness.data.stream import Split
+from harness.errors import BadInput
+from harness.optim import learning_rate, peak_lr, warmup_start_lr
+from harness.world import World
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Everything that follows from what was asked and where it runs, settled once."""
+
+    config: cfg.Config
+    world: World
+    loader: Loader
+    split: Split
+    steps_per_epoch: int
+    total_steps: int
+    peak_lr: float
+    precision: str
+    compiled: bool
+    threads: int
+    folder: Path
+
+    def lr(self, step: int) -> float:
+        """Learning rate of an optimiser step, counted from 0."""
+        return learning_rate(
+            step,
+            schedule=self.config.schedule,
+            peak=self.peak_lr,
+            start=warmup_start_lr(self.config),
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+    def lines(self) -> list[str]:
+        """What is about to run, for a person."""
+        config, world, split = self.config, self.world, self.split
+        rows = {
+            "network": f"{config.model.name} at {config.data.image_px} px",
+            "devices": f"{world.size} x {_device_name(world.device)}",
+            "computing": f"{self.precision}, "
+            f"{'channels_last' if config.engine.channels_last else 'NCHW'}, "
+            f"{'compiled' if self.compiled else 'eager'}, {self.threads} CPU threads per rank",
+            "data": f"{config.data.source}, decoded on {self.loader.decode}, "
+            f"{self.loader.threads} threads per rank",
+        }
+        if config.run.mode == "train":
+            rows |= {
+                "global batch": f"{split.global_batch} = {split.world_size} ranks x "
+                f"{split.accumulate} accumulated x {split.local_batch} local",
+                "peak lr": f"{self.peak_lr:g} = {config.optim.lr_per_256:g} per 256 images",
+                "length": f"{config.schedule.epochs} epochs x {self.steps_per_epoch} steps"
+                + ("" if self.total_steps == config.schedule.epochs * self.steps_per_epoch
+                   else f", stopped after {self.total_steps} steps"),
+            }  # fmt: skip
+        rows["folder"] = str(self.folder)
+        return [f"{name:>12}: {value}" for name, value in rows.items()]
+
+
+def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
+    """Settle everything that was left open.
+
+    Raises:
+        BadInput: the global batch does not divide, or the hardware lacks what was asked.
+    """
+    split = split_batch(config.train, world.size)
+    steps_per_epoch = len(train) // split.global_batch if train else 0
+    total = config.schedule.epochs * steps_per_epoch
+    assert config.run.name is not None, "cli.load names every run"
+    return Resolved(
+        config=config,
+        world=world,
+        loader=Loader.resolve(config.data, world),
+        split=split,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(total, config.schedule.max_steps or total),
+        peak_lr=peak_lr(config.optim, split.global_batch),
+        precision=resolve_precision(config.engine.precision, on_gpu=world.on_gpu),
+        compiled=world.on_gpu if config.engine.compile == "auto" else config.engine.compile,
+        threads=config.engine.threads or world.cores(),
+        folder=Path(config.run.root) / config.run.name,
+    )
+
+
+def split_batch(train: cfg.Train, world_size: int) -> Split:
+    """Cut the global batch over ranks, and into as few micro-batches as memory allows.
+
+    Raises:
+        BadInput: it does not divide; names the nearest that do.
+    """
+    batch = train.global_batch
+    if batch % world_size:
+        below = batch // world_size * world_size
+        near = [str(n) for n in (below, below + world_size) if n]
+        raise BadInput(
+            f"train.global_batch: {batch} does not divide over {world_size} ranks; "
+            f"use {' or '.join(near)}"
+        )
+    per_rank = batch // world_size
+    most = min(train.max_local_batch or per_rank, per_rank)
+    local_batch = next(n for n in range(most, 0, -1) if per_rank % n == 0)
+    return Split(batch, local_batch, per_rank // local_batch, world_size)
+
+
+def resolve_precision(asked: str, *, on_gpu: bool) -> str:
+    """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+
+    Without AVX512-BF16 or AMX, bf16 on a CPU is emulated and slower than fp32.
+
+    Raises:
+        BadInput: tf32 or fp16 on a CPU.
+    """
+    if asked in ("tf32", "fp16") and not on_gpu:
+        raise BadInput(f"engine.precision: {asked} needs a GPU; use bf16, fp32 or auto")
+    if asked != "auto":
+        return asked
+    if on_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    has = torch.cpu.get_capabilities()
+    fast = has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16")
+    return "bf16" if fast else "fp32"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

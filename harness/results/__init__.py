@@ -1,0 +1,1 @@
+"""Results: what runs left behind, read back and shown."""

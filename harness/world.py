@@ -1,0 +1,120 @@
+"""World: who am I among the processes of this run. The only file that opens a process group.
+
+Identity comes from torchrun's environment names and nothing else; launchers translate into those.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from harness.errors import BadInput
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place: slices of data go by `rank`, devices by `local_rank`."""
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the record."""
+        return self.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process computes on a CUDA device."""
+        return self.device.type == "cuda"
+
+    def cores(self) -> int:
+        """CPU cores for this process: those it may run on, shared among the node's ranks."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def min_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Minimum over all ranks, in place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return tensor
+
+    def broadcast_(self, tensors: list[torch.Tensor]) -> None:
+        """Give every rank what rank 0 holds in these tensors, in place."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.sum_(torch.zeros(1, device=self.device))
+
+
+def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> World:
+    """World as torchrun's names tell it; without them, a world of one.
+
+    Args:
+        device: `auto`, `cpu` or `cuda` (config engine.device).
+
+    Raises:
+        BadInput: an incomplete identity, several Slurm tasks without one, or no such GPU.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    given = [name for name in names if name in environ]
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in environ)
+        raise BadInput(f"{missing} is not set while {given[0]} is: start with torchrun")
+    if not given and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise BadInput("several Slurm tasks but no RANK: start one torchrun per node under srun")
+    rank, local_rank, size, local_size = (
+        (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
+    )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise BadInput(
+            f"local rank {local_rank} has no GPU: torch sees {torch.cuda.device_count()}; "
+            "lower --nproc-per-node"
+        )
+    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    return World(rank, local_rank, size, local_size, where)
+
+
+@contextmanager
+def process_group(world: World, timeout_s: float) -> Iterator[None]:
+    """The process group (NCCL on GPUs, gloo on CPUs), closed on a good end only.
+
+    After an error the others may be waiting in a collective: closing would wait for them, leaving
+    lets the launcher end them.
+    """
+    if world.on_gpu:
+        torch.cuda.set_device(world.device)
+    dist.init_process_group(
+        backend="nccl" if world.on_gpu else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        store=dist.HashStore() if world.size == 1 else None,  # type: ignore[arg-type,unused-ignore]
+        timeout=timedelta(seconds=timeout_s),
+        device_id=world.device if world.on_gpu else None,
+    )
+    yield
+    dist.destroy_process_group()

@@ -1,0 +1,84 @@
+"""torchrun's entry: read the config, take the place in the world, run, end with the right code.
+
+torchrun launch/train.py                      the quickstart
+torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+# Run as a file, a checkout needs no installation of itself.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from harness import cli
+from harness.config import Config
+from harness.errors import EXIT_FAILED, HarnessError
+
+
+def main() -> None:
+    """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
+    config = None
+    try:
+        config = cli.load(sys.argv[1:])
+        # Torch takes seconds to import: a typo has been rejected by now.
+        from harness import run, world
+
+        run.run(config, world.from_environment(config.engine.device))
+    except HarnessError as error:
+        _end(config, error, error.exit_code, str(error))
+    except Exception as error:
+        _end(config, error, *_explained(error))
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Exit code and one line for an error that torch raised."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return EXIT_FAILED, (
+            "out of memory: set --train.max_local_batch lower (gradients then accumulate to the "
+            f"same global batch); {str(error).splitlines()[0]}"
+        )
+    traceback.print_exc()
+    return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _end(config: Config | None, error: Exception, code: int, message: str) -> NoReturn:
+    """Say what happened, once: this rank may be one of many that the same error ends."""
+    first = True
+    if config is not None and code == EXIT_FAILED and config.run.name:
+        from harness.record.folder import record_failure
+
+        folder = Path(config.run.root) / config.run.name
+        first = record_failure(folder, int(os.environ.get("RANK", "0")), error)
+    _tell_torchrun(message)
+    if code == EXIT_FAILED and not first:
+        print(f"rank {os.environ.get('RANK', 0)}: ended after another rank had failed",
+              file=sys.stderr)  # fmt: skip
+    elif code == EXIT_FAILED or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
+    os._exit(code)
+
+
+def _tell_torchrun(message: str) -> None:
+    """Leave the message in the file that torchrun's closing report quotes, as `@record` does.
+
+    By hand, since `@record` would import torch before a typo is rejected.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.record import environment as env
+from harness.record.environment import driver_version, environment, git_state, host_facts
+
+SECRETS = {
+    "WANDB_API_KEY": "planted-wandb",
+    "HF_TOKEN": "planted-hf",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws",
+    "NCCL_SECRET": "planted-nccl",
+    "SLURM_JWT": "planted-slurm",
+    "TORCH_TOKEN": "planted-torch",
+}
+
+
+def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    written = json.dumps([environment(world_size=1), host_facts()])
+    assert "planted" not in written
+    assert not [name for name in SECRETS if name in written]
+
+
+def test_variables_that_matter_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    written = environment(world_size=8)
+    assert written["variables"]["NCCL_ALGO"] == "Ring"
+    assert "OMP_NUM_THREADS" not in written["variables"]
+    assert written["slurm"]["SLURM_RESTART_COUNT"] == "2"
+    assert written["world_size"] == 8
+
+
+def test_describes_this_machine() -> None:
+    cpu = torch.device("cpu")
+    written = json.loads(json.dumps(environment(world_size=1, device=cpu)))
+    assert written["versions"]["torch"] == torch.__version__
+    assert {"torchvision", "dali", "wandb", "numpy", "cuda", "nccl"} <= written["versions"].keys()
+    assert written["cpu"]["capability"] == torch.backends.cpu.get_cpu_capability()
+    assert written["cpu"]["cores_available"] <= written["cpu"]["cores"]
+    assert written["memory_gib"] > 0
+    assert written["device"]["name"] == written["cpu"]["model"] == host_facts(cpu)["cpu"]
+
+
+def test_describes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    device = {"type": "cuda", "name": "NVIDIA H100", "count": 8, "memory_gib": 80.0}
+    assert environment(world_size=8)["device"] == device
+    assert host_facts()["device"] == "NVIDIA H100"
+
+
+def _git(folder: Path, *command: str) -> None:
+    who = ("-c", "user.name=t", "-c", "user.email=t@x.invalid")
+    subprocess.run(("git", "-C", str(folder), *who, *command), check=True, capture_output=True)
+
+
+def test_git_state_of_a_checkout(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == (None, None)
+    _git(tmp_path, "init")
+    (tmp_path / "file").write_text("a")
+    _git(tmp_path, "add", "file")
+    _git(tmp_path, "commit", "-m", "first")
+    commit, dirty = git_state(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    assert dirty is False
+    (tmp_path / "file").write_text("b")
+    assert git_state(tmp_path) == (commit, True)
+
+
+def test_an_installed_copy_is_no_checkout(tmp_path: Path) -> None:
+    """A virtual environment often lies inside the checkout of something else."""
+    _git(tmp_path, "init")
+    _git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    installed = tmp_path / "venv" / "site-packages"
+    installed.mkdir(parents=True)
+    assert git_state(installed) == (None, None)
+
+
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(env.CHECKOUT) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54  Release", "550.54"),
+        ("", None),
+    ],
+)
+def test_driver_version(told: str, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: told)
+    assert driver_version() == version
+
+
+def test_driver_version_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_file(path: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", no_file)
+    monkeypatch.setattr(env, "_output", lambda *command: None)
+    assert driver_version() is None
+    monkeypatch.setattr(env, "_output", lambda *command: "570.86.10\n")
+    assert driver_version() == "570.86.10"
+
+
+def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*command: object, timeout: float, **more: object) -> None:
+        raise subprocess.TimeoutExpired("git", timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert git_state(env.CHECKOUT) == (None, None)
