@@ -13,22 +13,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 TRAIN = str(ROOT / "launch" / "train.py")
 TINY = [
-    "--model.name",
-    "resnet20",
-    "--data.image-px",
-    "32",
-    "--data.eval-resize-px",
-    "32",
-    "--schedule.epochs",
-    "1",
-    "--log.wandb",
-    "off",
-    "--engine.compile",
-    "false",
-    "--engine.threads",
-    "1",
-    "--data.threads",
-    "1",
+    *("--model.name", "resnet20", "--data.image-px", "32", "--data.eval-resize-px", "32"),
+    *("--schedule.epochs", "1", "--log.wandb", "off", "--engine.compile", "false"),
+    *("--engine.threads", "1", "--data.threads", "1"),
 ]
 """Flags of a run that takes a few seconds."""
 

@@ -18,7 +18,8 @@ from harness.data.dataset import Dataset
 from harness.data.stream import Ints, Samples, Steps
 from harness.errors import RunFailed
 
-_Item = tuple[NDArray[np.uint8], Ints]
+_Item = tuple[NDArray[np.uint8], Ints] | str
+"""Pixels and row, or what is wrong with the image."""
 
 
 class TorchBatches:
@@ -43,7 +44,7 @@ class TorchBatches:
             _Images(dataset, steps, out_px),
             batch_sampler=(samples.rows() for samples in samples),  # type: ignore[misc]
             num_workers=threads,
-            prefetch_factor=prefetch,
+            prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
         )
@@ -53,7 +54,10 @@ class TorchBatches:
         return self
 
     def __next__(self) -> Batch:
-        images, rows = next(self._batches)
+        made = next(self._batches)
+        if isinstance(made, str):
+            raise RunFailed(made)
+        images, rows = made
         where = {"device": self._device, "non_blocking": True}
         images, labels = images.to(**where), rows[:, 2].to(**where)
         return Batch(images=as_nchw(images), labels=labels, rows=rows.numpy())
@@ -75,9 +79,8 @@ class _Images(data.Dataset[_Item]):
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except (OSError, SyntaxError) as error:
-            raise RunFailed(
-                f"{path}: sample {row[1]} does not decode ({error}); remove or replace it"
-            ) from None
+            # Not raised: a DataLoader would wrap it into the traceback of its worker.
+            return f"{path}: sample {row[1]} does not decode ({error}); remove or replace it"
         return np.asarray(self._draw(image, Samples.from_rows(row[None]))), row
 
     def _draw(self, image: Image.Image, one: Samples) -> Image.Image:
@@ -95,6 +98,9 @@ class _Images(data.Dataset[_Item]):
         return image
 
 
-def _collate(items: list[_Item]) -> tuple[torch.Tensor, torch.Tensor]:
+def _collate(items: list[_Item]) -> tuple[torch.Tensor, torch.Tensor] | str:
+    wrong = next((item for item in items if isinstance(item, str)), None)
+    if wrong is not None:
+        return wrong
     images, rows = zip(*items, strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(rows))

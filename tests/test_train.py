@@ -1,0 +1,328 @@
+"""Laws of training: exact resume, exact evaluation, no host read in the step, honest accounts."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import in_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness import checkpoint, engine
+from harness import config as cfg
+from harness.counts import EvalCounts, TrainCounts
+from harness.data import Images, open_sets
+from harness.data.stream import PADDING
+from harness.errors import RunFailed
+from harness.record.clock import Clock
+from harness.resolve import Resolved, resolve, resolve_precision, split_batch
+from harness.train import Training, evaluate, set_up, train_epoch, train_step
+from harness.world import World, from_environment, process_group
+
+
+def make_config(folder: Path, **changes: Any) -> cfg.Config:
+    sections: dict[str, Any] = {
+        "run": {"name": "test"},
+        "model": {"name": "resnet20"},
+        "data": {"train": str(folder), "val": str(folder), "image_px": 32, "eval_resize_px": 36},
+        "train": {"global_batch": 12},
+        "schedule": {"epochs": 3, "decay": "cosine"},
+        "eval": {"local_batch": 7},
+        "engine": {"device": "cpu", "compile": False, "threads": 1, "bucket_mb": 0.1},
+        "log": {"every_steps": 16},
+    }
+    for name, section in changes.items():
+        sections[name] = sections[name] | section
+    return cfg.Config(**sections)
+
+
+def make_resolved(config: cfg.Config, world: World) -> tuple[Resolved, Images, Images]:
+    train_set, val_set = open_sets(config, quiet=True)
+    assert train_set is not None
+    return resolve(config, world, train_set), train_set, val_set
+
+
+@contextmanager
+def alone(config: cfg.Config) -> Iterator[tuple[Training, Resolved, Images, Images]]:
+    """A training that is set up, in a world of one."""
+    world = from_environment("cpu", {})
+    resolved, train_set, val_set = make_resolved(config, world)
+    threads = torch.get_num_threads()
+    with process_group(world, 60):
+        yield set_up(resolved, train_set.classes, Clock(world.device)), resolved, train_set, val_set
+    torch.set_num_threads(threads)
+
+
+def bits(t: Training) -> str:
+    """Hash of weights and momentum (not of BN's statistics, which differ between ranks)."""
+    digest = hashlib.sha256()
+    for parameter in t.model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+        digest.update(t.optimizer.state[parameter]["momentum_buffer"].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def bn_bits(t: Training) -> str:
+    return hashlib.sha256(
+        b"".join(buffer.numpy().tobytes() for buffer in t.model.buffers())
+    ).hexdigest()
+
+
+def train_some(t: Training, train_set: Images, *, first: int, steps: int) -> None:
+    epoch, step = divmod(first, t.resolved.steps_per_epoch)
+    batches = t.resolved.loader.train(train_set, t.resolved.split, epoch=epoch, step=step, epochs=3)
+    for _ in range(steps):
+        train_step(t, batches)
+
+
+def resume_in_the_middle(folder: Path, changes: dict[str, Any], warm: bool) -> dict[str, Any]:
+    """Bits after 10 steps, undisturbed and saved + loaded after 5, in the same process."""
+    world = from_environment("cpu")
+    if not warm:
+        engine.warm_up = lambda *args: None
+    resolved, train_set, _ = make_resolved(make_config(folder, **changes), world)
+    with process_group(world, 60):
+
+        def fresh() -> Training:
+            return set_up(resolved, train_set.classes, Clock(world.device))
+
+        whole = fresh()
+        train_some(whole, train_set, first=0, steps=10)
+        half = fresh()
+        train_some(half, train_set, first=0, steps=5)
+        state = checkpoint.capture(half.model.net, half.optimizer, half.scaler, half.step)
+        resumed = fresh()
+        resumed.step = checkpoint.restore(
+            state, resumed.model.net, resumed.optimizer, resumed.scaler
+        )
+        train_some(resumed, train_set, first=5, steps=5)
+    sizes = whole.ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"]
+    buckets = len(str(sizes).split(","))
+    return {
+        "buckets": buckets,
+        "whole": (bits(whole), bn_bits(whole)),
+        "resumed": (bits(resumed), bn_bits(resumed)),
+        "steps": (whole.step, resumed.step),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"engine": {"static_graph": True}}, {"train": {"max_local_batch": 2}}],
+    ids=["plain", "static graph", "accumulating"],
+)  # fmt: skip
+def test_a_resumed_run_has_the_same_bits(photos: Path, changes: dict[str, Any]) -> None:
+    """Three ranks, since a sum of two commutes and would hide every order of summation."""
+    ranks = in_ranks(3, resume_in_the_middle, photos, changes, True)
+    for rank in ranks:
+        assert rank["buckets"] > 3
+        assert rank["steps"] == (10, 10)
+        assert rank["whole"] == rank["resumed"]
+    assert len({rank["whole"][0] for rank in ranks}) == 1, "weights agree between ranks"
+    assert len({rank["whole"][1] for rank in ranks}) == 3, "BN's statistics do not"
+
+
+def test_it_is_the_warm_up_that_makes_it_so(photos: Path) -> None:
+    """Without throw-away steps DDP rebuilds its buckets later in a resumed run: other sums."""
+    ranks = in_ranks(3, resume_in_the_middle, photos, {}, False)
+    assert all(rank["whole"][0] != rank["resumed"][0] for rank in ranks)
+
+
+def score_in_world(folder: Path) -> tuple[int, int, int, float]:
+    world = from_environment("cpu")
+    resolved, train_set, val_set = make_resolved(make_config(folder), world)
+    with process_group(world, 60):
+        t = set_up(resolved, train_set.classes, Clock(world.device))
+        if world.rank:  # what a rank has seen since: rank 0's statistics must win
+            for buffer in t.model.net.buffers():
+                buffer.add_(1)
+        batches = resolved.loader.eval(val_set, resolved.config.eval.local_batch)
+        first = evaluate(t.model, batches, len(val_set), resolved)
+        again = evaluate(t.model, batches, len(val_set), resolved)
+    assert first == again, "the loader begins anew after each evaluation"
+    return first.images, first.correct1, first.correct5, first.loss
+
+
+def test_evaluation_is_exact_at_any_world_size(photos: Path) -> None:
+    """101 images, batches of 7: neither divides."""
+    with alone(make_config(photos)) as (t, resolved, _, val_set):
+        counts = dict.fromkeys(("images", "correct1", "correct5"), 0)
+        loss = 0.0
+        t.model.eval()
+        for batch in itertools.islice(resolved.loader.eval(val_set, 1), len(val_set)):
+            with torch.inference_mode(), engine.autocast(resolved):
+                logits = t.model(batch.images).float()
+            label = int(batch.labels)
+            ranked = logits[0].argsort(descending=True).tolist()
+            counts["images"] += 1
+            counts["correct1"] += ranked[0] == label
+            counts["correct5"] += label in ranked[:5]
+            loss += -float(logits[0].log_softmax(0)[label])
+    expected = (101, counts["correct1"], counts["correct5"])
+    for size in (1, 2, 3):
+        for images, correct1, correct5, mean_loss in in_ranks(size, score_in_world, photos):
+            assert (images, correct1, correct5) == expected
+            assert mean_loss == pytest.approx(loss / 101, rel=2e-2)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for the device's numbers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        for name in ("tolist", "cpu", "item", "__bool__", "__float__", "__int__"):
+            monkeypatch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, method: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            self.count += 1
+            return method(*args)
+
+        return counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_local_batch", [None, 4])
+def test_the_host_reads_nothing_between_log_points(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, max_local_batch: int | None
+) -> None:
+    config = make_config(photos, train={"max_local_batch": max_local_batch})
+    with alone(config) as (t, resolved, train_set, _):
+        batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
+        train_step(t, batches)
+        with HostReads(monkeypatch) as reads:
+            for _ in range(3):
+                train_step(t, batches)
+                t.clock.mark()
+            assert reads.count == 0
+            t.counts.read(resolved.world, t.step)
+            assert reads.count > 0, "the log point reads, or this test would see nothing"
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_never_waited_for_between_log_points(photos: Path) -> None:
+    world = from_environment("cuda", {})
+    config = make_config(photos, engine={"device": "cuda"})
+    resolved, train_set, _ = make_resolved(config, world)
+    with process_group(world, 60):
+        t = set_up(resolved, train_set.classes, Clock(world.device))
+        batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
+        train_step(t, batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                train_step(t, batches)
+                t.clock.mark()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_warm_up_leaves_no_trace(photos: Path) -> None:
+    config = make_config(photos)
+    world = from_environment("cpu", {})
+    resolved, train_set, _ = make_resolved(config, world)
+    engine.set_up_torch(resolved)
+    untouched = engine.build(resolved, train_set.classes).state_dict()
+    with alone(config) as (t, *_):
+        drawn = torch.rand(1)
+        for key, value in t.model.state_dict().items():
+            assert torch.equal(value, untouched[key]), key
+        assert all(p.grad is None for p in t.model.parameters())
+        assert not t.optimizer.state
+    engine.set_up_torch(resolved)
+    engine.build(resolved, train_set.classes)
+    assert torch.equal(drawn, torch.rand(1)), "random state"
+
+
+def test_accumulating_two_halves_is_one_step_on_the_whole(photos: Path) -> None:
+    """In evaluation mode, where BN does not see the difference between halves."""
+    found = []
+    for max_local_batch in (None, 6):
+        config = make_config(photos, train={"max_local_batch": max_local_batch},
+                             engine={"precision": "fp32"})  # fmt: skip
+        with alone(config) as (t, resolved, train_set, _):
+            t.model.eval()
+            batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
+            train_step(t, batches)
+            period = t.counts.read(resolved.world, t.step)
+            found.append((period, [p.detach().clone() for p in t.model.parameters()]))
+    assert found[0][0].images == found[1][0].images == 12
+    assert found[0][0].loss == pytest.approx(found[1][0].loss, rel=1e-5)
+    for whole, halves in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(whole, halves, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_and_accounts_add_up(photos: Path) -> None:
+    with alone(make_config(photos, log={"every_steps": 4})) as (t, resolved, train_set, _):
+        batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=3)
+        rows = []
+        for _ in range(2):
+            with t.clock.account("train"):
+                rows += list(train_epoch(t, batches))
+        accounts, wall_s = t.clock.accounts_s, t.clock.wall_s
+    assert resolved.steps_per_epoch == 8
+    assert [row.step for row in rows] == [4, 8, 12, 16]
+    assert [row.images_seen for row in rows] == [48, 96, 144, 192]
+    assert [row.epoch for row in rows] == [0.5, 1.0, 1.5, 2.0]
+    assert rows[-1].lr == resolved.lr(15)
+    assert sum(accounts.values()) == pytest.approx(wall_s, abs=0.05)
+    seconds = sum(48 / row.images_per_second for row in rows if row.images_per_second)
+    assert seconds == pytest.approx(accounts["train"], rel=0.1, abs=0.05)
+
+
+def test_a_loss_that_is_not_finite_names_its_step() -> None:
+    world = from_environment("cpu", {})
+    counts = TrainCounts(8, world.device)
+    logits, labels = torch.zeros(4, 10), torch.zeros(4, dtype=torch.int64)
+    with process_group(world, 60):
+        for loss in (1.0, 2.0, math.nan, math.inf, 1.0):
+            counts.add(torch.tensor(loss), logits, labels, share=1.0)
+            counts.next_step()
+        with pytest.raises(RunFailed, match="step 103: the loss is nan"):
+            counts.read(world, steps_done=105)
+
+
+def test_padding_is_never_counted() -> None:
+    world = from_environment("cpu", {})
+    counts = EvalCounts(world.device)
+    logits = torch.eye(6)
+    counts.add(logits, torch.tensor([0, 1, 5, PADDING, PADDING, 0]))
+    with process_group(world, 60):
+        score = counts.read(world)
+    assert (score.images, score.correct1) == (4, 2)
+    assert score.top1_pct == 50
+    softmax = torch.log_softmax(logits.double(), 1)
+    assert score.loss == pytest.approx(
+        -sum(float(softmax[i, k]) for i, k in ((0, 0), (1, 1), (2, 5), (5, 0))) / 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "world", "most", "local", "accumulate"),
+    [(256, 1, None, 256, 1), (256, 8, None, 32, 1), (256, 1, 100, 64, 4), (96, 3, 10, 8, 4),
+     (8192, 8, 256, 256, 4), (7, 7, None, 1, 1), (14, 2, 6, 1, 7)],
+)  # fmt: skip
+def test_batches_are_cut_as_memory_allows(
+    global_batch: int, world: int, most: int | None, local: int, accumulate: int
+) -> None:
+    split = split_batch(cfg.Train(global_batch=global_batch, max_local_batch=most), world)
+    assert (split.local_batch, split.accumulate) == (local, accumulate)
+
+
+def test_auto_precision_on_a_cpu_follows_the_instruction_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has, precision in (({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert resolve_precision("auto", on_gpu=False) == precision
