@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import __version__
 from harness.config import CIFAR_MODELS
 from harness.console import err, out
-from harness.errors import EXIT_BAD_INPUT, BadInput, HarnessError
+from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,16 +19,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options.verb(options)
     except HarnessError as error:
-        err.print(f"error: {error}", markup=False)
+        err.print(f"error: {' '.join(str(error).split())}", markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        err.print(f"error: {message}; see: {self.prog} --help", markup=False)
+        what = message.removeprefix("argument ")
+        err.print(f"error: {what}; see: {self.prog} --help", markup=False)
         sys.exit(EXIT_BAD_INPUT)
 
 
@@ -42,20 +43,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
 
-    data = verbs.add_parser("data", help="make data sets").add_subparsers(required=True)
+    data = verbs.add_parser("data", help="make data sets").add_subparsers(
+        required=True, metavar="VERB", parser_class=_Parser
+    )
     demo = data.add_parser("demo", help="draw a small learnable set of JPEGs (10 classes)")
     demo.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     demo.set_defaults(verb=_data_demo)
 
     show = verbs.add_parser("show", help="show a run, all runs, or a network")
     show.add_argument("what", help="`runs`, `model`, or a run folder")
-    show.add_argument("names", nargs="*", help="runs: folders (default runs/); model: its name")
+    show.add_argument(
+        "names", nargs="*", default=[], help="runs: folders (default runs/); model: its name"
+    )
     show.add_argument("--layers", action="store_true", help="model: every layer, not every stage")
     show.add_argument("--image-px", type=int, default=0, help="model: input side, px (224, or 32)")
     show.add_argument("--classes", type=int, default=0, help="model: classes (1000, or 10)")
     show.set_defaults(verb=_show)
 
-    bench = verbs.add_parser("bench", help="measure").add_subparsers(required=True)
+    bench = verbs.add_parser("bench", help="measure").add_subparsers(
+        required=True, metavar="VERB", parser_class=_Parser
+    )
     overhead = bench.add_parser(
         "overhead", help="the harness's training loop against a bare loop, in turns"
     )
@@ -107,6 +114,8 @@ def _show(options: argparse.Namespace) -> None:
 
     if options.what == "runs":
         show.show_runs(load.find_runs([Path(name) for name in options.names] or [Path("runs")]))
+    elif options.names:
+        raise BadInput(f"show {options.what}: takes one run folder; several in a table: show runs")
     else:
         show.show_run(load.load_run(Path(options.what)))
 

@@ -5,43 +5,62 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource
+from pydantic_core import ErrorDetails
 
-from harness.config import Config, Section, check
+from harness.config import Config, Section, check, fields
 from harness.errors import BadInput
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 EPILOG = """\
-Defaults, then CONFIG.yaml, then the flags. Lists are written 30,60,80.
+Defaults, then CONFIG.yaml, then the flags. Lists are written 30,60,80; no value is null.
 examples:
   torchrun launch/train.py                          the quickstart, on data that it draws by itself
   torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml \\
       --data.train /imagenet/train --data.val /imagenet/val
-  torchrun launch/train.py configs/resnet50_90ep.yaml --run.dry-run true ...   show the plan only
+  torchrun launch/train.py configs/resnet50_90ep.yaml --run.dry-run ...   show the plan only
 """
+
+_WORDS = {int: "integer", float: "number", str: "text", bool: "true|false", NoneType: "null"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose values stay text, as a flag's do, so that the same models read both alike.
+
+    Only null is more than text. YAML 1.1 would read `off` as false and `1e-4` as text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (so declared by the base class)
+        first: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, refused if a key stands twice in it: YAML itself would keep the last."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"`{key.value}` is given twice; remove one", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return node
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors raised as one line and the nearest option named."""
+    """argparse, with its errors raised as one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(message)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flag = unknown[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            raise BadInput(f"{flag}: no such option{_nearest(flag, known)}")
-        return parsed
+        raise BadInput(message.removeprefix("argument "))
 
 
 def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Config:
@@ -51,27 +70,17 @@ def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Conf
         BadInput: no such file, unknown key, wrong type, out of range, contradiction.
         SystemExit: after printing --help.
     """
-    path, flags = _split(argv)
+    path, words = _split(argv)
+    flags = _read_flags(words, prog)
     values = read_yaml(path)
-    parser = _Parser(
-        prog=prog,
-        usage=f"{prog} [CONFIG.yaml] [--section.key VALUE ...]",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train, or score weights, as CONFIG.yaml and the flags say.",
-        allow_abbrev=False,
-    )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        Config,
-        cli_parse_args=list(flags),
-        root_parser=parser,
-        parse_args_method=_Parser.parse_args,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    for field, text in flags.items():
+        section, _, key = field.partition(".")
+        if isinstance(part := values.setdefault(section, {}), dict):
+            part[key] = None if text == "null" else text
     try:
-        config = Config(_cli_settings_source=source, **values)  # type: ignore[arg-type]
+        config = Config.model_validate(values)
     except ValidationError as error:
-        raise BadInput(_one_line(error, path)) from None
+        raise BadInput(_one_line(error.errors()[0], path, flags)) from None
     if config.run.name is None:
         config = _named(config, path.stem)
     check(config)
@@ -79,24 +88,29 @@ def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Conf
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's sections.
+    """A YAML file's sections, their values as text.
 
     Raises:
         BadInput: cannot be read, is not YAML, or is not a mapping of sections.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # The loader is a SafeLoader.
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise BadInput(f"{path}: {reason}; give a config file, see configs/") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise BadInput(f"{path}: {where}not YAML: {getattr(error, 'problem', error)}") from None
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise BadInput(f"{path}: {where}not valid YAML: {problem}") from None
+    if values is None:
+        return {}
     if not isinstance(values, dict):
-        kind = type(values).__name__
+        kind = "list" if isinstance(values, list) else "single value"
         raise BadInput(f"{path}: must hold sections such as `model:`, not a {kind}")
-    return values
+    # A section whose settings are all commented out is empty, not null.
+    return {str(name): {} if part is None else part for name, part in values.items()}
 
 
 def dump(config: Config) -> str:
@@ -106,14 +120,89 @@ def dump(config: Config) -> str:
     return f"{head}\n{text}"
 
 
+def as_text(value: Any) -> str:
+    """A value as it is written after a flag."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value)) or "[]"
+    return str(value)
+
+
 def _split(argv: Sequence[str]) -> tuple[Path, Sequence[str]]:
     if argv and not argv[0].startswith("-"):
         return Path(argv[0]), argv[1:]
     return DEFAULT_CONFIG, argv
 
 
+def _read_flags(words: Sequence[str], prog: str) -> dict[str, str]:
+    """`section.key` -> text, of each flag that is given."""
+    parser = _parser(prog)
+    known, unknown = parser.parse_known_args(_negatives_joined(words))
+    if unknown and not unknown[0].startswith("-"):
+        raise BadInput(f"{unknown[0]}: belongs to no flag; a config file comes before all flags")
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise BadInput(f"{flag}: no such flag{_nearest(flag, [_flag(key) for key, _ in fields()])}")
+    return vars(known)
+
+
+def _parser(prog: str) -> _Parser:
+    """A flag for every setting, all of them text: what they must be is for the models to say."""
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [CONFIG.yaml] [--section.key VALUE ...]",
+        description="Train, or score weights, as CONFIG.yaml and the flags say.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {
+        name: parser.add_argument_group(name, (section.annotation.__doc__ or "").splitlines()[0])
+        for name, section in Config.model_fields.items()
+    }
+    for key, field in fields():
+        kind = _kind(field.annotation)
+        meaning = f"{field.description} (default: {as_text(field.default)})".replace("%", "%%")
+        # `--run.dry-run` alone is `--run.dry-run true`.
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if "true|false" in kind else {}
+        group = groups[key.split(".")[0]]
+        group.add_argument(_flag(key), dest=key, metavar=kind, help=meaning, **alone)
+    return parser
+
+
+def _negatives_joined(words: Sequence[str]) -> list[str]:
+    """`--key -1e-4` as `--key=-1e-4`: argparse would take the value for another flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _flag(key: str) -> str:
+    return f"--{key}".replace("_", "-")
+
+
+def _kind(annotation: Any) -> str:
+    """What a setting's value looks like, in words: `number,number`, `text|null`."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(args)
+    if origin is tuple:
+        return ",".join("..." if arg is Ellipsis else _kind(arg) for arg in args)
+    return "|".join(map(_kind, args))
+
+
 def _named(config: Config, stem: str) -> Config:
-    parts = [stem, "eval"] if config.run.mode == "eval" else [stem]
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-_") or "run"]
+    if config.run.mode == "eval":
+        parts.append("eval")
     parts.append(f"s{config.run.seed}")
     if job := os.environ.get("SLURM_JOB_ID"):
         parts.append(job)
@@ -121,28 +210,32 @@ def _named(config: Config, stem: str) -> Config:
     return config.model_copy(update={"run": run})
 
 
-def _one_line(error: ValidationError, path: Path) -> str:
-    """The first mistake, as `section.key: what is wrong (where it was given)`."""
-    first = error.errors()[0]
-    loc = [str(part) for part in first["loc"]]
-    field = ".".join(loc[:2])
-    if first["type"] == "extra_forbidden":
-        return f"{path}: {field}: no such setting{_nearest(loc[-1], _siblings(loc))}"
-    flag = f"--{field}".replace("_", "-")
-    given = flag if any(word.split("=")[0] == flag for word in sys.argv) else str(path)
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{given}: {field}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
+    """A mistake as `where it was given: what is wrong`."""
+    field = ".".join(map(str, mistake["loc"][:2]))
+    where = _flag(field) if field in flags else f"{path}: {field}"
+    known = dict(fields())
+    if field not in known and (mistake["type"] == "extra_forbidden" or "." in field):
+        return f"{where}: no such setting{_nearest(field.split('.')[-1], _siblings(field))}"
+    given = as_text(mistake["input"]) or "nothing"
+    if field not in known:
+        return f"{where}: expected settings such as `key: value`, got {given}"
+    # Pydantic words limits well ("Input should be greater than 0"); types, we know more shortly.
+    if mistake["type"].endswith(("_type", "_parsing", "_error", "missing", "too_long")):
+        kind = _kind(known[field].annotation)
+        return f"{where}: expected {kind}, got {given}{_nearest(given, kind.split('|'), '')}"
+    return f"{where}: {re.sub('^[A-Z][a-z]+ should', 'must', mistake['msg'])}, got {given}"
 
 
-def _siblings(loc: list[str]) -> list[str]:
-    if len(loc) == 1:
+def _siblings(field: str) -> list[str]:
+    if "." not in field:
         return list(Config.model_fields)
-    section = Config.model_fields[loc[0]].annotation
+    section = Config.model_fields[field.split(".")[0]].annotation
     assert isinstance(section, type)
     assert issubclass(section, Section)
     return list(section.model_fields)
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _nearest(word: str, known: list[str], otherwise: str = "; see --help") -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "; see --help"
+    return f"; did you mean {close[0]}?" if close else otherwise

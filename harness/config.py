@@ -1,7 +1,8 @@
 """Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
 
-Defaults, then a YAML file, then `--section.key value` flags; all three are validated together by
-the same models. Nothing here imports torch: a login node rejects a typo in well under a second.
+Defaults, then a YAML file, then `--section.key value` flags (cli.py); all three are validated
+together by these models. Nothing here imports torch: a login node rejects a typo in well under a
+second.
 """
 
 from __future__ import annotations
@@ -12,12 +13,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_settings import (
-    BaseSettings,
-    CliImplicitFlag,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic.fields import FieldInfo
 
 from harness.errors import BadInput
 
@@ -48,10 +44,11 @@ def setting(default: Any, meaning: str, *, changes: Changes, **limits: Any) -> A
 
 
 def _as_list(value: Any) -> Any:
-    """Let `30` and `30,60,80` stand where a list is meant, as flags write them."""
-    if isinstance(value, str):
-        return [part for part in value.replace("[", "").replace("]", "").split(",") if part.strip()]
-    return [value] if isinstance(value, int | float) else value
+    """Let `30`, `30,60,80` and `[30, 60, 80]` stand where a list is meant, as flags write them."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    inner = value.strip().removeprefix("[").removesuffix("]")
+    return [part.strip() for part in inner.split(",")] if inner.strip() else []
 
 
 Floats = Annotated[tuple[float, ...], BeforeValidator(_as_list)]
@@ -61,19 +58,11 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Auto = Literal["auto"]
 
 
-def _off(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
-    return "off" if value is False else value
-
-
-WandbMode = Annotated[Literal["auto", "online", "offline", "off"], BeforeValidator(_off)]
-
-
 class Section(BaseModel):
     """A group of settings for one concern."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
 
@@ -86,17 +75,17 @@ class Run(Section):
         changes="nothing",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )
-    root: str = setting("runs", "Folder that holds the run folders.", changes="nothing")
+    root: str = setting(
+        "runs", "Folder that holds the run folders.", changes="nothing", min_length=1
+    )
     mode: Literal["train", "eval"] = setting(
         "train", "train, or eval: only score model.weights on data.val.", changes="result"
     )
     seed: int = setting(
         0, "Seed of weights, data order and crops.", changes="result", ge=0, lt=2**63
     )
-    dry_run: CliImplicitFlag[bool] = setting(
-        False, "Print what would be run, then stop.", changes="nothing"
-    )
-    restart: CliImplicitFlag[bool] = setting(
+    dry_run: bool = setting(False, "Print what would be run, then stop.", changes="nothing")
+    restart: bool = setting(
         False, "Start over: move an old run folder of this name aside.", changes="nothing"
     )
 
@@ -141,6 +130,7 @@ class Model(Section):
         None,
         "Weights to start from or to score: torchvision:IMAGENET1K_V1, or a file.",
         changes="result",
+        min_length=1,
     )
 
 
@@ -151,9 +141,13 @@ class Data(Section):
         None,
         "Folder of training images, one folder per class; `demo` draws a small set by itself.",
         changes="nothing",
+        min_length=1,  # an unset shell variable must not mean the current folder
     )
     val: str | None = setting(
-        None, "Folder of validation images, one folder per class; or `demo`.", changes="nothing"
+        None,
+        "Folder of validation images, one folder per class; or `demo`.",
+        changes="nothing",
+        min_length=1,
     )
     source: Literal["dali", "torchvision", "synthetic"] = setting(
         "dali",
@@ -326,27 +320,20 @@ class Log(Section):
     """What is written while training, and where it is mirrored."""
 
     every_steps: int = setting(50, "Steps per row.", changes="nothing", ge=1)
-    wandb: WandbMode = setting(
+    wandb: Literal["auto", "online", "offline", "off"] = setting(
         "auto",
         "Mirror to Weights & Biases; auto: online if a key is configured, else offline.",
         changes="nothing",
     )
-    project: str = setting("imagenet-harness", "W&B project.", changes="nothing")
+    project: str = setting("imagenet-harness", "W&B project.", changes="nothing", min_length=1)
     entity: str | None = setting(None, "W&B entity (user or team).", changes="nothing")
     tags: Words = setting((), "W&B tags, besides the automatic ones.", changes="nothing")
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """Everything that was asked of a run."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Run = Run()
     model: Model = Model()
@@ -358,18 +345,6 @@ class Config(BaseSettings):
     engine: Engine = Engine()
     log: Log = Log()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read no environment variable: a stray `DATA` or `MODEL` must not change a run."""
-        return (init_settings,)
-
 
 def flat(config: Config) -> dict[str, Any]:
     """The config as one flat dict of plain values, `section.key` -> value."""
@@ -378,15 +353,20 @@ def flat(config: Config) -> dict[str, Any]:
             for key, value in section.items()}  # fmt: skip
 
 
-def settings() -> Iterator[tuple[str, Changes]]:
-    """Every `section.key` with what it may change."""
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every `section.key` with its field: type, default, meaning, limits."""
     for name, section in Config.model_fields.items():
         assert isinstance(section.annotation, type)
         assert issubclass(section.annotation, Section)
         for key, field in section.annotation.model_fields.items():
-            extra = field.json_schema_extra
-            assert isinstance(extra, dict), f"{name}.{key} was not made with setting()"
-            yield f"{name}.{key}", extra["changes"]  # type: ignore[misc]
+            yield f"{name}.{key}", field
+
+
+def settings() -> Iterator[tuple[str, Changes]]:
+    """Every `section.key` with what it may change."""
+    for key, field in fields():
+        assert isinstance(field.json_schema_extra, dict), f"{key} was not made with setting()"
+        yield key, field.json_schema_extra["changes"]  # type: ignore[misc]
 
 
 def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
@@ -412,19 +392,29 @@ def check(config: Config) -> None:
     Raises:
         BadInput: names the fields and what to do.
     """
-    data, run, model = config.data, config.run, config.model
-    drops = config.schedule.drop_epochs
-    rules = [
-        (
-            run.mode == "eval" and model.weights is None,
-            "run.mode: eval scores published weights; name them with --model.weights",
-        ),
+    for broken, message in rules(config):
+        if broken:
+            raise BadInput(message)
+
+
+Rules = list[tuple[bool, str]]
+"""Whether a rule is broken, and what to say then."""
+
+
+def rules(config: Config) -> Rules:
+    """All rules about settings that must go together."""
+    return [*_data_rules(config), *_model_rules(config), *_other_rules(config)]
+
+
+def _data_rules(config: Config) -> Rules:
+    data = config.data
+    return [
         (
             data.source != "synthetic" and data.val is None,
             "data.val: no validation folder given; set --data.val DIR (or `demo`)",
         ),
         (
-            data.source != "synthetic" and data.train is None and run.mode == "train",
+            data.source != "synthetic" and data.train is None and config.run.mode == "train",
             "data.train: no training folder given; set --data.train DIR (or `demo`)",
         ),
         (
@@ -442,12 +432,18 @@ def check(config: Config) -> None:
         ),
         (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
         (
-            config.optim.nesterov and config.optim.momentum == 0,
-            "optim.nesterov: needs optim.momentum over 0",
+            data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),
+            "data.decode: gpu needs engine.device cuda and data.source dali",
         ),
+    ]
+
+
+def _model_rules(config: Config) -> Rules:
+    model = config.model
+    return [
         (
-            list(drops) != sorted(set(drops)),
-            f"schedule.drop_epochs: {drops} must rise from drop to drop",
+            config.run.mode == "eval" and model.weights is None,
+            "run.mode: eval scores published weights; name them with --model.weights",
         ),
         (
             model.name in CIFAR_MODELS and model.stem == "imagenet",
@@ -461,15 +457,22 @@ def check(config: Config) -> None:
             model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"),
             "model.stride_in: torchvision's weights were trained with the stride in the 3x3",
         ),
+    ]
+
+
+def _other_rules(config: Config) -> Rules:
+    drops = config.schedule.drop_epochs
+    return [
         (
-            data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),
-            "data.decode: gpu needs engine.device cuda and data.source dali",
+            config.optim.nesterov and config.optim.momentum == 0,
+            "optim.nesterov: needs optim.momentum over 0",
+        ),
+        (
+            list(drops) != sorted(set(drops)) or min(drops, default=1) <= 0,
+            f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
         ),
         (
             config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
             f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),
     ]
-    for broken, message in rules:
-        if broken:
-            raise BadInput(message)

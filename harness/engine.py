@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -58,6 +59,9 @@ def set_up_torch(resolved: Resolved) -> None:
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = resolved.precision != "fp32"
     torch.backends.cudnn.benchmark = not engine.deterministic
+    if engine.deterministic:
+        # cuBLAS reads this when it starts; without it torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)
     torch.manual_seed(resolved.config.run.seed)
 
@@ -132,6 +136,7 @@ def warm_up(
             ).backward()
         optimizer.zero_grad(set_to_none=True)
     warm_up_eval(ddp.module, resolved)
+    ddp.train()
 
 
 def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:

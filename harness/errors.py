@@ -4,6 +4,7 @@ EXIT_GOOD = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_CANNOT_TELL = 3
+EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 
 class HarnessError(Exception):

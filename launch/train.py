@@ -12,14 +12,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
 from harness.config import Config
-from harness.errors import EXIT_FAILED, HarnessError
+from harness.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, HarnessError
 
 
 def main() -> None:
@@ -33,41 +33,63 @@ def main() -> None:
         run.run(config, world.from_environment(config.engine.device))
     except HarnessError as error:
         _end(config, error, error.exit_code, str(error))
+    except KeyboardInterrupt as error:
+        _end(config, error, EXIT_INTERRUPTED, "interrupted; start over with --run.restart")
     except Exception as error:
         _end(config, error, *_explained(error))
 
 
 def _explained(error: Exception) -> tuple[int, str]:
     """Exit code and one line for an error that torch raised."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # what fails may be its import
+    if torch and isinstance(error, torch.OutOfMemoryError):
         return EXIT_FAILED, (
-            "out of memory: set --train.max_local_batch lower (gradients then accumulate to the "
+            "out of memory: set --train.max-local-batch lower (gradients then accumulate to the "
             f"same global batch); {str(error).splitlines()[0]}"
         )
     traceback.print_exc()
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(config: Config | None, error: Exception, code: int, message: str) -> NoReturn:
+def _end(config: Config | None, error: BaseException, code: int, message: str) -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
+    message = " ".join(message.split())  # a value given with line breaks must not break the line
+    rank = int(os.environ.get("RANK", "0"))
     first = True
-    if config is not None and code == EXIT_FAILED and config.run.name:
+    if config is not None and code != EXIT_BAD_INPUT and config.run.name:
         from harness.record.folder import record_failure
 
+        state: Literal["stopped", "failed"] = "stopped" if code == EXIT_INTERRUPTED else "failed"
         folder = Path(config.run.root) / config.run.name
-        first = record_failure(folder, int(os.environ.get("RANK", "0")), error)
+        first = record_failure(folder, rank, type(error).__name__, message, state)
+    # In this order: two ranks that were each first at one of the two would both keep silent.
+    first = first and _speaks_first()
     _tell_torchrun(message)
-    if code == EXIT_FAILED and not first:
-        print(f"rank {os.environ.get('RANK', 0)}: ended after another rank had failed",
-              file=sys.stderr)  # fmt: skip
-    elif code == EXIT_FAILED or os.environ.get("LOCAL_RANK", "0") == "0":
+    if first:
         print(f"error: {message}", file=sys.stderr)
+    elif code == EXIT_FAILED:
+        print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
     os._exit(code)
+
+
+def _speaks_first() -> bool:
+    """Whether no rank of this node has spoken before.
+
+    Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
+    """
+    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
+        (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _tell_torchrun(message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import draw_tree
+from helpers import draw_tree, icons_flags, train
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,3 +48,12 @@ def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 PNGs in 5 classes of 32 px: CIFAR's shape."""
     root = tmp_path_factory.mktemp("icons")
     return draw_tree(root, classes=5, per_class=10, size=lambda k: (32, 32), suffix=".png")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, icons: Path) -> Path:
+    """Folder of a run that has finished, `runs/icons-s0`; tests copy it, and leave it as it is."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = train(*icons_flags(icons), cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "runs" / "icons-s0"

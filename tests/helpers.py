@@ -43,3 +43,12 @@ def train(
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*launcher, TRAIN, *map(str, flags)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
+
+
+def icons_flags(icons: Path) -> list[str]:
+    """Flags of the run `icons-s0` on the fixture `icons`."""
+    return [
+        *TINY,
+        *("--run.name", "icons-s0", "--data.train", str(icons), "--data.val", str(icons)),
+        *("--data.augment", "pad_crop", "--train.global-batch", "10", "--eval.local-batch", "16"),
+    ]

@@ -10,16 +10,19 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from platformdirs import user_cache_path
 
 from harness.console import out, track
@@ -47,7 +50,8 @@ class Dataset:
     width: NDArray[np.int32] = field(repr=False)
     height: NDArray[np.int32] = field(repr=False)
     size_bytes: NDArray[np.int64] = field(repr=False)
-    digest: str = ""
+    digest: str
+    index: Path = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,8 +80,8 @@ class Dataset:
         if os.fstat(file.fileno()).st_size != self.size_bytes[sample]:
             file.close()
             raise RunFailed(
-                f"{self.path(sample)}: its size changed since it was indexed; remove "
-                f"{_beside(self.root)} and start again"
+                f"{self.path(sample)}: its size changed since it was indexed; remove {self.index} "
+                "and start again"
             )
         return file
 
@@ -93,15 +97,21 @@ def open_folder(root: Path, *, quiet: bool = False) -> Dataset:
     """
     folders = _class_folders(root)
     key = _state_of(folders)
-    index = _writable_index(root)
-    with FileLock(index.with_suffix(".lock")):
-        arrays = _load_index(index)
-        if arrays is None or str(arrays["key"]) != key:
-            if arrays is not None and not quiet:
-                out.print(f"{index}: older than the images, building it again")
-            arrays = _build(root, folders, quiet=quiet) | {"key": np.array(key)}
-            _save_index(index, arrays)
+    # Whoever may write there has indexed it for those who may not; it is replaced whole, so that
+    # reading needs no lock.
+    index = _beside(root)
+    arrays = _load_index(index, key)
+    if arrays is None:
+        index = _writable_index(root)
+        with _locked(index):
+            arrays = _load_index(index, key)
+            if arrays is None:
+                if index.exists() and not quiet:
+                    out.print(f"{index}: older than the images, building it again", markup=False)
+                arrays = _build(root, folders, quiet=quiet) | {"key": np.array(key)}
+                _save_index(index, arrays)
     return Dataset(
+        index=index,
         root=root,
         classes=[folder.name for folder in folders],
         names=arrays["names"],
@@ -129,9 +139,21 @@ def same_classes(train: Dataset, val: Dataset) -> None:
 
 
 def cache_folder() -> Path:
-    """Where this user's generated files go: $HARNESS_CACHE, or the system's cache folder."""
+    """Where this user's generated files go: $HARNESS_CACHE, or the system's cache folder.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
     given = os.environ.get("HARNESS_CACHE")
-    return Path(given) if given else user_cache_path("imagenet-harness")
+    folder = Path(given) if given else user_cache_path("imagenet-harness")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "is not yours to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise BadInput(f"{folder}: {reason}; set HARNESS_CACHE to a folder you can write")
+    return folder
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -144,12 +166,17 @@ def _class_folders(root: Path) -> list[Path]:
     folders = [Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")]
     if folders:
         return folders
-    if any(e.name.lower().endswith(SUFFIXES) for e in entries):
+    if any(_is_image(e.name) for e in entries):
         raise BadInput(
             f"{root}: images lie flat in it, without class folders; move each into a folder named "
             "after its class (for ImageNet's validation images: by the labels of the devkit)"
         )
     raise BadInput(f"{root}: is empty; give a folder with one folder of images per class")
+
+
+def _is_image(name: str) -> bool:
+    """By its suffix; macOS leaves a `._name.jpg` beside a `name.jpg`, which is none."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _state_of(folders: Iterable[Path]) -> str:
@@ -162,7 +189,7 @@ def _build(root: Path, folders: list[Path], *, quiet: bool) -> dict[str, NDArray
     names: list[bytes] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        files = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+        files = sorted(e.name for e in os.scandir(folder) if _is_image(e.name))
         if not files:
             raise BadInput(f"{folder}: holds no {', '.join(SUFFIXES)} file; remove it or fill it")
         names += [os.fsencode(f"{folder.name}/{name}") for name in files]
@@ -187,12 +214,11 @@ def _build(root: Path, folders: list[Path], *, quiet: bool) -> dict[str, NDArray
 def _measure(path: Path) -> tuple[int, int, int]:
     """Width and height in px as the header says (EXIF rotation ignored), and size in bytes."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
             return (*image.size, path.stat().st_size)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        raise BadInput(
-            f"{path}: its header is not one of a JPEG or PNG; remove or replace it"
-        ) from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "its header is not one of a JPEG or PNG"
+        raise BadInput(f"{path}: {reason}; remove or replace it") from None
 
 
 def _beside(root: Path) -> Path:
@@ -208,18 +234,34 @@ def _writable_index(root: Path) -> Path:
     return folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
 
 
-def _load_index(path: Path) -> dict[str, NDArray[Any]] | None:
+@contextmanager
+def _locked(index: Path) -> Iterator[None]:
+    """One builder at a time; the lock is taken away again, since users look into their data."""
+    lock = index.with_suffix(".lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _load_index(path: Path, key: str) -> dict[str, NDArray[Any]] | None:
+    """The index, unless it is missing, torn or older than the images."""
     try:
         with np.load(path) as file:
-            return dict(file)
-    except (OSError, ValueError, KeyError):
+            arrays = dict(file)
+        return arrays if arrays["key"] == key else None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 
 def _save_index(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    part = path.with_suffix(".part.npz")
-    np.savez(part, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
+    part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part.npz")
+    try:
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 READERS: dict[str, Callable[[Dataset, int], Bytes]] = {

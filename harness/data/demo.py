@@ -91,7 +91,6 @@ CLASSES: dict[str, Painter] = {
 def ensure(split: str) -> Path:
     """Folder of the demo set's `train` or `val`, drawn into the cache folder on first use."""
     root = cache_folder() / f"demo-v{DEMO_VERSION}"
-    root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
             draw(root)
@@ -106,7 +105,7 @@ def draw(root: Path) -> None:
     Raises:
         BadInput: the folder exists already, or cannot be written.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists():
         raise BadInput(f"{root}: exists already; give a new folder")
     part = root.with_name(f"{root.name}.part-{os.getpid()}")
     try:
@@ -118,7 +117,8 @@ def draw(root: Path) -> None:
             _draw_one(part / split, split, number)
         part.replace(root)
     except OSError as error:
-        raise BadInput(f"{root}: {error.strerror}; give a folder that can be written") from None
+        reason = error.strerror or error
+        raise BadInput(f"{root}: {reason}; give a folder that can be written") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -62,7 +62,6 @@ class DaliBatches:
             images, labels, rows = self._pipeline.run()
         except RuntimeError as error:
             raise self._culprit() or error from None
-        # The dynamic executor gives its memory away: a view stays valid for as long as it is held.
         return Batch(
             images=as_nchw(torch.from_dlpack(images.as_tensor())),
             labels=torch.from_dlpack(labels.as_tensor()).flatten(),
@@ -102,6 +101,7 @@ class DaliBatches:
             num_threads=threads,
             device_id=self._device.index if on_gpu else None,
             prefetch_queue_depth=prefetch,
+            exec_dynamic=True,  # its outputs are nobody else's: views of them stay valid
             feed=feed,
             steps=self._steps,
             out_px=self._out_px,
@@ -113,24 +113,19 @@ class DaliBatches:
 
     def _culprit(self) -> RunFailed | None:
         """The first image in flight that does not decode by itself."""
-        for samples in self._in_flight:
-            rows = samples.rows()
-            for row in range(len(rows)):
-                one = Samples.from_rows(rows[row : row + 1])
-                if reason := self._fails_alone(one):
-                    sample = int(one.ids[0])
-                    return RunFailed(
-                        f"{self._dataset.path(sample)}: sample {sample} does not decode "
-                        f"({reason}); remove or replace it"
-                    )
-        return None
-
-    def _fails_alone(self, one: Samples) -> str | None:
-        pipeline = self._build(iter([self._inputs(one)]), batch=1, threads=1, prefetch=1)
-        try:
-            pipeline.run()
-        except RuntimeError as error:
-            return _reason(error)
+        tables = [samples.rows() for samples in self._in_flight]
+        singles = [Samples.from_rows(row[None]) for rows in tables for row in rows]
+        feed = (self._inputs(one) for one in singles)
+        pipeline = self._build(feed, batch=1, threads=1, prefetch=1)
+        for one in singles:
+            try:
+                pipeline.run()
+            except RuntimeError as error:
+                sample = int(one.ids[0])
+                return RunFailed(
+                    f"{self._dataset.path(sample)}: sample {sample} does not decode "
+                    f"({_reason(error)}); remove or replace it"
+                )
         return None
 
 

@@ -107,19 +107,26 @@ def read_state(path: Path) -> str:
         return "unknown"
 
 
-def record_failure(path: Path, rank: int, error: BaseException) -> bool:
-    """Leave failure.json, unless another rank was first; whether this was the first."""
+def record_failure(
+    path: Path, rank: int, kind: str, message: str, state: Literal["stopped", "failed"]
+) -> bool:
+    """Leave failure.json and the state, unless another rank was first; whether this was the first.
+
+    A folder whose run is not going on is left alone: it was not this run's yet.
+    """
+    if read_state(path) != "running":
+        return not (path / "failure.json").exists()
     report = {
         "rank": rank,
         "host": socket.gethostname(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "kind": type(error).__name__,
-        "message": str(error),
+        "kind": kind,
+        "message": message,
     }
     try:
         with (path / "failure.json").open("x") as file:
             file.write(json.dumps(report, indent=2) + "\n")
-        write_atomic(path / "state", "failed\n")
+        write_atomic(path / "state", state + "\n")
     except FileExistsError:
         return False
     except OSError:
@@ -142,7 +149,7 @@ def _config_of(path: Path) -> Config:
     if not file.exists():
         raise BadInput(f"{path}: is not empty and holds no run; choose another --run.name")
     try:
-        return Config(**cli.read_yaml(file))
+        return Config.model_validate(cli.read_yaml(file))
     except ValueError:
         raise BadInput(
             f"{file}: was written by another version of the harness; choose another --run.name, "

@@ -61,7 +61,7 @@ def choose_mode(
     if _has_key(environ):
         return "online", None
     return "offline", (
-        "W&B: no key found, so rows are mirrored offline; to go online run `wandb login` or set "
+        "no key found, so rows are mirrored offline; to go online run `wandb login` or set "
         "WANDB_API_KEY, for no mirror give --log.wandb off"
     )
 

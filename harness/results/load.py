@@ -41,7 +41,7 @@ def load_run(path: Path) -> LoadedRun:
         result = _parse(Result, (path / "result.json").read_text(), path / "result.json")
     failure = None
     if (path / "failure.json").exists():
-        failure = json.loads((path / "failure.json").read_text())["message"]
+        failure = _message(path / "failure.json")
     return LoadedRun(path, read_state(path), list(_rows(path / "rows.jsonl")), result, failure)
 
 
@@ -64,11 +64,19 @@ def find_runs(roots: list[Path]) -> list[LoadedRun]:
 def _rows(path: Path) -> Iterator[Row]:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
             return  # the last line is still being written
         yield _parse(Row, line, f"{path}: line {number}")
+
+
+def _message(path: Path) -> str:
+    """What a failure says; the machine may have stopped while it was written."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{path}: cannot be read"
 
 
 def _parse(model: type[M], text: str, where: Path | str) -> M:

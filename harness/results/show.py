@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from harness.console import duration, out
 from harness.record.schema import Result
@@ -11,19 +12,20 @@ from harness.results.load import LoadedRun
 
 def show_run(run: LoadedRun) -> None:
     """One run: what it was, what came out, where its time went."""
-    out.print(f"[bold]{run.path}[/]  {run.state}")
+    # Text, and no markup: a path or a message may hold brackets.
+    out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
     if run.failure:
-        out.print(f"[red]{run.failure}[/]")
+        out.print(Text(run.failure, "red"))
     if run.result is None:
         _show_last_row(run)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _facts(run.result).items():
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(Text(name, "dim"), Text(value))
     out.print(table)
     out.print(_time_table(run.result))
     for note in run.result.notes:
-        out.print(f"note: {note}")
+        out.print(Text(f"note: {note}"))
 
 
 def show_runs(runs: list[LoadedRun]) -> None:
@@ -38,8 +40,8 @@ def show_runs(runs: list[LoadedRun]) -> None:
         result = run.result
         speed = result.images_per_second if result else (speeds[-1] if speeds else None)
         table.add_row(
-            run.path.name,
-            run.state,
+            Text(run.path.name),
+            Text(run.state),
             f"{last.epoch:.1f}" if last else "",
             f"{scored[-1].val_top1_pct:.2f}" if scored else "",
             f"{speed:,.0f}" if speed else "",
@@ -54,7 +56,7 @@ def _show_last_row(run: LoadedRun) -> None:
         out.print("no row yet")
         return
     for name, value in run.rows[-1].model_dump(exclude_none=True).items():
-        out.print(f"{name:>18}  {value}")
+        out.print(f"{name:>18}  {value}", markup=False)
 
 
 def _facts(r: Result) -> dict[str, str]:
