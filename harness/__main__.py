@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options.verb(options)
     except HarnessError as error:
-        err.print(f"error: {' '.join(str(error).split())}", markup=False)
+        err.print(f"error: {' '.join(str(error).split())}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         what = message.removeprefix("argument ")
-        err.print(f"error: {what}; see: {self.prog} --help", markup=False)
+        err.print(f"error: {what}; see: {self.prog} --help")
         sys.exit(EXIT_BAD_INPUT)
 
 

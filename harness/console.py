@@ -12,22 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 T = TypeVar("T")
 PERIOD_S = 5.0
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
-def track(items: Iterable[T], *, total: int, what: str, quiet: bool = False) -> Iterator[T]:
+def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
     """Yield the items while showing how far they are; nothing is shown for the first two seconds.
 
     Args:
         total: how many items there will be.
         what: what is being done, such as `indexing train`.
-        quiet: show nothing (ranks other than 0).
     """
-    if quiet:
-        yield from items
-    elif out.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    if out.is_terminal:
+        # No markup: what is done may name a folder with brackets.
+        described = TextColumn("{task.description}", markup=False)
+        columns = (described, BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=out, transient=True) as bar:
             yield from bar.track(items, total=total, description=what)
     else:
@@ -54,3 +53,8 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things in words: `1 rank`, `8 ranks`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

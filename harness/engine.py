@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 
 
 def set_up_torch(resolved: Resolved) -> None:
-    """The process-wide switches: threads, TF32, kernels, seed."""
+    """The process-wide switches: threads, TF32, kernels."""
     engine = resolved.config.engine
     torch.set_num_threads(resolved.threads)
     matmul = "highest" if resolved.precision == "fp32" else "high"
@@ -63,21 +63,31 @@ def set_up_torch(resolved: Resolved) -> None:
         # cuBLAS reads this when it starts; without it torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)
+
+
+def network(resolved: Resolved, classes: int) -> nn.Module:
+    """The network with its first weights, drawn from the run's seed or given, in host memory.
+
+    Raises:
+        BadInput: weights that cannot be had, or do not fit.
+    """
+    model = resolved.config.model
     torch.manual_seed(resolved.config.run.seed)
+    net = models.build(model, classes)
+    if model.weights is not None:
+        load_weights(net, model.weights, model.name)
+    return net
 
 
-def build(resolved: Resolved, classes: int) -> Classifier:
-    """The network on its device, with its first or given weights, compiled if so asked.
+def place(net: nn.Module, resolved: Resolved) -> Classifier:
+    """The network on its device, in its layout, with normalising before it; compiled if asked.
 
     Compiled in place, so that the keys of its state stay clean.
     """
-    config, world = resolved.config, resolved.world
-    net = models.build(config.model, classes)
-    if config.model.weights is not None:
-        load_weights(net, config.model.weights, config.model.name)
+    config = resolved.config
     channels_last = config.engine.channels_last
     model = Classifier(net, config.data.mean, config.data.std, channels_last=channels_last)
-    model.to(world.device).to(memory_format=model.layout)
+    model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
         # Static shapes: training and validation get a graph of their own, never a dynamic one.
         model.compile(dynamic=False)

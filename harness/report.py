@@ -13,7 +13,7 @@ from torch import nn
 
 from harness import __version__, engine
 from harness import config as cfg
-from harness.console import out
+from harness.console import count, out
 from harness.counts import Score
 from harness.data import Images, protocol
 from harness.record.clock import Clock
@@ -170,17 +170,15 @@ class Report:
 
 
 def _what_rate_means(result: Result) -> str:
-    return f"all {result.world_size} ranks, waiting for data included, warm-up and validation not"
+    return (
+        f"{count(result.world_size, 'rank')}, waiting for data included, warm-up and validation not"
+    )
 
 
 def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
     """The Result; `t` is none where weights were only scored."""
-    resolved, clock, config = report.resolved, report.clock, report.resolved.config
+    config = report.resolved.config
     assert config.run.name is not None
-    graphs = engine.graph_counts()
-    score = report.scores[-1][1]
-    best_epoch, best = max(report.scores, key=lambda each: each[1].correct1)
-    train_s = clock.train_s
     return Result(
         harness_version=__version__,
         name=config.run.name,
@@ -194,45 +192,74 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         notes=report.notes,
         model=config.model.name,
         parameters=sum(p.numel() for p in net.parameters()),
-        classes=report.val_set.classes,
-        train_images=len(report.train_set) if report.train_set else None,
-        train_digest=report.train_set.digest if report.train_set else None,
-        val_digest=report.val_set.digest,
-        protocol=protocol(config.data),
-        world_size=resolved.world.size,
-        global_batch=resolved.split.global_batch,
-        local_batch=resolved.split.local_batch,
-        accumulate=resolved.split.accumulate,
-        peak_lr=resolved.peak_lr if t else None,
-        precision=resolved.precision,
-        channels_last=config.engine.channels_last,
-        compiled=resolved.compiled,
-        source=config.data.source,
-        decode=resolved.loader.decode,
-        device=resolved.world.device.type,
-        compute_threads=resolved.threads,
-        loader_threads=resolved.loader.threads,
         epochs=t.epoch if t else 0.0,
         steps=t.step if t else 0,
         images_seen=t.images_seen if t else 0,
-        val_top1_pct=score.top1_pct,
-        val_top5_pct=score.top5_pct,
-        val_loss=score.loss,
-        val_correct1=score.correct1,
-        val_correct5=score.correct5,
-        val_images=score.images,
-        best_val_top1_pct=best.top1_pct,
-        best_epoch=best_epoch,
-        images_per_second=t.images_seen / train_s if t else None,
-        step_ms_p50=clock.step_ms(50),
-        step_ms_p95=clock.step_ms(95),
-        step_ms_p99=clock.step_ms(99),
-        data_wait_pct=100 * clock.data_wait_s / train_s if t else None,
-        accounts_s=clock.accounts_s,
-        wall_s=clock.wall_s,
-        memory_peak_gib=memory_peak_gib(resolved.world),
-        recompiles=graphs["graphs"] - report.graphs_warm["graphs"],
-        graph_breaks=graphs["breaks"],
         digests=report.digests,
         wandb="off" if report.mirror is None else report.mirror.status,
+        **_data_facts(report),
+        **_engine_facts(report.resolved, training=t is not None),
+        **_accuracy(report.scores),
+        **_speed(report, t),
     )
+
+
+def _data_facts(report: Report) -> dict[str, Any]:
+    train_set, val_set = report.train_set, report.val_set
+    return {
+        "classes": val_set.classes,
+        "train_images": len(train_set) if train_set else None,
+        "train_digest": train_set.digest if train_set else None,
+        "val_digest": val_set.digest,
+        "protocol": protocol(report.resolved.config.data),
+    }
+
+
+def _engine_facts(resolved: Resolved, *, training: bool) -> dict[str, Any]:
+    return {
+        "world_size": resolved.world.size,
+        "global_batch": resolved.split.global_batch,
+        "local_batch": resolved.split.local_batch,
+        "accumulate": resolved.split.accumulate,
+        "peak_lr": resolved.peak_lr if training else None,
+        "precision": resolved.precision,
+        "channels_last": resolved.config.engine.channels_last,
+        "compiled": resolved.compiled,
+        "source": resolved.config.data.source,
+        "decode": resolved.loader.decode,
+        "device": resolved.world.device.type,
+        "compute_threads": resolved.threads,
+        "loader_threads": resolved.loader.threads,
+    }
+
+
+def _accuracy(scores: list[tuple[float, Score]]) -> dict[str, Any]:
+    last = scores[-1][1]
+    best_epoch, best = max(scores, key=lambda each: each[1].correct1)
+    return {
+        "val_top1_pct": last.top1_pct,
+        "val_top5_pct": last.top5_pct,
+        "val_loss": last.loss,
+        "val_correct1": last.correct1,
+        "val_correct5": last.correct5,
+        "val_images": last.images,
+        "best_val_top1_pct": best.top1_pct,
+        "best_epoch": best_epoch,
+    }
+
+
+def _speed(report: Report, t: Training | None) -> dict[str, Any]:
+    clock, graphs = report.clock, engine.graph_counts()
+    train_s = clock.train_s
+    return {
+        "images_per_second": t.images_seen / train_s if t else None,
+        "step_ms_p50": clock.step_ms(50),
+        "step_ms_p95": clock.step_ms(95),
+        "step_ms_p99": clock.step_ms(99),
+        "data_wait_pct": 100 * clock.data_wait_s / train_s if t else None,
+        "accounts_s": clock.accounts_s,
+        "wall_s": clock.wall_s,
+        "memory_peak_gib": memory_peak_gib(report.resolved.world),
+        "recompiles": graphs["graphs"] - report.graphs_warm["graphs"],
+        "graph_breaks": graphs["breaks"],
+    }

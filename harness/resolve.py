@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from harness import config as cfg
+from harness.console import count
 from harness.data import Images, Loader
 from harness.data.stream import Split
 from harness.errors import BadInput
@@ -55,7 +56,7 @@ class Resolved:
         }
         if config.run.mode == "train":
             rows |= {
-                "global batch": f"{split.global_batch} = {split.world_size} ranks x "
+                "global batch": f"{split.global_batch} = {count(split.world_size, 'rank')} x "
                 f"{split.accumulate} accumulated x {split.local_batch} local",
                 "peak lr": f"{self.peak_lr:g} = {config.optim.lr_per_256:g} per 256 images",
                 "length": f"{config.schedule.epochs} epochs x {self.steps_per_epoch} steps"

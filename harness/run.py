@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from torch import nn
+
 from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
@@ -26,13 +28,13 @@ def run(config: cfg.Config, world: World) -> None:
         RunFailed: training cannot go on.
     """
     clock = Clock(world.device)
-    quiet = world.local_rank != 0
-    train_set, val_set = open_sets(config, quiet=quiet)
+    train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)
     if config.run.dry_run:
         if world.is_main:
             out.print("\n".join(resolved.lines()))
         return
+    net = engine.network(resolved, val_set.classes)
     folder = _claim(resolved) if world.is_main else None
     with process_group(world, config.engine.timeout_s):
         if not any(world.gather(folder)):
@@ -40,9 +42,9 @@ def run(config: cfg.Config, world: World) -> None:
         report = Report(resolved, folder, val_set, train_set, clock)
         with report.open():
             if train_set is None:
-                _score(report)
+                _score(report, net)
             else:
-                _train(report)
+                _train(report, net)
     report.say_goodbye()
 
 
@@ -58,12 +60,12 @@ def _claim(resolved: Resolved) -> RunFolder | None:
     return run_folder.claim(path, config)
 
 
-def _train(report: Report) -> None:
+def _train(report: Report, net: nn.Module) -> None:
     """Epochs of training, each with its digest, some with an evaluation; then the result."""
     resolved, clock, train_set = report.resolved, report.clock, report.train_set
     assert train_set is not None
     config = resolved.config
-    t = set_up(resolved, train_set.classes, clock)
+    t = set_up(resolved, net, clock)
     report.warmed_up()
     batches = _started(
         resolved.loader.train(
@@ -83,8 +85,8 @@ def _train(report: Report) -> None:
                 _validate(report, t, val_batches)
     with clock.account("checkpoint"):
         if report.folder is not None:
-            checkpoint.save({"model": t.model.net.state_dict()}, report.folder.weights)
-    report.conclude(t.model.net, t)
+            checkpoint.save({"model": net.state_dict()}, report.folder.weights)
+    report.conclude(net, t)
 
 
 def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
@@ -93,11 +95,11 @@ def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
     report.validated(score, t.clock.wall_s - before_s, t)
 
 
-def _score(report: Report) -> None:
+def _score(report: Report, net: nn.Module) -> None:
     """Evaluate given weights, without training."""
     resolved, clock = report.resolved, report.clock
     engine.set_up_torch(resolved)
-    model = engine.build(resolved, report.val_set.classes)
+    model = engine.place(net, resolved)
     with clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
@@ -106,7 +108,7 @@ def _score(report: Report) -> None:
         before_s = clock.wall_s
         score = evaluate(model, batches, len(report.val_set), resolved)
         report.validated(score, clock.wall_s - before_s, None)
-    report.conclude(model.net, None)
+    report.conclude(net, None)
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -50,10 +50,10 @@ class Training:
         return self.step * self.resolved.split.global_batch
 
 
-def set_up(resolved: Resolved, classes: int, clock: Clock) -> Training:
-    """Network, DDP and optimizer, warmed up: compiled, with the buckets in their final order."""
+def set_up(resolved: Resolved, net: nn.Module, clock: Clock) -> Training:
+    """The network with DDP and optimizer, warmed up: compiled, buckets in their final order."""
     engine.set_up_torch(resolved)
-    model = engine.build(resolved, classes)
+    model = engine.place(net, resolved)
     ddp = engine.data_parallel(model, resolved)
     optimizer = sgd(model.parameters(), resolved.config.optim)
     with clock.account("compile"):

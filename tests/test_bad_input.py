@@ -187,8 +187,6 @@ CASES = {
     ),
 }
 ON_A_GPU_THESE_ARE_GOOD = {"decoding_without_gpu", "no_gpu", "fp16_without_gpu"}
-# Weights are read when the run folder has been claimed already.
-LEAVE_A_FOLDER = {"no_weights", "weights_that_are_none", "weights_that_do_not_fit"}
 Outcome = tuple[subprocess.CompletedProcess[str], set[str], Place]
 
 
@@ -226,8 +224,6 @@ def test_bad_input(
 ) -> None:
     if name in ON_A_GPU_THESE_ARE_GOOD and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    if name in LEAVE_A_FOLDER:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="weights are read after claim"))
     done, new_files, place = outcomes[name].result()
     assert done.returncode == 2
     line = said(done.stderr)

@@ -68,7 +68,7 @@ def test_show_run(run: Run, finished_run: Path) -> None:
     assert f"resnet20, {result['parameters']:,} parameters, 5 classes" in out
     assert f"{result['val_top1_pct']:.2f} %" in out
     assert f"of 50; {result['protocol']}" in out
-    assert "10 = 1 ranks x 1 x 10" in out
+    assert "10 = 1 rank x 1 x 10" in out
     assert result["result_fingerprint"] in out
     for account in result["accounts_s"]:
         assert account in out

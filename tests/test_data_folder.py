@@ -176,13 +176,6 @@ def test_it_is_built_again_after_a_change(
     assert capsys.readouterr().out == ""
 
 
-def test_quietly(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_folder(root, quiet=True)
-    change_add(root)
-    open_folder(root, quiet=True)
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize("torn", [b"", b"PK\x03\x04", None])
 def test_a_torn_index_is_built_again(root: Path, torn: bytes | None) -> None:
     first = open_folder(root)

@@ -44,9 +44,15 @@ def make_config(folder: Path, **changes: Any) -> cfg.Config:
 
 
 def make_resolved(config: cfg.Config, world: World) -> tuple[Resolved, Images, Images]:
-    train_set, val_set = open_sets(config, quiet=True)
+    train_set, val_set = open_sets(config)
     assert train_set is not None
     return resolve(config, world, train_set), train_set, val_set
+
+
+def fresh(resolved: Resolved) -> Training:
+    """A training from its beginning, for the four classes of `photos`."""
+    net = engine.network(resolved, classes=4)
+    return set_up(resolved, net, Clock(resolved.world.device))
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def alone(config: cfg.Config) -> Iterator[tuple[Training, Resolved, Images, Imag
     resolved, train_set, val_set = make_resolved(config, world)
     threads = torch.get_num_threads()
     with process_group(world, 60):
-        yield set_up(resolved, train_set.classes, Clock(world.device)), resolved, train_set, val_set
+        yield fresh(resolved), resolved, train_set, val_set
     torch.set_num_threads(threads)
 
 
@@ -89,16 +95,12 @@ def resume_in_the_middle(folder: Path, changes: dict[str, Any], warm: bool) -> d
         engine.warm_up = lambda *args: None
     resolved, train_set, _ = make_resolved(make_config(folder, **changes), world)
     with process_group(world, 60):
-
-        def fresh() -> Training:
-            return set_up(resolved, train_set.classes, Clock(world.device))
-
-        whole = fresh()
+        whole = fresh(resolved)
         train_some(whole, train_set, first=0, steps=10)
-        half = fresh()
+        half = fresh(resolved)
         train_some(half, train_set, first=0, steps=5)
         state = checkpoint.capture(half.model.net, half.optimizer, half.scaler, half.step)
-        resumed = fresh()
+        resumed = fresh(resolved)
         resumed.step = checkpoint.restore(
             state, resumed.model.net, resumed.optimizer, resumed.scaler
         )
@@ -136,9 +138,9 @@ def test_it_is_the_warm_up_that_makes_it_so(photos: Path) -> None:
 
 def score_in_world(folder: Path) -> tuple[int, int, int, float]:
     world = from_environment("cpu")
-    resolved, train_set, val_set = make_resolved(make_config(folder), world)
+    resolved, _train_set, val_set = make_resolved(make_config(folder), world)
     with process_group(world, 60):
-        t = set_up(resolved, train_set.classes, Clock(world.device))
+        t = fresh(resolved)
         if world.rank:  # what a rank has seen since: rank 0's statistics must win
             for buffer in t.model.net.buffers():
                 buffer.add_(1)
@@ -216,7 +218,7 @@ def test_the_gpu_is_never_waited_for_between_log_points(photos: Path) -> None:
     config = make_config(photos, engine={"device": "cuda"})
     resolved, train_set, _ = make_resolved(config, world)
     with process_group(world, 60):
-        t = set_up(resolved, train_set.classes, Clock(world.device))
+        t = fresh(resolved)
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
         train_step(t, batches)
         torch.cuda.set_sync_debug_mode("error")
@@ -233,15 +235,14 @@ def test_the_warm_up_leaves_no_trace(photos: Path) -> None:
     world = from_environment("cpu", {})
     resolved, train_set, _ = make_resolved(config, world)
     engine.set_up_torch(resolved)
-    untouched = engine.build(resolved, train_set.classes).state_dict()
+    untouched = engine.place(engine.network(resolved, train_set.classes), resolved).state_dict()
     with alone(config) as (t, *_):
         drawn = torch.rand(1)
         for key, value in t.model.state_dict().items():
             assert torch.equal(value, untouched[key]), key
         assert all(p.grad is None for p in t.model.parameters())
         assert not t.optimizer.state
-    engine.set_up_torch(resolved)
-    engine.build(resolved, train_set.classes)
+    engine.network(resolved, train_set.classes)
     assert torch.equal(drawn, torch.rand(1)), "random state"
 
 

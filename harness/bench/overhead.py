@@ -39,13 +39,13 @@ def measure(
         log=cfg.Log(every_steps=steps),
     )
     world = from_environment("auto", {})
-    train_set, _ = open_sets(config, quiet=True)
+    train_set, _ = open_sets(config)
     assert train_set is not None
     resolved = resolve(config, world, train_set)
     out.print("\n".join(resolved.lines()[:5]))
     with process_group(world, timeout_s=60):
         clock = Clock(world.device)
-        t = set_up(resolved, train_set.classes, clock)
+        t = set_up(resolved, engine.network(resolved, train_set.classes), clock)
         epochs = config.schedule.epochs
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
         images = next(batches)
@@ -70,7 +70,7 @@ class _Bare:
     """About twenty lines, as one would write them: the least that trains."""
 
     def __init__(self, resolved: Resolved, batch: Batch, classes: int, steps: int) -> None:
-        self.model = engine.build(resolved, classes).train()
+        self.model = engine.place(engine.network(resolved, classes), resolved).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )

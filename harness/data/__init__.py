@@ -39,11 +39,8 @@ class Images:
         return self.dataset.digest if self.dataset else "synthetic"
 
 
-def open_sets(config: cfg.Config, *, quiet: bool) -> tuple[Images | None, Images]:
+def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
     """The training set (none where weights are only scored) and the validation set.
-
-    Args:
-        quiet: show no progress (ranks other than 0).
 
     Raises:
         BadInput: a folder that cannot be trained on; names it and what to do.
@@ -54,12 +51,12 @@ def open_sets(config: cfg.Config, *, quiet: bool) -> tuple[Images | None, Images
         train = _synthetic(data, data.synthetic_images, seed) if training else None
         return train, _synthetic(data, data.synthetic_val_images, seed)
     assert data.val is not None
-    val = _open(data.val, "val", quiet=quiet)
+    val = _open(data.val, "val")
     val_images = Images(_stream(val, eval_law(data), seed), len(val.classes), val)
     if not training:
         return None, val_images
     assert data.train is not None
-    train_set = _open(data.train, "train", quiet=quiet)
+    train_set = _open(data.train, "train")
     same_classes(train_set, val)
     if len(train_set) < config.train.global_batch:
         raise BadInput(
@@ -154,8 +151,8 @@ class Loader:
         return DaliBatches(images.dataset, samples, steps, **common)
 
 
-def _open(folder: str, split: str, *, quiet: bool) -> Dataset:
-    return open_folder(demo.ensure(split) if folder == "demo" else Path(folder), quiet=quiet)
+def _open(folder: str, split: str) -> Dataset:
+    return open_folder(demo.ensure(split) if folder == "demo" else Path(folder))
 
 
 def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:

@@ -86,11 +86,8 @@ class Dataset:
         return file
 
 
-def open_folder(root: Path, *, quiet: bool = False) -> Dataset:
+def open_folder(root: Path) -> Dataset:
     """The dataset of a folder tree, from its index, which is built if missing or stale.
-
-    Args:
-        quiet: show no progress (ranks other than 0).
 
     Raises:
         BadInput: missing, empty or flat folder, empty class, header that does not parse.
@@ -106,9 +103,9 @@ def open_folder(root: Path, *, quiet: bool = False) -> Dataset:
         with _locked(index):
             arrays = _load_index(index, key)
             if arrays is None:
-                if index.exists() and not quiet:
-                    out.print(f"{index}: older than the images, building it again", markup=False)
-                arrays = _build(root, folders, quiet=quiet) | {"key": np.array(key)}
+                if index.exists():
+                    out.print(f"{index}: older than the images, building it again")
+                arrays = _build(root, folders) | {"key": np.array(key)}
                 _save_index(index, arrays)
     return Dataset(
         index=index,
@@ -185,7 +182,7 @@ def _state_of(folders: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps([INDEX_VERSION, state]).encode()).hexdigest()
 
 
-def _build(root: Path, folders: list[Path], *, quiet: bool) -> dict[str, NDArray[Any]]:
+def _build(root: Path, folders: list[Path]) -> dict[str, NDArray[Any]]:
     names: list[bytes] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
@@ -196,7 +193,7 @@ def _build(root: Path, folders: list[Path], *, quiet: bool) -> dict[str, NDArray
         labels += [label] * len(files)
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         measured = pool.map(_measure, (root / os.fsdecode(name) for name in names))
-        shown = track(measured, total=len(names), what=f"indexing {root}", quiet=quiet)
+        shown = track(measured, total=len(names), what=f"indexing {root}")
         sizes = np.array(list(shown), dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {
         "names": np.array(names),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import duration, out
+from harness.console import count, duration, out
 from harness.record.schema import Result
 from harness.results.load import LoadedRun
 
@@ -56,7 +56,7 @@ def _show_last_row(run: LoadedRun) -> None:
         out.print("no row yet")
         return
     for name, value in run.rows[-1].model_dump(exclude_none=True).items():
-        out.print(f"{name:>18}  {value}", markup=False)
+        out.print(f"{name:>18}  {value}")
 
 
 def _facts(r: Result) -> dict[str, str]:
@@ -68,7 +68,7 @@ def _facts(r: Result) -> dict[str, str]:
     }
     if r.images_per_second is not None:
         facts |= {
-            "images/s": f"{r.images_per_second:,.1f}  (all {r.world_size} ranks, waiting for data "
+            "images/s": f"{r.images_per_second:,.1f}  ({count(r.world_size, 'rank')}, waiting for data "
             "included; start-up, warm-up, validation and checkpoints not)",
             "step": f"p50 {r.step_ms_p50:.1f} ms, p95 {r.step_ms_p95:.1f} ms, "
             f"p99 {r.step_ms_p99:.1f} ms; {r.data_wait_pct:.1f} % of training waits for data",
@@ -76,7 +76,7 @@ def _facts(r: Result) -> dict[str, str]:
         }
     layout = "channels_last" if r.channels_last else "NCHW"
     return facts | {
-        "batch": f"{r.global_batch} = {r.world_size} ranks x {r.accumulate} x {r.local_batch}",
+        "batch": f"{r.global_batch} = {count(r.world_size, 'rank')} x {r.accumulate} x {r.local_batch}",
         "computing": f"{r.device}, {r.precision}, {layout}, "
         f"{'compiled' if r.compiled else 'eager'}, {r.compute_threads} threads per rank; "
         f"{r.recompiles} recompiles, {r.graph_breaks} graph breaks",
