@@ -60,6 +60,7 @@ def _show_last_row(run: LoadedRun) -> None:
 
 
 def _facts(r: Result) -> dict[str, str]:
+    ranks = count(r.world_size, "rank")
     facts = {
         "model": f"{r.model}, {r.parameters:,} parameters, {r.classes} classes",
         "top-1": f"{r.val_top1_pct:.2f} %  (top-5 {r.val_top5_pct:.2f} %, {r.val_correct1:,} right "
@@ -68,7 +69,7 @@ def _facts(r: Result) -> dict[str, str]:
     }
     if r.images_per_second is not None:
         facts |= {
-            "images/s": f"{r.images_per_second:,.1f}  ({count(r.world_size, 'rank')}, waiting for data "
+            "images/s": f"{r.images_per_second:,.1f}  ({ranks}, waiting for data "
             "included; start-up, warm-up, validation and checkpoints not)",
             "step": f"p50 {r.step_ms_p50:.1f} ms, p95 {r.step_ms_p95:.1f} ms, "
             f"p99 {r.step_ms_p99:.1f} ms; {r.data_wait_pct:.1f} % of training waits for data",
@@ -76,7 +77,7 @@ def _facts(r: Result) -> dict[str, str]:
         }
     layout = "channels_last" if r.channels_last else "NCHW"
     return facts | {
-        "batch": f"{r.global_batch} = {count(r.world_size, 'rank')} x {r.accumulate} x {r.local_batch}",
+        "batch": f"{r.global_batch} = {ranks} x {r.accumulate} x {r.local_batch}",
         "computing": f"{r.device}, {r.precision}, {layout}, "
         f"{'compiled' if r.compiled else 'eager'}, {r.compute_threads} threads per rank; "
         f"{r.recompiles} recompiles, {r.graph_breaks} graph breaks",
