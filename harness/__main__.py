@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     overhead.add_argument("--model", default="resnet18", help="network (default resnet18)")
     overhead.add_argument("--image-px", type=int, default=64, help="px (default 64)")
     overhead.add_argument("--batch", type=int, default=32, help="images per step (default 32)")
-    overhead.add_argument("--steps", type=int, default=20, help="steps per turn (default 20)")
-    overhead.add_argument("--turns", type=int, default=10, help="turns of each (default 10)")
+    overhead.add_argument("--steps", type=int, default=60, help="steps per turn (default 60)")
+    overhead.add_argument("--turns", type=int, default=6, help="turns of each (default 6)")
     overhead.add_argument("--eager", action="store_true", help="without torch.compile")
     overhead.set_defaults(verb=_bench_overhead)
     loader = bench.add_parser(
