@@ -105,6 +105,11 @@ class Report:
     def conclude(self, net: nn.Module, t: Training | None) -> None:
         """The work is done; what remains is to write it down."""
         self.result = _result(self, net, t)
+        if self.result.recompiles or self.result.graph_breaks:
+            self.result.notes.append(
+                f"{count(self.result.recompiles, 'recompile')} after the warm-up and "
+                f"{count(self.result.graph_breaks, 'graph break')}: the speed is not to be trusted"
+            )
 
     def say_goodbye(self) -> None:
         """The last lines: what came out, where it is, what to type next."""
@@ -114,6 +119,8 @@ class Report:
         speed = result.images_per_second
         rate = f", {speed:,.0f} images/s ({_what_rate_means(result)})" if speed else ""
         out.print(f"validation top-1 {result.val_top1_pct:.2f} %{rate}")
+        for note in result.notes:
+            out.print(f"note: {note}")
         if self.mirror is not None:
             command = self.mirror.sync_command
             out.print(f"W&B: {result.wandb}" + (f"; upload with: {command}" if command else ""))

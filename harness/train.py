@@ -118,9 +118,10 @@ def evaluate(model: nn.Module, batches: Iterator[Batch], images: int, resolved: 
     world.broadcast_(list(model.buffers()))
     counts = EvalCounts(world.device)
     model.eval()
-    with torch.inference_mode():
-        for _ in range(-(-images // (local_batch * world.size))):
-            batch = next(batches)
+    for _ in range(-(-images // (local_batch * world.size))):
+        # Outside of inference mode: a tensor made within is of another kind, and recompiles.
+        batch = next(batches)
+        with torch.inference_mode():
             with engine.autocast(resolved):
                 logits = model(batch.images)
             counts.add(logits.float(), batch.labels)
