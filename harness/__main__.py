@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from harness import __version__
-from harness.config import CIFAR_MODELS
+from harness.config import CIFAR_MODELS, ModelName
 from harness.console import err, out
 from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessError
 
@@ -31,6 +32,13 @@ class _Parser(argparse.ArgumentParser):
         what = message.removeprefix("argument ")
         err.print(f"error: {what}; see: {self.prog} --help")
         sys.exit(EXIT_BAD_INPUT)
+
+
+def _positive(text: str) -> int:
+    """argparse's type of a count."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,22 +74,25 @@ def _parser() -> argparse.ArgumentParser:
     overhead = bench.add_parser(
         "overhead", help="the harness's training loop against a bare loop, in turns"
     )
-    overhead.add_argument("--model", default="resnet18", help="network (default resnet18)")
-    overhead.add_argument("--image-px", type=int, default=64, help="px (default 64)")
-    overhead.add_argument("--batch", type=int, default=32, help="images per step (default 32)")
-    overhead.add_argument("--steps", type=int, default=60, help="steps per turn (default 60)")
-    overhead.add_argument("--turns", type=int, default=6, help="turns of each (default 6)")
+    overhead.add_argument(
+        "--model", default="resnet18", choices=get_args(ModelName), metavar="NAME",
+        help="network (default resnet18)",
+    )  # fmt: skip
+    overhead.add_argument("--image-px", type=_positive, default=64, help="px (default 64)")
+    overhead.add_argument("--batch", type=_positive, default=32, help="images (default 32)")
+    overhead.add_argument("--steps", type=_positive, default=60, help="steps per turn (default 60)")
+    overhead.add_argument("--turns", type=_positive, default=6, help="turns of each (default 6)")
     overhead.add_argument("--eager", action="store_true", help="without torch.compile")
     overhead.set_defaults(verb=_bench_overhead)
     loader = bench.add_parser(
         "data", help="the DALI loader against torchvision's ImageFolder and DataLoader, in turns"
     )
     loader.add_argument("folder", type=Path, metavar="DIR", help="images, one folder per class")
-    loader.add_argument("--image-px", type=int, default=224, help="px (default 224)")
-    loader.add_argument("--batch", type=int, default=64, help="images per batch (default 64)")
+    loader.add_argument("--image-px", type=_positive, default=224, help="px (default 224)")
+    loader.add_argument("--batch", type=_positive, default=64, help="images (default 64)")
     loader.add_argument("--threads", type=int, default=0, help="threads, and workers (0: cores)")
-    loader.add_argument("--batches", type=int, default=20, help="batches per turn (default 20)")
-    loader.add_argument("--turns", type=int, default=5, help="turns of each (default 5)")
+    loader.add_argument("--batches", type=_positive, default=20, help="per turn (default 20)")
+    loader.add_argument("--turns", type=_positive, default=5, help="turns of each (default 5)")
     loader.set_defaults(verb=_bench_data)
     return parser
 

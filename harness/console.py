@@ -17,7 +17,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """Yield the items while showing how far they are; nothing is shown for the first two seconds.
+    """Yield the items while showing how far they are; a plain line comes first after two seconds.
 
     Args:
         total: how many items there will be.

@@ -105,8 +105,14 @@ class EvalCounts:
         self._counts[2] += (labels != PADDING).sum()
 
     def read(self, world: World) -> Score:
-        """Sum over ranks and hand over to the host."""
+        """Sum over ranks and hand over to the host.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
         loss = world.sum_(self._loss).item()
+        if not math.isfinite(loss):
+            raise RunFailed(f"validation: the loss is {loss}; the weights have diverged")
         correct1, correct5, images = world.sum_(self._counts).tolist()
         return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
 

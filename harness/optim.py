@@ -56,9 +56,15 @@ def sgd(parameters: Iterable[torch.nn.Parameter], optim: cfg.Optim) -> torch.opt
         {"params": matrices, "weight_decay": optim.weight_decay},
         {"params": vectors, "weight_decay": vector_decay},
     ]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov, fused=True
     )
+    if optim.momentum:
+        # Else torch makes the buffers in the first step without filling them, also in one that
+        # fp16's scaler skips. Zeros give the same first step: 0.9 x 0 + g.
+        for parameter in everything:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -73,7 +73,11 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     Raises:
         BadInput: the global batch does not divide, or the hardware lacks what was asked.
     """
-    split = split_batch(config.train, world.size)
+    if train:
+        split = split_batch(config.train, world.size)
+    else:
+        local_batch = config.eval.local_batch
+        split = Split(local_batch * world.size, local_batch, 1, world.size)
     steps_per_epoch = len(train) // split.global_batch if train else 0
     total = config.schedule.epochs * steps_per_epoch
     assert config.run.name is not None, "cli.load names every run"
@@ -96,7 +100,7 @@ def split_batch(train: cfg.Train, world_size: int) -> Split:
     """Cut the global batch over ranks, and into as few micro-batches as memory allows.
 
     Raises:
-        BadInput: it does not divide; names the nearest that do.
+        BadInput: it does not divide; names the nearest that do. Or only into tiny micro-batches.
     """
     batch = train.global_batch
     if batch % world_size:
@@ -109,6 +113,11 @@ def split_batch(train: cfg.Train, world_size: int) -> Split:
     per_rank = batch // world_size
     most = min(train.max_local_batch or per_rank, per_rank)
     local_batch = next(n for n in range(most, 0, -1) if per_rank % n == 0)
+    if 2 * local_batch < most:
+        raise BadInput(
+            f"train.max_local_batch: {per_rank} images per rank cannot be cut evenly into parts of "
+            f"nearly {most}, the nearest is {local_batch}; choose another train.global_batch"
+        )
     return Split(batch, local_batch, per_rank // local_batch, world_size)
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
-from harness.data import Batch, open_sets
+from harness.data import Batch, Images, open_sets
+from harness.errors import BadInput
 from harness.record import folder as run_folder
 from harness.record.clock import Clock
 from harness.record.folder import RunFolder
@@ -35,29 +36,45 @@ def run(config: cfg.Config, world: World) -> None:
             out.print("\n".join(resolved.lines()))
         return
     net = engine.network(resolved, val_set.classes)
-    folder = _claim(resolved) if world.is_main else None
     with process_group(world, config.engine.timeout_s):
-        if not any(world.gather(folder)):
+        # Only here, where every rank has found its part good, is anything written.
+        folder = world.gather(_claim(resolved, train_set, val_set) if world.is_main else None)[0]
+        if folder is None:
             return  # finished before, and rank 0 has said so
-        report = Report(resolved, folder, val_set, train_set, clock)
-        with report.open():
-            if train_set is None:
-                _score(report, net)
-            else:
-                _train(report, net)
+        if isinstance(folder, BadInput):
+            raise folder
+        try:
+            report = Report(resolved, folder, val_set, train_set, clock)
+            with report.open():
+                if train_set is None:
+                    _score(report, net)
+                else:
+                    _train(report, net)
+        except BaseException as error:
+            run_folder.record_failure(folder.path, world.rank, error)
+            raise
     report.say_goodbye()
 
 
-def _claim(resolved: Resolved) -> RunFolder | None:
-    """The run's folder; none if this very run is finished."""
+def _claim(
+    resolved: Resolved, train_set: Images | None, val_set: Images
+) -> RunFolder | BadInput | None:
+    """The run's folder, or what speaks against it; none if this very run is finished."""
     config, path = resolved.config, resolved.folder
-    if run_folder.is_finished(path, config):
-        out.print(
-            f"{path}: this run is finished; see it with: harness show {path}\n"
-            "to train it again: --run.restart, or another --run.name"
-        )
-        return None
-    return run_folder.claim(path, config)
+    digests = {
+        "train_digest": train_set.digest if train_set else None,
+        "val_digest": val_set.digest,
+    }
+    try:
+        if not run_folder.is_finished(path, config, digests):
+            return run_folder.claim(path, config)
+    except BadInput as error:
+        return error
+    out.print(
+        f"{path}: this run is finished; see it with: harness show {path}\n"
+        "to train it again: --run.restart, or another --run.name"
+    )
+    return None
 
 
 def _train(report: Report, net: nn.Module) -> None:
@@ -67,12 +84,10 @@ def _train(report: Report, net: nn.Module) -> None:
     config = resolved.config
     t = set_up(resolved, net, clock)
     report.warmed_up()
-    batches = _started(
-        resolved.loader.train(
-            train_set, resolved.split, epoch=0, step=0, epochs=config.schedule.epochs
-        )
-    )
-    val_batches = _started(resolved.loader.eval(report.val_set, config.eval.local_batch))
+    loader, epochs = resolved.loader, config.schedule.epochs
+    train_loader = loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
+    val_loader = loader.eval(report.val_set, config.eval.local_batch)
+    batches, val_batches = _started(train_loader), _started(val_loader)
     epoch = 0
     while t.step < resolved.total_steps:
         with clock.account("train"):
@@ -86,6 +101,8 @@ def _train(report: Report, net: nn.Module) -> None:
     with clock.account("checkpoint"):
         if report.folder is not None:
             checkpoint.save({"model": net.state_dict()}, report.folder.weights)
+    train_loader.close()
+    val_loader.close()
     report.conclude(net, t)
 
 
@@ -103,11 +120,13 @@ def _score(report: Report, net: nn.Module) -> None:
     with clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
-    batches = _started(resolved.loader.eval(report.val_set, resolved.config.eval.local_batch))
+    loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
+    batches = _started(loader)
     with clock.account("evaluate"):
         before_s = clock.wall_s
         score = evaluate(model, batches, len(report.val_set), resolved)
         report.validated(score, clock.wall_s - before_s, None)
+    loader.close()
     report.conclude(net, None)
 
 

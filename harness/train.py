@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from harness.counts import EvalCounts, Score, TrainCounts
 from harness.data import Batch, Images
 from harness.data.digest import Digest, digest_of, hexadecimal
 from harness.data.stream import order
+from harness.errors import RunFailed
 from harness.optim import set_lr, sgd
 from harness.record.clock import Clock
 from harness.record.schema import EpochDigest, Row
@@ -64,7 +66,9 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock) -> Training:
         ddp=ddp,
         optimizer=optimizer,
         scaler=engine.grad_scaler(resolved),
-        counts=TrainCounts(resolved.config.log.every_steps, resolved.world.device),
+        counts=TrainCounts(
+            min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
+        ),
         clock=clock,
     )
 
@@ -131,18 +135,28 @@ def evaluate(model: nn.Module, batches: Iterator[Batch], images: int, resolved: 
 
 
 def end_epoch(t: Training, train_set: Images) -> EpochDigest:
-    """Fold what the ranks saw in this epoch; what was left out completes the dataset."""
+    """Fold what the ranks saw in this epoch; what was left out completes the dataset.
+
+    Raises:
+        RunFailed: it does not: an image was missed or shown twice.
+    """
     world = t.resolved.world
     words = world.sum_(torch.from_numpy(t.digest.words()).to(world.device)).tolist()
     t.digest.clear()
     epoch = (t.step - 1) // t.resolved.steps_per_epoch
     ids = order(t.resolved.config.run.seed, epoch, len(train_set))
+    tail = digest_of(ids[words[0] :])
+    if (words[2] + tail - digest_of(np.arange(len(train_set)))) % 2**64:
+        raise RunFailed(
+            f"epoch {epoch}: the images seen and those left out do not make up the data set; "
+            "please report this with the run folder"
+        )
     return EpochDigest(
         epoch=epoch,
         images=words[0],
         order=hexadecimal(words[1]),
         samples=hexadecimal(words[2]),
-        tail=hexadecimal(digest_of(ids[words[0] :])),
+        tail=hexadecimal(tail),
     )
 
 
@@ -186,7 +200,7 @@ def _train_row(t: Training, before: _Before) -> Row:
 
 
 def memory_peak_gib(world: World) -> float:
-    """Device memory (on a CPU: resident memory) of this process at its highest."""
+    """Torch's tensors on the device (on a CPU: resident memory) at their highest, this process."""
     if world.on_gpu:
         return torch.cuda.max_memory_allocated(world.device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -47,11 +47,6 @@ class World:
         dist.all_reduce(tensor)
         return tensor
 
-    def min_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Minimum over all ranks, in place."""
-        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
-        return tensor
-
     def broadcast_(self, tensors: list[torch.Tensor]) -> None:
         """Give every rank what rank 0 holds in these tensors, in place."""
         for tensor in tensors:
@@ -62,10 +57,6 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.sum_(torch.zeros(1, device=self.device))
 
 
 def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> World:

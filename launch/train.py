@@ -12,19 +12,17 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
-from harness.config import Config
-from harness.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, HarnessError
+from harness.errors import EXIT_FAILED, EXIT_INTERRUPTED, HarnessError
 
 
 def main() -> None:
     """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
-    config = None
     try:
         config = cli.load(sys.argv[1:])
         # Torch takes seconds to import: a typo has been rejected by now.
@@ -32,11 +30,11 @@ def main() -> None:
 
         run.run(config, world.from_environment(config.engine.device))
     except HarnessError as error:
-        _end(config, error, error.exit_code, str(error))
-    except KeyboardInterrupt as error:
-        _end(config, error, EXIT_INTERRUPTED, "interrupted; start over with --run.restart")
+        _end(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        _end(EXIT_INTERRUPTED, "interrupted; start over with --run.restart")
     except Exception as error:
-        _end(config, error, *_explained(error))
+        _end(*_explained(error))
 
 
 def _explained(error: Exception) -> tuple[int, str]:
@@ -45,29 +43,21 @@ def _explained(error: Exception) -> tuple[int, str]:
     if torch and isinstance(error, torch.OutOfMemoryError):
         return EXIT_FAILED, (
             "out of memory: set --train.max-local-batch lower (gradients then accumulate to the "
-            f"same global batch); {str(error).splitlines()[0]}"
+            "same global batch), or --eval.local-batch if it was validating; "
+            f"{str(error).splitlines()[0]}"
         )
     traceback.print_exc()
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(config: Config | None, error: BaseException, code: int, message: str) -> NoReturn:
+def _end(code: int, message: str) -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
-    rank = int(os.environ.get("RANK", "0"))
-    first = True
-    if config is not None and code != EXIT_BAD_INPUT and config.run.name:
-        from harness.record.folder import record_failure
-
-        state: Literal["stopped", "failed"] = "stopped" if code == EXIT_INTERRUPTED else "failed"
-        folder = Path(config.run.root) / config.run.name
-        first = record_failure(folder, rank, type(error).__name__, message, state)
-    # In this order: two ranks that were each first at one of the two would both keep silent.
-    first = first and _speaks_first()
     _tell_torchrun(message)
-    if first:
+    if _speaks_first():
         print(f"error: {message}", file=sys.stderr)
     elif code == EXIT_FAILED:
+        rank = os.environ.get("RANK", "0")
         print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -102,3 +102,17 @@ def test_sgd_is_the_papers(nesterov: bool) -> None:
         by_hand = by_hand - lr * (g + 0.9 * v if nesterov else v)
         optimizer.step()
     torch.testing.assert_close(w.detach(), by_hand)
+
+
+def test_a_first_step_that_fp16_skips_leaves_nothing_behind() -> None:
+    """torch would keep the momentum that it made without filling it."""
+    w = torch.nn.Parameter(torch.ones(1000, 1000))
+    optimizer, scaler = sgd([w], cfg.Optim(weight_decay=0)), torch.amp.GradScaler("cpu")
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    for factor in (math.inf, 1.0):
+        scaler.scale((w * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    torch.testing.assert_close(w.detach(), torch.zeros(1000, 1000))

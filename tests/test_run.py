@@ -292,3 +292,23 @@ def test_ctrl_c_is_one_line(tmp_path: Path, photos: Path) -> None:
     assert said == "error: interrupted; start over with --run.restart\n"
     assert (tmp_path / "runs" / "stopped" / "state").read_text() == "stopped\n"
     assert rows_of(tmp_path / "runs" / "stopped")
+
+
+def test_another_data_set_is_not_taken_for_the_finished_run(runs: Path, icons: Path) -> None:
+    flags = flags_of(icons, **{"run.name": "ranks1"})
+    before = (runs / "ranks1" / "result.json").read_bytes()
+    done = train(*flags, cwd=runs.parent)
+    assert done.returncode == 2
+    assert "holds this run on other images (train_digest differs)" in done.stderr
+    assert (runs / "ranks1" / "result.json").read_bytes() == before
+
+
+def test_a_start_that_fails_leaves_another_run_alone(tmp_path: Path) -> None:
+    """Nobody's folder is marked as failed but one's own."""
+    folder = tmp_path / "runs" / "busy"
+    folder.mkdir(parents=True)
+    (folder / "state").write_text("running\n")
+    done = train(*flags_of(tmp_path / "nowhere", **{"run.name": "busy"}), cwd=tmp_path)
+    assert done.returncode == 2
+    assert [path.name for path in folder.iterdir()] == ["state"]
+    assert (folder / "state").read_text() == "running\n"

@@ -13,7 +13,7 @@ import numpy as np
 from harness import config as cfg
 from harness.data import demo, stream
 from harness.data.batch import Batch, Batches
-from harness.data.dataset import Dataset, open_folder, same_classes
+from harness.data.dataset import Dataset, allow_open_files, open_folder, same_classes
 from harness.data.stream import Law, Samples, Split, Stream
 from harness.data.synthetic import SyntheticBatches
 from harness.errors import BadInput
@@ -48,6 +48,11 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
     data, seed = config.data, config.run.seed
     training = config.run.mode == "train"
     if data.source == "synthetic":
+        if training and data.synthetic_images < config.train.global_batch:
+            raise BadInput(
+                f"data.synthetic_images: {data.synthetic_images:,} images are fewer than one "
+                f"train.global_batch of {config.train.global_batch:,}"
+            )
         train = _synthetic(data, data.synthetic_images, seed) if training else None
         return train, _synthetic(data, data.synthetic_val_images, seed)
     assert data.val is not None
@@ -111,6 +116,7 @@ class Loader:
             )
         if data.decode == "gpu" and not world.on_gpu:
             raise BadInput("data.decode: gpu was asked for, but this process has no GPU")
+        allow_open_files()
         decode = data.decode
         if decode == "auto":
             decode = "gpu" if world.on_gpu and data.source == "dali" else "cpu"

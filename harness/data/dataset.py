@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+import resource
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,12 @@ class Dataset:
     def read_mapped(self, sample: int) -> Bytes:
         """Encoded bytes of a sample, mapped: they are paged in where they are decoded."""
         with self._open(sample) as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise RunFailed(
+                    f"{self.path(sample)}: {error.strerror}; set --data.read pread"
+                ) from None
         return np.frombuffer(mapped, dtype=np.uint8)
 
     def read_whole(self, sample: int) -> Bytes:
@@ -118,6 +124,12 @@ def open_folder(root: Path) -> Dataset:
         size_bytes=arrays["size_bytes"],
         digest=str(arrays["digest"]),
     )
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit as far as it may: each mapped image holds a file open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def same_classes(train: Dataset, val: Dataset) -> None:

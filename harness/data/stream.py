@@ -16,9 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STREAM_VERSION = 1
-"""Raised when the same seed would give other orders or crops; a golden test pins the bits."""
-
 PADDING = -1
 """Label of the images that fill up the last validation batch: they are never counted."""
 

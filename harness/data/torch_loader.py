@@ -42,7 +42,7 @@ class TorchBatches:
         self._device = device
         loader: data.DataLoader[_Item] = data.DataLoader(
             _Images(dataset, steps, out_px),
-            batch_sampler=(samples.rows() for samples in samples),  # type: ignore[misc]
+            batch_sampler=(each.rows() for each in samples),  # type: ignore[misc]
             num_workers=threads,
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "finish"]
+Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint"]
 
 
 class Clock:
@@ -67,7 +67,7 @@ class Clock:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """The loader is asked for a batch: what the host waits here is not overlapped."""
+        """The loader is asked for a batch; on a GPU, work in its queue may go on meanwhile."""
         began = time.perf_counter()
         yield
         self.data_wait_s += time.perf_counter() - began

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +32,6 @@ class RunFolder:
         return self.path / "rows.jsonl"
 
     @property
-    def result(self) -> Path:
-        """The Result."""
-        return self.path / "result.json"
-
-    @property
     def weights(self) -> Path:
         """The weights after the last step."""
         return self.path / "checkpoints" / "final.pt"
@@ -49,8 +45,11 @@ class RunFolder:
         write_atomic(self.path / name, json.dumps(value, indent=2) + "\n")
 
 
-def is_finished(path: Path, config: Config) -> bool:
+def is_finished(path: Path, config: Config, digests: dict[str, str | None]) -> bool:
     """Whether this very run has been done already.
+
+    Args:
+        digests: of the images, by their names in the Result: paths may differ, images may not.
 
     Raises:
         BadInput: the folder holds another run, or one that did not finish.
@@ -72,6 +71,12 @@ def is_finished(path: Path, config: Config) -> bool:
             f"{path}: holds this run, {read_state(path)}; start over with --run.restart "
             "(the old folder is moved aside)"
         )
+    result = json.loads((path / "result.json").read_text())
+    if changed := [name for name, digest in digests.items() if result[name] != digest]:
+        raise BadInput(
+            f"{path}: holds this run on other images ({changed[0]} differs); choose another "
+            "--run.name, or --run.restart to move it aside"
+        )
     return True
 
 
@@ -84,8 +89,7 @@ def claim(path: Path, config: Config) -> RunFolder:
     try:
         if config.run.restart and path.exists():
             path.rename(path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-        for name in ("checkpoints", "logs"):
-            (path / name).mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         folder = RunFolder(path, uuid.uuid4().hex[:10])
         # What restarts a run is said by the command, not by the record of it.
         plain = config.run.model_copy(update={"restart": False, "dry_run": False})
@@ -107,31 +111,20 @@ def read_state(path: Path) -> str:
         return "unknown"
 
 
-def record_failure(
-    path: Path, rank: int, kind: str, message: str, state: Literal["stopped", "failed"]
-) -> bool:
-    """Leave failure.json and the state, unless another rank was first; whether this was the first.
-
-    A folder whose run is not going on is left alone: it was not this run's yet.
-    """
-    if read_state(path) != "running":
-        return not (path / "failure.json").exists()
+def record_failure(path: Path, rank: int, error: BaseException) -> None:
+    """Leave failure.json and the state in this run's own folder, unless another rank was first."""
+    interrupted = isinstance(error, KeyboardInterrupt)
     report = {
         "rank": rank,
         "host": socket.gethostname(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "kind": kind,
-        "message": message,
+        "kind": type(error).__name__,
+        "message": "interrupted" if interrupted else str(error),
     }
-    try:
-        with (path / "failure.json").open("x") as file:
-            file.write(json.dumps(report, indent=2) + "\n")
-        write_atomic(path / "state", state + "\n")
-    except FileExistsError:
-        return False
-    except OSError:
-        return True  # no folder to leave it in: the message on the console must do
-    return True
+    # Where the folder cannot be written any more, the message on the console must do.
+    with suppress(OSError), (path / "failure.json").open("x") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
+        write_atomic(path / "state", "stopped\n" if interrupted else "failed\n")
 
 
 def write_atomic(path: Path, text: str) -> None:

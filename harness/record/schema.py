@@ -1,6 +1,6 @@
 """The two records of a run, field by field: a Row per log period, one Result at the end.
 
-Every field carries its unit in its name. A field that does not apply is null, never 0.
+Every field carries its unit in its name. What was not measured is null.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ class Row(BaseModel):
     step_ms_mean: float | None = _maybe("mean step time over the period, rank 0")
     step_ms_p50: float | None = _maybe("median step time over the period, rank 0")
     step_ms_p95: float | None = _maybe("95th percentile of the step time, rank 0")
-    data_wait_pct: float | None = _maybe("share of training time spent waiting for data, rank 0")
+    data_wait_pct: float | None = _maybe(
+        "share of training time in which the host waited for data, rank 0"
+    )
     loss_scale: float | None = _maybe("fp16 only: the gradient scaler's factor")
-    memory_peak_gib: float | None = _maybe("device memory (CPU: resident) at its highest, rank 0")
+    memory_peak_gib: float | None = _maybe(
+        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
+    )
 
     val_loss: float | None = _maybe("mean validation loss")
     val_top1_pct: float | None = _maybe("validation top-1 accuracy")
@@ -127,7 +131,9 @@ class Result(BaseModel):
     data_wait_pct: float | None = _field("of the account `train`, rank 0")
     accounts_s: dict[str, float] = _field("where rank 0's time went; they add up to wall_s")
     wall_s: float = _field("since the start of this attempt, start-up included")
-    memory_peak_gib: float = _field("device memory (CPU: resident) at its highest, rank 0")
+    memory_peak_gib: float = _field(
+        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
+    )
     recompiles: int = _field("graphs compiled after the warm-up: must be 0")
     graph_breaks: int = _field("graph breaks: must be 0")
     digests: list[EpochDigest]
