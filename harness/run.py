@@ -44,7 +44,8 @@ def run(config: cfg.Config, world: World) -> None:
         if isinstance(folder, BadInput):
             raise folder
         try:
-            report = Report(resolved, folder, val_set, train_set, clock)
+            mine = folder if world.is_main else None  # one rank writes
+            report = Report(resolved, mine, val_set, train_set, clock)
             with report.open():
                 if train_set is None:
                     _score(report, net)

@@ -86,6 +86,7 @@ def train_some(t: Training, train_set: Images, *, first: int, steps: int) -> Non
     batches = t.resolved.loader.train(train_set, t.resolved.split, epoch=epoch, step=step, epochs=3)
     for _ in range(steps):
         train_step(t, batches)
+        t.counts.read(t.resolved.world, t.step)
 
 
 def resume_in_the_middle(folder: Path, changes: dict[str, Any], warm: bool) -> dict[str, Any]:
