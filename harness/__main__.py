@@ -16,7 +16,12 @@ from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessEr
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; errors are one line and an exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if hasattr(options, "words"):
+        options.words = rest  # for launch/train.py, which knows them
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.verb(options)
     except HarnessError as error:
@@ -94,7 +99,32 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--batches", type=_positive, default=20, help="per turn (default 20)")
     loader.add_argument("--turns", type=_positive, default=5, help="turns of each (default 5)")
     loader.set_defaults(verb=_bench_data)
+    _add_doctor(verbs.add_parser("doctor", help="try out whether promises hold on this machine"))
     return parser
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    resume = verbs.add_parser(
+        "resume",
+        help="whether a run that is killed ends in the same bits as one that is not",
+        usage="harness doctor resume [CONFIG.yaml] [options] [--section.key VALUE ...]",
+        epilog="CONFIG.yaml and --section.key as launch/train.py takes them; by default the "
+        "quickstart. Exit codes: 0 the same, 1 not the same, 2 bad input, 3 cannot tell.",
+        allow_abbrev=False,
+    )
+    resume.add_argument(
+        "--ranks", type=_positive, metavar="N", help="default: one per GPU, or 3 on the CPU"
+    )
+    resume.add_argument("--steps", type=_positive, default=60, help="of each run (default 60)")
+    resume.add_argument("--kills", type=_positive, default=5, help="in all (default 5)")
+    resume.add_argument("--seed", type=int, default=0, help="of the kills (default 0)")
+    resume.add_argument("--keep", type=Path, metavar="DIR", help="keep runs and logs, in a new DIR")
+    resume.add_argument(
+        "--loss-bound-pct", type=float, default=2.0, metavar="PCT",
+        help="on a GPU with engine.deterministic off: how far losses may differ (default 2)",
+    )  # fmt: skip
+    resume.set_defaults(verb=_doctor_resume, words=[])
 
 
 def _data_demo(options: argparse.Namespace) -> None:
@@ -150,6 +180,22 @@ def _bench_data(options: argparse.Namespace) -> None:
     threads = options.threads or data.cores()
     load = data.Load(options.folder, options.image_px, options.batch, threads, options.batches)
     data.measure(load, options.turns)
+
+
+def _doctor_resume(options: argparse.Namespace) -> None:
+    from harness.doctor import resume
+
+    sys.exit(
+        resume.check(
+            options.words,
+            ranks=options.ranks,
+            steps=options.steps,
+            kills=options.kills,
+            seed=options.seed,
+            keep=options.keep,
+            loss_bound_pct=options.loss_bound_pct,
+        )
+    )
 
 
 if __name__ == "__main__":

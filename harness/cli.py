@@ -15,8 +15,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.config import Config, Section, check, fields
+from harness.config import Config, Section, fields
 from harness.errors import BadInput
+from harness.rules import check
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 

@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from harness.errors import BadInput
-
 ModelName = Literal[
     "resnet18",
     "resnet34",
@@ -313,7 +311,27 @@ class Engine(Section):
         changes="result and speed",
     )  # fmt: skip
     timeout_s: float = setting(
-        600.0, "A collective that takes longer ends the run, s.", changes="nothing", gt=0
+        300.0,
+        "A rank that is waited for longer ends the run, with a stack of each rank, s.",
+        changes="nothing", gt=0,
+    )  # fmt: skip
+    warm_up_timeout_s: float = setting(
+        3600.0, "The same while starting and compiling, s.", changes="nothing", gt=0
+    )
+
+
+class Checkpoint(Section):
+    """When the run is saved, besides at the end of each epoch, and what is kept."""
+
+    every_steps: int = setting(
+        0, "Save every so many steps; 0: not by steps.", changes="nothing", ge=0
+    )
+    every_minutes: float = setting(
+        5.0, "Save when so much time has passed, minutes; 0: not by time.", changes="nothing", ge=0
+    )
+    keep: int = setting(2, "How many of the newest to keep.", changes="nothing", ge=1)
+    keep_every_epochs: int = setting(
+        0, "Keep also one of every so many epochs; 0: none.", changes="nothing", ge=0
     )
 
 
@@ -344,6 +362,7 @@ class Config(BaseModel):
     schedule: Schedule = Schedule()
     eval: Eval = Eval()
     engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
 
 
@@ -385,96 +404,4 @@ def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]
         f"{key} ({left[key]} there, {right[key]} here)"
         for key, changes in settings()
         if of in changes and left[key] != right[key]
-    ]
-
-
-def check(config: Config) -> None:
-    """Refuse settings that contradict each other.
-
-    Raises:
-        BadInput: names the fields and what to do.
-    """
-    for broken, message in rules(config):
-        if broken:
-            raise BadInput(message)
-
-
-Rules = list[tuple[bool, str]]
-"""Whether a rule is broken, and what to say then."""
-
-
-def rules(config: Config) -> Rules:
-    """All rules about settings that must go together."""
-    return [*_data_rules(config), *_model_rules(config), *_other_rules(config)]
-
-
-def _data_rules(config: Config) -> Rules:
-    data = config.data
-    return [
-        (
-            data.source != "synthetic" and data.val is None,
-            "data.val: no validation folder given; set --data.val DIR (or `demo`)",
-        ),
-        (
-            data.source != "synthetic" and data.train is None and config.run.mode == "train",
-            "data.train: no training folder given; set --data.train DIR (or `demo`)",
-        ),
-        (
-            0 < data.eval_resize_px < data.image_px,
-            f"data.eval_resize_px: {data.eval_resize_px} px is smaller than the crop of "
-            f"data.image_px {data.image_px}; make it at least as large, or 0 for no resize",
-        ),
-        (
-            not 0 < data.crop_area[0] <= data.crop_area[1] <= 1,
-            f"data.crop_area: {data.crop_area} is not least <= most within (0, 1]",
-        ),
-        (
-            not 0 < data.crop_ratio[0] <= data.crop_ratio[1],
-            f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0",
-        ),
-        (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
-        (
-            data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),
-            "data.decode: gpu needs engine.device cuda and data.source dali",
-        ),
-    ]
-
-
-def _model_rules(config: Config) -> Rules:
-    model = config.model
-    return [
-        (
-            config.run.mode == "eval" and model.weights is None,
-            "run.mode: eval scores published weights; name them with --model.weights",
-        ),
-        (
-            model.name in CIFAR_MODELS and model.stem == "imagenet",
-            f"model.stem: {model.name} is a CIFAR network and has no imagenet stem",
-        ),
-        (
-            model.stride_in == "1x1" and model.name not in BOTTLENECK_MODELS,
-            f"model.stride_in: the blocks of {model.name} have no 1x1 convolution; leave it at 3x3",
-        ),
-        (
-            model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"),
-            "model.stride_in: torchvision's weights were trained with the stride in the 3x3",
-        ),
-    ]
-
-
-def _other_rules(config: Config) -> Rules:
-    drops = config.schedule.drop_epochs
-    return [
-        (
-            config.optim.nesterov and config.optim.momentum == 0,
-            "optim.nesterov: needs optim.momentum over 0",
-        ),
-        (
-            list(drops) != sorted(set(drops)) or min(drops, default=1) <= 0,
-            f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
-        ),
-        (
-            config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
-            f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
-        ),
     ]

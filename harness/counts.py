@@ -32,6 +32,30 @@ class TrainCounts:
         self._correct = torch.zeros(2, dtype=torch.int64, device=device)
         self._steps = self._images = 0
 
+    def open_period(self) -> tuple[Tensor, Tensor]:
+        """Right answers [2] and the loss of each step [steps] since the last log point."""
+        return self._correct, self._losses[: self._steps]
+
+    def go_on(self, correct: Tensor, losses: Tensor, world: World, images_per_step: int) -> None:
+        """Take up an open period.
+
+        Args:
+            correct: of each rank then, [ranks, 2].
+            losses: of each rank then, [ranks, steps]. On as many ranks as then, each gets its own
+                again, which keeps the order of summation and so the bits.
+            images_per_step: of this rank.
+        """
+        if len(losses) != world.size:
+            # Rank 0 takes up all, the others nothing; read() divides by the number of ranks.
+            share = float(world.is_main)
+            correct = (correct.sum(0) * world.is_main).expand(world.size, -1)
+            losses = (losses.mean(0) * world.size * share).expand(world.size, -1)
+        self._steps = losses.shape[1]
+        self._images = self._steps * images_per_step
+        self._correct.copy_(correct[world.rank])
+        self._losses = self._losses.new_zeros(self._steps + len(self._losses))
+        self._losses[: self._steps] = losses[world.rank]
+
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, share: float) -> None:
         """Add a micro-batch, which makes up `share` of its step; no host read."""
         self._losses[self._steps] += loss.detach() * share

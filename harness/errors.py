@@ -23,3 +23,11 @@ class RunFailed(HarnessError):
     """The run began and cannot go on: a loss that is not finite, an image that does not decode."""
 
     exit_code = EXIT_FAILED
+
+
+class Stopped(HarnessError):
+    """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
+
+    def __init__(self, message: str, number: int | None) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number if number else EXIT_INTERRUPTED

@@ -32,6 +32,15 @@ class Resolved:
     threads: int
     folder: Path
 
+    def end_of_epoch(self, step: int) -> int:
+        """Steps done at the end of the epoch, or of the run, after `step` steps."""
+        whole = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        return min(whole, self.total_steps)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends with this step."""
+        return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
+
     def lr(self, step: int) -> float:
         """Learning rate of an optimiser step, counted from 0."""
         return learning_rate(

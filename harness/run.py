@@ -7,26 +7,34 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from harness import attempt as attempts
 from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
-from harness.data import Batch, Images, open_sets
-from harness.errors import BadInput
+from harness.data import Batch, open_sets
+from harness.errors import RunFailed, Stopped
+from harness.keeper import Keeper
+from harness.pulse import Pulse
 from harness.record import folder as run_folder
 from harness.record.clock import Clock
-from harness.record.folder import RunFolder
+from harness.record.stacks import Stacks
 from harness.report import Report
-from harness.resolve import Resolved, resolve
-from harness.train import Training, end_epoch, evaluate, set_up, train_epoch
-from harness.world import World, process_group
+from harness.resolve import resolve
+from harness.signals import Signals
+from harness.train import StopAgreed, Training, end_epoch, evaluate, set_up, train_epoch
+from harness.world import Ballot, World, process_group, set_timeout
+
+STOP_MIRROR_S = 0.8
+"""After a signal every second counts; what W&B lacks then, the next attempt sends."""
 
 
 def run(config: cfg.Config, world: World) -> None:
-    """Do what the config asks, and leave the record in the run folder.
+    """Do what the config asks, or go on where an earlier attempt was ended; leave the record.
 
     Raises:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
+        Stopped: a signal asked for it; the work done is saved.
     """
     clock = Clock(world.device)
     train_set, val_set = open_sets(config)
@@ -36,84 +44,87 @@ def run(config: cfg.Config, world: World) -> None:
             out.print("\n".join(resolved.lines()))
         return
     net = engine.network(resolved, val_set.classes)
-    with process_group(world, config.engine.timeout_s):
-        # Only here, where every rank has found its part good, is anything written.
-        folder = world.gather(_claim(resolved, train_set, val_set) if world.is_main else None)[0]
-        if folder is None:
-            return  # finished before, and rank 0 has said so
-        if isinstance(folder, BadInput):
-            raise folder
+    with process_group(world, config.engine.warm_up_timeout_s):
+        attempt = attempts.begin(resolved, train_set, val_set)
+        if attempt is None:
+            return
+        folder = attempt.folder
+        report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
+        keeper = Keeper(attempt, report)
+        stacks = Stacks(folder.path, folder.attempt, world.rank)
+        pulse = Pulse(Ballot(config.engine.timeout_s), Signals(), stacks, keeper.due)
+        pulse.signals.catch()
+        stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
-            mine = folder if world.is_main else None  # one rank writes
-            report = Report(resolved, mine, val_set, train_set, clock)
-            with report.open():
-                if train_set is None:
-                    _score(report, net)
-                else:
-                    _train(report, net)
+            report.begin(attempt.keep_bytes)
+            if train_set is None:
+                _score(report, net, pulse)
+            else:
+                _train(report, net, keeper, pulse)
+            _finish(report, net, keeper)
+        except StopAgreed:
+            raise _stopped(report, keeper, pulse) from None
         except BaseException as error:
+            stacks.failed(error)
             run_folder.record_failure(folder.path, world.rank, error)
+            report.close({}, exit_code=1)
             raise
+        finally:
+            attempt.release()
+        pulse.ballot.close()
+        stacks.close()
     report.say_goodbye()
 
 
-def _claim(
-    resolved: Resolved, train_set: Images | None, val_set: Images
-) -> RunFolder | BadInput | None:
-    """The run's folder, or what speaks against it; none if this very run is finished."""
-    config, path = resolved.config, resolved.folder
-    digests = {
-        "train_digest": train_set.digest if train_set else None,
-        "val_digest": val_set.digest,
-    }
-    try:
-        if not run_folder.is_finished(path, config, digests):
-            return run_folder.claim(path, config)
-    except BadInput as error:
-        return error
-    out.print(
-        f"{path}: this run is finished; see it with: harness show {path}\n"
-        "to train it again: --run.restart, or another --run.name"
-    )
-    return None
-
-
-def _train(report: Report, net: nn.Module) -> None:
-    """Epochs of training, each with its digest, some with an evaluation; then the result."""
-    resolved, clock, train_set = report.resolved, report.clock, report.train_set
+def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Epochs of training, each with its digest and checkpoint, some with an evaluation."""
+    resolved, train_set = report.resolved, report.train_set
     assert train_set is not None
-    config = resolved.config
-    t = set_up(resolved, net, clock)
+    t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
-    loader, epochs = resolved.loader, config.schedule.epochs
-    train_loader = loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
-    val_loader = loader.eval(report.val_set, config.eval.local_batch)
-    batches, val_batches = _started(train_loader), _started(val_loader)
-    epoch = 0
+    keeper.go_on(t)
+    val_loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
+    val_batches = _started(val_loader)
+    epoch, step = divmod(t.step, resolved.steps_per_epoch)
+    train_loader = resolved.loader.train(
+        train_set, resolved.split, epoch=epoch, step=step, epochs=resolved.config.schedule.epochs
+    )
+    batches = _started(train_loader) if t.step < resolved.total_steps else train_loader
+    _limit_waiting(report, pulse)
+    if resolved.ends_epoch(t.step):  # a checkpoint lies between training and evaluation
+        _validate(report, t, val_batches)
     while t.step < resolved.total_steps:
-        with clock.account("train"):
-            for row in train_epoch(t, batches):
-                report.write(row)
-            report.digests.append(end_epoch(t, train_set))
-        epoch += 1
-        if epoch % config.eval.every_epochs == 0 or t.step == resolved.total_steps:
-            with clock.account("evaluate"):
-                _validate(report, t, val_batches)
-    with clock.account("checkpoint"):
-        if report.folder is not None:
-            checkpoint.save({"model": net.state_dict()}, report.folder.weights)
+        _train_epoch(report, t, batches, keeper)
+        _validate(report, t, val_batches)
     train_loader.close()
     val_loader.close()
-    report.conclude(net, t)
+
+
+def _train_epoch(report: Report, t: Training, batches: Iterator[Batch], keeper: Keeper) -> None:
+    assert report.train_set is not None
+    with t.clock.account("train"):
+        for pause in train_epoch(t, batches):
+            if pause.row is not None:
+                report.write(pause.row)
+            if pause.save:
+                keeper.save(t, must=pause.stop)
+        report.digests.append(end_epoch(t, report.train_set))
+    keeper.save(t, must=True)
 
 
 def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
-    before_s = t.clock.wall_s
-    score = evaluate(t.model, batches, len(report.val_set), report.resolved)
-    report.validated(score, t.clock.wall_s - before_s, t)
+    """Evaluate, if this epoch's turn has come."""
+    resolved = report.resolved
+    last = t.step == resolved.total_steps
+    if t.step // resolved.steps_per_epoch % resolved.config.eval.every_epochs and not last:
+        return
+    with t.clock.account("evaluate"):
+        before_s = t.clock.wall_s
+        score = evaluate(t.model, batches, len(report.val_set), resolved, t.pulse)
+        report.validated(score, t.clock.wall_s - before_s, t)
 
 
-def _score(report: Report, net: nn.Module) -> None:
+def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     """Evaluate given weights, without training."""
     resolved, clock = report.resolved, report.clock
     engine.set_up_torch(resolved)
@@ -123,12 +134,57 @@ def _score(report: Report, net: nn.Module) -> None:
     report.warmed_up()
     loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
     batches = _started(loader)
+    _limit_waiting(report, pulse)
     with clock.account("evaluate"):
         before_s = clock.wall_s
-        score = evaluate(model, batches, len(report.val_set), resolved)
+        score = evaluate(model, batches, len(report.val_set), resolved, pulse)
         report.validated(score, clock.wall_s - before_s, None)
     loader.close()
-    report.conclude(net, None)
+
+
+def _limit_waiting(report: Report, pulse: Pulse) -> None:
+    """All is compiled and started: from here on no rank keeps the others waiting for long."""
+    limit_s = report.resolved.config.engine.timeout_s
+    set_timeout(limit_s)
+    if pulse.stacks is not None:
+        pulse.stacks.expect_life(limit_s)
+
+
+def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
+    """Weights and result; the mirror's end comes last."""
+    path = report.folder.path
+    if report.writes:
+        try:
+            with report.clock.account("checkpoint"):
+                keeper.settle()
+                if keeper.training is not None:
+                    checkpoint.save_atomic({"model": net.state_dict()}, report.folder.weights)
+            report.conclude(net, keeper.training)
+            report.finish()
+        except OSError as error:
+            raise RunFailed(
+                f"{path}: {error.strerror}: all is trained, but the result could not be written; "
+                f"make room and give the same command again: it goes on from {keeper.last}"
+            ) from None
+
+
+def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
+    """Leave everything so that the same command goes on; what to tell the user."""
+    keeper.settle()
+    t, signal = keeper.training, pulse.signals.received
+    report.stopped(t)
+    if report.writes:
+        report.folder.set_state("stopped")
+    report.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
+    by = signal.name if signal else "a signal to another rank"
+    at = f"step {t.step:,} of {report.resolved.total_steps:,}" if t else "the validation"
+    saved = f"saved as {keeper.last}; " if keeper.last else ""
+    said = f"stopped by {by} at {at}; {saved}the same command goes on"
+    # A collective too: the launcher would end rank 0, still saving, when the others are gone.
+    said = report.resolved.world.from_main(said)
+    if pulse.stacks is not None:
+        pulse.stacks.close()
+    return Stopped(said, signal)
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -19,17 +19,16 @@ from harness.data.digest import Digest, digest_of, hexadecimal
 from harness.data.stream import order
 from harness.errors import RunFailed
 from harness.optim import set_lr, sgd
+from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.record.schema import EpochDigest, Row
 from harness.resolve import Resolved
 from harness.world import World
 
-ATTEMPT = 1
-
 
 @dataclass
 class Training:
-    """All that the steps work on; what is needed to go on is in `checkpoint.capture`."""
+    """All that the steps work on; what is needed to go on is taken by resume.py."""
 
     resolved: Resolved
     model: engine.Classifier
@@ -38,7 +37,10 @@ class Training:
     scaler: torch.amp.GradScaler
     counts: TrainCounts
     clock: Clock
+    pulse: Pulse
+    attempt: int = 1
     digest: Digest = field(default_factory=Digest)
+    events: list[int] = field(default_factory=list)
     step: int = 0
 
     @property
@@ -52,7 +54,20 @@ class Training:
         return self.step * self.resolved.split.global_batch
 
 
-def set_up(resolved: Resolved, net: nn.Module, clock: Clock) -> Training:
+@dataclass(frozen=True)
+class Pause:
+    """Between two steps: a row to write, a checkpoint to take, the last one before a stop."""
+
+    row: Row | None
+    save: bool
+    stop: bool
+
+
+class StopAgreed(Exception):
+    """All ranks are to stop here; what was done can be saved."""
+
+
+def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Training:
     """The network with DDP and optimizer, warmed up: compiled, buckets in their final order."""
     engine.set_up_torch(resolved)
     model = engine.place(net, resolved)
@@ -70,6 +85,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock) -> Training:
             min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
         ),
         clock=clock,
+        pulse=pulse,
     )
 
 
@@ -97,32 +113,50 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
     t.step += 1
 
 
-def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Row]:
-    """Train to the end of the epoch, or of the run; a row at each log point."""
-    resolved, every = t.resolved, t.resolved.config.log.every_steps
-    epoch_end = (t.step // resolved.steps_per_epoch + 1) * resolved.steps_per_epoch
-    end = min(epoch_end, resolved.total_steps)
+def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
+    """Train to the end of the epoch, or of the run, with pauses for rows and checkpoints.
+
+    Raises:
+        StopAgreed: after the pause for the checkpoint.
+    """
+    config, end = t.resolved.config, t.resolved.end_of_epoch(t.step)
+    every, save_every = config.log.every_steps, config.checkpoint.every_steps
     t.model.train()
     t.clock.mark()
-    before = _Before.now(t)
     while t.step < end:
         train_step(t, batches)
         t.clock.mark()
-        if t.step % every == 0 or t.step == end:
-            row = _train_row(t, before)
-            before = _Before.now(t)
-            yield row
+        stop, save = t.pulse.beat()
+        row = _train_row(t) if t.step % every == 0 or t.step == end else None
+        if t.step == end:
+            save = stop = False  # the end of the epoch comes first, and has its own checkpoint
+        save = save or stop or (save_every > 0 and t.step % save_every == 0 and t.step < end)
+        if row or save:
+            yield Pause(row, save, stop)
+        if save:
+            t.clock.mark_anew()
+        if stop:
+            raise StopAgreed
     t.clock.forget_mark()
 
 
-def evaluate(model: nn.Module, batches: Iterator[Batch], images: int, resolved: Resolved) -> Score:
-    """Score the validation set, each image exactly once; the host reads once, at the end."""
+def evaluate(
+    model: nn.Module, batches: Iterator[Batch], images: int, resolved: Resolved, pulse: Pulse
+) -> Score:
+    """Score the validation set, each image exactly once; the host reads once, at the end.
+
+    Raises:
+        StopAgreed: the score is not finished, the model is as it was.
+    """
     world, local_batch = resolved.world, resolved.config.eval.local_batch
     # Each rank has seen other batches: rank 0's running statistics are the model's.
     world.broadcast_(list(model.buffers()))
     counts = EvalCounts(world.device)
     model.eval()
     for _ in range(-(-images // (local_batch * world.size))):
+        stop, _save = pulse.beat()
+        if stop:
+            raise StopAgreed
         # Outside of inference mode: a tensor made within is of another kind, and recompiles.
         batch = next(batches)
         with torch.inference_mode():
@@ -160,26 +194,14 @@ def end_epoch(t: Training, train_set: Images) -> EpochDigest:
     )
 
 
-@dataclass(frozen=True)
-class _Before:
-    """Where the clock stood at the last log point."""
-
-    train_s: float
-    data_wait_s: float
-
-    @staticmethod
-    def now(t: Training) -> _Before:
-        return _Before(t.clock.train_s, t.clock.data_wait_s)
-
-
-def _train_row(t: Training, before: _Before) -> Row:
+def _train_row(t: Training) -> Row:
     """The log point: here, and only here, the host waits for the device."""
     period = t.counts.read(t.resolved.world, t.step)
-    steps_ms = torch.tensor(t.clock.read_steps_ms(), dtype=torch.float64)
-    train_s = t.clock.train_s - before.train_s
+    times = t.clock.read_period()
+    steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
     return Row(
         kind="train",
-        attempt=ATTEMPT,
+        attempt=t.attempt,
         epoch=t.epoch,
         step=t.step,
         images_seen=t.images_seen,
@@ -189,11 +211,11 @@ def _train_row(t: Training, before: _Before) -> Row:
         loss=period.loss,
         train_top1_pct=100 * period.correct1 / period.images,
         train_top5_pct=100 * period.correct5 / period.images,
-        images_per_second=period.images / train_s,
+        images_per_second=period.images / times.train_s,
         step_ms_mean=steps_ms.mean().item(),
         step_ms_p50=steps_ms.quantile(0.5).item(),
         step_ms_p95=steps_ms.quantile(0.95).item(),
-        data_wait_pct=100 * (t.clock.data_wait_s - before.data_wait_s) / train_s,
+        data_wait_pct=100 * times.data_wait_s / times.train_s,
         loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
         memory_peak_gib=memory_peak_gib(t.resolved.world),
     )

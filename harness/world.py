@@ -52,6 +52,20 @@ class World:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
+    def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor [n] as [size, n], in the order of ranks, on every rank."""
+        everything = tensor.new_empty(self.size * len(tensor))
+        # The new name came with torch 2.14.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(everything, tensor)
+        return everything.view(self.size, -1)
+
+    def from_main(self, value: Any) -> Any:
+        """What rank 0 gives as value, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on every rank."""
         values: list[Any] = [None] * self.size
@@ -88,6 +102,45 @@ def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> Wo
         )
     where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(rank, local_rank, size, local_size, where)
+
+
+class Ballot:
+    """Flags that any rank may raise and that all ranks learn of at the same step.
+
+    Each `cast` starts an all-reduce of two small numbers in host memory, in a group of its own, and
+    returns what the one before came to: neither the device nor the gradients' collectives are
+    waited for. A rank that is gone shows here within a step, as gloo's connections break at once.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._flags = torch.zeros(2, dtype=torch.int32)
+        self._under_way: dist.Work | None = None
+
+    def cast(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Raise flags or not; returns which of (stop, save) any rank had raised one call before."""
+        agreed = self._outcome()
+        self._flags = torch.tensor([stop, save], dtype=torch.int32)
+        self._under_way = dist.all_reduce(self._flags, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for the last vote, so that nobody leaves while another still needs an answer."""
+        self._outcome()
+
+    def _outcome(self) -> tuple[bool, bool]:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        stop, save = self._flags.tolist()
+        return bool(stop), bool(save)
+
+
+def set_timeout(timeout_s: float) -> None:
+    """From here on, a collective of the process group that takes longer fails."""
+    # The public name came with torch 2.14.
+    set_it = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_it(timedelta(seconds=timeout_s))
 
 
 @contextmanager

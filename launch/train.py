@@ -18,7 +18,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
-from harness.errors import EXIT_FAILED, EXIT_INTERRUPTED, HarnessError
+from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, HarnessError, Stopped
 
 
 def main() -> None:
@@ -29,10 +29,14 @@ def main() -> None:
         from harness import run, world
 
         run.run(config, world.from_environment(config.engine.device))
+    except Stopped as stopped:
+        # torchrun would start again what ends otherwise; launchers read the run folder's `state`.
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        _end(EXIT_GOOD if under_torchrun else stopped.exit_code, str(stopped), kind="")
     except HarnessError as error:
         _end(error.exit_code, str(error))
     except KeyboardInterrupt:
-        _end(EXIT_INTERRUPTED, "interrupted; start over with --run.restart")
+        _end(EXIT_INTERRUPTED, "interrupted before anything was done")
     except Exception as error:
         _end(*_explained(error))
 
@@ -50,12 +54,13 @@ def _explained(error: Exception) -> tuple[int, str]:
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(code: int, message: str) -> NoReturn:
+def _end(code: int, message: str, kind: str = "error: ") -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
-    _tell_torchrun(message)
+    if code:
+        _tell_torchrun(message)
     if _speaks_first():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{kind}{message}", file=sys.stderr)
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
         print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)

@@ -102,7 +102,6 @@ class Case:
 
 
 DATA, WEIGHTS = "--data.train {cwd}/data", "--model.weights {cwd}/weights.pt"
-START_OVER = "; start over with --run.restart (the old folder is moved aside)"
 
 CASES = {
     "misspelt_flag": Case(
@@ -173,12 +172,6 @@ CASES = {
         "runs/icons-s0: holds a run with another run.seed (0 there, 1 here), optim.momentum (0.9 "
         "there, 0.8 here); choose another --run.name, or --run.restart to move it aside",
         a_run_there("finished"),
-    ),
-    "an_interrupted_run": Case(
-        "", f"runs/icons-s0: holds this run, running{START_OVER}", a_run_there("running")
-    ),
-    "a_failed_run": Case(
-        "", f"runs/icons-s0: holds this run, failed{START_OVER}", a_run_there("failed")
     ),
     "decoding_without_gpu": Case("--data.decode gpu", "data.decode: gpu was asked for, but this"),
     "no_gpu": Case("--engine.device cuda", "engine.device: cuda was asked for, but torch sees no"),

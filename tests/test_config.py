@@ -26,11 +26,11 @@ from harness.config import (
     fields,
     fingerprint,
     flat,
-    rules,
     settings,
 )
 from harness.errors import BadInput
 from harness.models import MODELS
+from harness.rules import rules
 
 SYNTHETIC = "data: {source: synthetic}\n"
 """The least that a config must say."""

@@ -14,15 +14,18 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console"},
+    {"config", "world", "console", "signals"},
+    {"rules"},
     {"cli"},
     {"models", "data", "optim", "checkpoint", "counts", "record"},
-    {"resolve"},
+    {"resolve", "pulse"},
     {"engine"},
     {"train"},
+    {"resume", "result", "attempt"},
     {"report"},
+    {"keeper"},
     {"run"},
-    {"bench", "results"},
+    {"bench", "results", "doctor"},
     {"__main__", "launch"},
 ]
 """From bottom to top; a file may import what lies in lower rows, and its own package."""

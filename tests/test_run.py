@@ -279,21 +279,6 @@ def test_out_of_memory_says_what_to_set(
     assert said[0].startswith("error: out of memory: set --train.max-local-batch lower")
 
 
-def test_ctrl_c_is_one_line(tmp_path: Path, photos: Path) -> None:
-    flags = flags_of(photos, **{"run.name": "stopped", "schedule.epochs": "10000"})
-    job = subprocess.Popen(
-        [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    wait_for_rows(tmp_path / "runs" / "stopped", job)
-    job.send_signal(signal.SIGINT)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 130
-    assert said == "error: interrupted; start over with --run.restart\n"
-    assert (tmp_path / "runs" / "stopped" / "state").read_text() == "stopped\n"
-    assert rows_of(tmp_path / "runs" / "stopped")
-
-
 def test_another_data_set_is_not_taken_for_the_finished_run(runs: Path, icons: Path) -> None:
     flags = flags_of(icons, **{"run.name": "ranks1"})
     before = (runs / "ranks1" / "result.json").read_bytes()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,133 +11,16 @@ import pytest
 import torch
 from ranks import in_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainings import alone, fresh, make_config, make_resolved
 
-from harness import checkpoint, engine
 from harness import config as cfg
+from harness import engine
 from harness.counts import EvalCounts, TrainCounts
-from harness.data import Images, open_sets
 from harness.data.stream import PADDING
 from harness.errors import BadInput, RunFailed
-from harness.record.clock import Clock
-from harness.resolve import Resolved, resolve, resolve_precision, split_batch
-from harness.train import Training, evaluate, set_up, train_epoch, train_step
-from harness.world import World, from_environment, process_group
-
-
-def make_config(folder: Path, **changes: Any) -> cfg.Config:
-    sections: dict[str, Any] = {
-        "run": {"name": "test"},
-        "model": {"name": "resnet20"},
-        "data": {"train": str(folder), "val": str(folder), "image_px": 32, "eval_resize_px": 36},
-        "train": {"global_batch": 12},
-        "schedule": {"epochs": 3, "decay": "cosine"},
-        "eval": {"local_batch": 7},
-        "engine": {"device": "cpu", "compile": False, "threads": 1, "bucket_mb": 0.1},
-        "log": {"every_steps": 16},
-    }
-    for name, section in changes.items():
-        sections[name] = sections[name] | section
-    return cfg.Config(**sections)
-
-
-def make_resolved(config: cfg.Config, world: World) -> tuple[Resolved, Images, Images]:
-    train_set, val_set = open_sets(config)
-    assert train_set is not None
-    return resolve(config, world, train_set), train_set, val_set
-
-
-def fresh(resolved: Resolved) -> Training:
-    """A training from its beginning, for the four classes of `photos`."""
-    net = engine.network(resolved, classes=4)
-    return set_up(resolved, net, Clock(resolved.world.device))
-
-
-@contextmanager
-def alone(config: cfg.Config) -> Iterator[tuple[Training, Resolved, Images, Images]]:
-    """A training that is set up, in a world of one."""
-    world = from_environment("cpu", {})
-    resolved, train_set, val_set = make_resolved(config, world)
-    threads = torch.get_num_threads()
-    with process_group(world, 60):
-        yield fresh(resolved), resolved, train_set, val_set
-    torch.set_num_threads(threads)
-
-
-def bits(t: Training) -> str:
-    """Hash of weights and momentum (not of BN's statistics, which differ between ranks)."""
-    digest = hashlib.sha256()
-    for parameter in t.model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-        digest.update(t.optimizer.state[parameter]["momentum_buffer"].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def bn_bits(t: Training) -> str:
-    return hashlib.sha256(
-        b"".join(buffer.numpy().tobytes() for buffer in t.model.buffers())
-    ).hexdigest()
-
-
-def train_some(t: Training, train_set: Images, *, first: int, steps: int) -> None:
-    epoch, step = divmod(first, t.resolved.steps_per_epoch)
-    batches = t.resolved.loader.train(train_set, t.resolved.split, epoch=epoch, step=step, epochs=3)
-    for _ in range(steps):
-        train_step(t, batches)
-        t.counts.read(t.resolved.world, t.step)
-
-
-def resume_in_the_middle(folder: Path, changes: dict[str, Any], warm: bool) -> dict[str, Any]:
-    """Bits after 10 steps, undisturbed and saved + loaded after 5, in the same process."""
-    world = from_environment("cpu")
-    if not warm:
-        engine.warm_up = lambda *args: None
-    resolved, train_set, _ = make_resolved(make_config(folder, **changes), world)
-    with process_group(world, 60):
-        whole = fresh(resolved)
-        train_some(whole, train_set, first=0, steps=10)
-        half = fresh(resolved)
-        train_some(half, train_set, first=0, steps=5)
-        state = checkpoint.capture(half.model.net, half.optimizer, half.scaler, half.step)
-        resumed = fresh(resolved)
-        resumed.step = checkpoint.restore(
-            state, resumed.model.net, resumed.optimizer, resumed.scaler
-        )
-        train_some(resumed, train_set, first=5, steps=5)
-    sizes = whole.ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"]
-    buckets = len(str(sizes).split(","))
-    return {
-        "buckets": buckets,
-        "whole": (bits(whole), bn_bits(whole)),
-        "resumed": (bits(resumed), bn_bits(resumed)),
-        "steps": (whole.step, resumed.step),
-    }
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"engine": {"static_graph": True}},
-        {"train": {"max_local_batch": 2}},
-        {"engine": {"static_graph": True}, "train": {"max_local_batch": 2}},
-    ],
-    ids=["plain", "static graph", "accumulating", "static graph, accumulating"],
-)
-def test_a_resumed_run_has_the_same_bits(photos: Path, changes: dict[str, Any]) -> None:
-    """Three ranks, since a sum of two commutes and would hide every order of summation."""
-    ranks = in_ranks(3, resume_in_the_middle, photos, changes, True)
-    for rank in ranks:
-        assert rank["buckets"] > 3
-        assert rank["steps"] == (10, 10)
-        assert rank["whole"] == rank["resumed"]
-    assert len({rank["whole"][0] for rank in ranks}) == 1, "weights agree between ranks"
-    assert len({rank["whole"][1] for rank in ranks}) == 3, "BN's statistics do not"
-
-
-def test_it_is_the_warm_up_that_makes_it_so(photos: Path) -> None:
-    """Without throw-away steps DDP rebuilds its buckets later in a resumed run: other sums."""
-    ranks = in_ranks(3, resume_in_the_middle, photos, {}, False)
-    assert all(rank["whole"][0] != rank["resumed"][0] for rank in ranks)
+from harness.resolve import resolve_precision, split_batch
+from harness.train import evaluate, train_epoch, train_step
+from harness.world import from_environment, process_group
 
 
 def score_in_world(folder: Path) -> tuple[int, int, int, float]:
@@ -152,8 +32,8 @@ def score_in_world(folder: Path) -> tuple[int, int, int, float]:
             for buffer in t.model.net.buffers():
                 buffer.add_(1)
         batches = resolved.loader.eval(val_set, resolved.config.eval.local_batch)
-        first = evaluate(t.model, batches, len(val_set), resolved)
-        again = evaluate(t.model, batches, len(val_set), resolved)
+        first = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
+        again = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
     assert first == again, "the loader begins anew after each evaluation"
     return first.images, first.correct1, first.correct5, first.loss
 
@@ -277,7 +157,7 @@ def test_rows_and_accounts_add_up(photos: Path) -> None:
         rows = []
         for _ in range(2):
             with t.clock.account("train"):
-                rows += list(train_epoch(t, batches))
+                rows += [pause.row for pause in train_epoch(t, batches) if pause.row]
         accounts, wall_s = t.clock.accounts_s, t.clock.wall_s
     assert resolved.steps_per_epoch == 8
     assert [row.step for row in rows] == [4, 8, 12, 16]

@@ -7,13 +7,12 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb_standin
-from wandb_helpers import CHILD, ROOT, arguments, mirror_rows, row, run_sync
+from wandb_helpers import CHILD, CHILD_ROWS, ROOT, arguments, mirror_rows, row, run_sync, write_rows
 from wandb_standin import StandIn
 
 from harness.record import wandb as mirror_module
@@ -79,19 +78,54 @@ def test_a_run_can_be_read_back(server: StandIn, tmp_path: Path) -> None:
     assert run.summary["result/val_top1_pct"] == 75.0
 
 
-def test_a_restarted_run_stays_one_run(server: StandIn, tmp_path: Path) -> None:
-    mirror_rows(tmp_path, range(1, 11))
-    mirror_rows(tmp_path, range(6, 21), config={"train": {"global_batch": 128}})
+def _steps(server: StandIn) -> list[int]:
+    return [one["progress/step"] for one in server.run("r1").history]
+
+
+def test_a_restarted_run_shows_each_step_once(server: StandIn, tmp_path: Path) -> None:
+    mirror_rows(tmp_path, range(1, 15), released=10)
+    _, status = mirror_rows(
+        tmp_path, range(1, 21), attempt=2, config={"train": {"global_batch": 128}}
+    )
+    assert status == "online"
     assert len(server.store.runs) == 1
     run = server.run("r1")
-    steps = [one["progress/step"] for one in run.history]
-    assert steps == [*range(1, 11), *range(6, 21)]
+    assert _steps(server) == list(range(1, 21))
+    assert [one["progress/attempt"] for one in run.history] == [1] * 10 + [2] * 10
     assert run.config["train"] == {"global_batch": 128}
+    assert run.told["tags"] == ["resnet18", "demo"]
     assert run.state == "finished"
 
 
+def test_rows_that_the_server_has_already_are_passed_over(server: StandIn, tmp_path: Path) -> None:
+    mirror_rows(tmp_path, range(1, 11))
+    assert mirror_rows(tmp_path, range(1, 21), released=4)[1] == "online"
+    assert _steps(server) == list(range(1, 11))
+    assert mirror_rows(tmp_path, range(1, 21), released=13)[1] == "online"
+    assert _steps(server) == list(range(1, 14))
+
+
+def test_a_row_that_is_not_final_is_shown_in_the_summary_only(
+    server: StandIn, tmp_path: Path
+) -> None:
+    write_rows(tmp_path, [row(1), row(2)])
+    mirror = WandbMirror(**arguments(tmp_path))
+    for step in (1, 2):
+        mirror.live(row(step))
+    assert mirror.finish({}, exit_code=0, timeout_s=60) == "online"
+    assert server.run("r1").history == []
+    assert server.run("r1").summary["live/progress/step"] == 2
+    mirror_rows(tmp_path, range(1, 3))
+    assert _steps(server) == [1, 2]
+
+
+def test_many_rows_released_at_once_all_come_in_order(server: StandIn, tmp_path: Path) -> None:
+    _, status = mirror_rows(tmp_path, range(1, 2001))
+    assert (status, _steps(server)) == ("online", list(range(1, 2001)))
+
+
 def test_the_exit_code_is_told(server: StandIn, tmp_path: Path) -> None:
-    WandbMirror(**arguments(tmp_path)).finish({}, exit_code=3)
+    WandbMirror(**arguments(tmp_path)).finish({}, exit_code=3, timeout_s=60)
     assert server.run("r1").exit_code == 3
 
 
@@ -142,27 +176,44 @@ def test_off_never_imports_the_client(tmp_path: Path) -> None:
     code = CHILD.replace("sys.exit(7)", "assert 'wandb' not in sys.modules")
     folder = tmp_path / "run"
     folder.mkdir()
-    command = [sys.executable, "-c", code, json.dumps(arguments(folder, mode="off"))]
-    done = subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True)
+    given = json.dumps(arguments(folder, mode="off"), default=str)
+    command = [sys.executable, "-c", code, given]
+    done = subprocess.run(command, cwd=ROOT, input="5\n", capture_output=True, text=True)
     assert done.stderr == ""
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "off"
     assert not list(folder.iterdir())
 
 
-def test_offline_attempts_are_uploaded_as_one_run_by_the_printed_command(
-    server: StandIn, tmp_path: Path
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_the_last_offline_attempt_is_the_whole_run(
+    uploaded: bool, server: StandIn, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run folder"
     folder.mkdir()
-    for steps in (range(1, 11), range(6, 21)):
-        mirror, status = mirror_rows(folder, steps, mode="offline")
+    # Within one second, after which the client names its folders.
+    for attempt in (1, 2, 3):
+        mirror, status = mirror_rows(folder, range(1, 7 * attempt), attempt=attempt, mode="offline")
         assert status == "offline"
-        time.sleep(1)  # the client names its folder by the second
-    assert not server.store.runs
+        if uploaded and attempt == 2:
+            run_sync(mirror.sync_command)
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    assert len(list(folder.glob("wandb/superseded/*"))) == 2
+    assert bool(server.store.runs) == uploaded
     run_sync(mirror.sync_command)
-    steps = [one["progress/step"] for one in server.run("r1").history]
-    assert steps == [*range(1, 11), *range(6, 21)]
+    assert _steps(server) == list(range(1, 21))
     assert server.run("r1").summary["result/val_top1_pct"] == 75.0
+
+
+def test_offline_after_online_is_the_whole_run_and_online_again_goes_on(
+    server: StandIn, tmp_path: Path
+) -> None:
+    mirror_rows(tmp_path, range(1, 11))
+    mirror, _ = mirror_rows(tmp_path, range(1, 16), mode="offline")
+    run_sync(mirror.sync_command)
+    assert _steps(server) == list(range(1, 16))
+    mirror_rows(tmp_path, range(1, 21))
+    assert _steps(server) == list(range(1, 21))
+    assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
 @pytest.mark.parametrize("key", [wandb_standin.KEY, None])
@@ -196,8 +247,9 @@ def test_on_a_terminal_nobody_is_asked_for_a_key(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     user, terminal = pty.openpty()
-    os.write(user, b"\n")
-    command = [sys.executable, "-c", CHILD, json.dumps(arguments(tmp_path))]
+    os.write(user, b"60\n")
+    write_rows(tmp_path, map(row, range(CHILD_ROWS)))
+    command = [sys.executable, "-c", CHILD, json.dumps(arguments(tmp_path), default=str)]
     done = subprocess.run(
         command, cwd=ROOT, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, text=True
     )

@@ -122,6 +122,10 @@ def _upsert(store: Store, variables: Json) -> Json:
     where = place(variables)
     inserted = where not in store.runs
     run = store.runs.setdefault(where, Run(*where))
+    told = {key for key, value in variables.items() if value is not None}
+    # As documented: a run that starts without resuming, so without this id, replaces its namesake.
+    if "id" not in told and told - {"name", "project", "entity", "config"}:
+        run.files.clear()
     run.told.update({key: value for key, value in variables.items() if value is not None})
     if variables.get("config"):
         run.raw_config = json.loads(variables["config"])

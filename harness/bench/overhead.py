@@ -13,10 +13,12 @@ from harness import engine
 from harness.bench.turns import Arm, in_turns, report
 from harness.console import out
 from harness.data import Batch, open_sets
+from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.resolve import Resolved, resolve
+from harness.signals import Signals
 from harness.train import Training, set_up, train_epoch
-from harness.world import from_environment, process_group
+from harness.world import Ballot, from_environment, process_group
 
 
 def measure(
@@ -45,7 +47,8 @@ def measure(
     out.print("\n".join(resolved.lines()[:5]))
     with process_group(world, timeout_s=60):
         clock = Clock(world.device)
-        t = set_up(resolved, engine.network(resolved, train_set.classes), clock)
+        pulse = Pulse(Ballot(timeout_s=60), Signals(), None, lambda: False)
+        t = set_up(resolved, engine.network(resolved, train_set.classes), clock, pulse)
         epochs = config.schedule.epochs
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
         images = next(batches)

@@ -32,6 +32,10 @@ class Digest:
         self.order = (self.order + int(np.sum(mixed, dtype=np.uint64))) % 2**64
         self.samples = (self.samples + digest_of(rows[:, 1])) % 2**64
 
+    def go_on(self, words: Ints) -> None:
+        """Take up where `words` were taken."""
+        self.images, self.order, self.samples = words.view(np.uint64).tolist()
+
     def words(self) -> Ints:
         """[images, order, samples] as int64, to be summed over ranks (the sum wraps)."""
         sums = np.array([self.images, self.order, self.samples], dtype=np.uint64)

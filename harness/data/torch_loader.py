@@ -17,6 +17,7 @@ from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset
 from harness.data.stream import Ints, Samples, Steps
 from harness.errors import RunFailed
+from harness.signals import leave_to_parent
 
 _Item = tuple[NDArray[np.uint8], Ints] | str
 """Pixels and row, or what is wrong with the image."""
@@ -47,6 +48,7 @@ class TorchBatches:
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_begin_worker,
         )
         self._batches = iter(loader)
 
@@ -65,6 +67,10 @@ class TorchBatches:
     def close(self) -> None:
         """Stop the worker processes."""
         del self._batches
+
+
+def _begin_worker(number: int) -> None:
+    leave_to_parent()
 
 
 class _Images(data.Dataset[_Item]):

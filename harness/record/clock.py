@@ -6,13 +6,31 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint"]
+Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
+
+
+@dataclass(frozen=True)
+class PeriodTimes:
+    """How long a log period took: each of its steps, and all of it."""
+
+    steps_ms: list[float]
+    train_s: float
+    data_wait_s: float
+
+
+class _LogPoint(NamedTuple):
+    """Where the clock stood at the last log point."""
+
+    steps: int
+    train_s: float
+    data_wait_s: float
 
 
 class Clock:
@@ -26,10 +44,12 @@ class Clock:
         self._device = device
         self._account: Account = "start_up"
         self._spent_s: dict[Account, float] = {"start_up": 0.0}
-        self._started = time.perf_counter() - _process_age_s()
+        self._started = time.perf_counter() - process_age_s()
         self._since = self._started
-        self._marks: list[torch.cuda.Event | float] = []
+        self._marks: list[torch.cuda.Event | float | None] = []
         self._step_ms: list[float] = []
+        self._log_point = _LogPoint(0, 0.0, 0.0)
+        self._before_s = 0.0
         self.data_wait_s = 0.0
 
     @contextmanager
@@ -49,7 +69,7 @@ class Clock:
 
     @property
     def accounts_s(self) -> dict[str, float]:
-        """Seconds of each account up to now; they add up to `wall_s`."""
+        """Seconds of each account up to now, over all attempts; they add up to `total_s`."""
         now = time.perf_counter()
         spent: dict[str, float] = {str(name): s for name, s in self._spent_s.items()}
         spent[self._account] = spent.get(self._account, 0.0) + now - self._since
@@ -64,6 +84,39 @@ class Clock:
     def wall_s(self) -> float:
         """Seconds since the process began."""
         return time.perf_counter() - self._started
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all attempts, those between them left out."""
+        return self._before_s + self.wall_s
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the clock; the device must be idle."""
+        self._read_marks()
+        return {
+            "accounts_s": self.accounts_s,
+            "data_wait_s": self.data_wait_s,
+            "log_point": list(self._log_point),
+            "step_ms": torch.tensor(self._step_ms, dtype=torch.float32),
+        }
+
+    def go_on(self, state: dict[str, Any] | None, spent_s: float) -> None:
+        """Add what earlier attempts took.
+
+        Args:
+            state: of the checkpoint; none if the run begins anew.
+            spent_s: time of all earlier attempts; what the checkpoint knows nothing of was lost.
+        """
+        accounts: dict[Account, float] = dict(state["accounts_s"]) if state else {}
+        lost_s = max(0.0, spent_s - sum(accounts.values()))
+        accounts["lost"] = accounts.get("lost", 0.0) + lost_s
+        for name, seconds in accounts.items():
+            self._spent_s[name] = self._spent_s.get(name, 0.0) + seconds
+        self._before_s += sum(accounts.values())
+        if state:
+            self._step_ms = state["step_ms"].tolist()
+            self.data_wait_s = state["data_wait_s"]
+            self._log_point = _LogPoint(*state["log_point"])
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -81,12 +134,26 @@ class Clock:
         else:
             self._marks.append(time.perf_counter())
 
-    def read_steps_ms(self) -> list[float]:
-        """Times of the steps since the last reading; the device must be idle (a log point)."""
-        times = [_between_ms(a, b) for a, b in zip(self._marks, self._marks[1:], strict=False)]
+    def read_period(self) -> PeriodTimes:
+        """What the steps since the last log point took; the device must be idle."""
+        self._read_marks()
+        since = self._log_point
+        self._log_point = _LogPoint(len(self._step_ms), self.train_s, self.data_wait_s)
+        return PeriodTimes(
+            steps_ms=self._step_ms[since.steps :],
+            train_s=self._log_point.train_s - since.train_s,
+            data_wait_s=self._log_point.data_wait_s - since.data_wait_s,
+        )
+
+    def _read_marks(self) -> None:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]
-        self._step_ms += times
-        return times
+
+    def mark_anew(self) -> None:
+        """What lies between the last mark and here is not a step: a checkpoint."""
+        self._marks.append(None)
+        self.mark()
 
     def forget_mark(self) -> None:
         """What follows is not a step: an evaluation, the end of an epoch."""
@@ -105,7 +172,7 @@ def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> flo
     return float(a.elapsed_time(b))
 
 
-def _process_age_s() -> float:
+def process_age_s() -> float:
     """Seconds since this process was started: importing is start-up too."""
     try:
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()

@@ -1,10 +1,10 @@
-"""Recorder: rows go to rows.jsonl first, which is the truth, then to the console and to W&B."""
+"""Recorder: rows go to rows.jsonl first, which is the truth, then to the console."""
 
 from __future__ import annotations
 
-import io
 import os
-from typing import Any, Protocol
+import threading
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -12,19 +12,23 @@ from harness.console import duration, out
 from harness.record.schema import Row
 
 
-class Mirror(Protocol):
-    """Where rows are shown besides the file: W&B."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Take a row, without delay and without ever failing."""
-
-
 class Recorder:
-    """Writes the rows of rank 0: one bar on a terminal, one plain line per row elsewhere."""
+    """Writes the rows of rank 0: one bar on a terminal, one plain line per row elsewhere.
 
-    def __init__(self, path: os.PathLike[str], total_steps: int, mirror: Mirror | None) -> None:
-        self._file: io.TextIOBase = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._mirror = mirror
+    Where the disk is full, rows wait in memory until there is room again.
+
+    Args:
+        keep_bytes: length of the rows that a resumed run goes on from; what lies behind them was
+            trained in vain and is trained again.
+    """
+
+    def __init__(self, path: Path, total_steps: int, keep_bytes: int = 0) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, min(keep_bytes, os.fstat(self._file).st_size))
+        self._written = os.lseek(self._file, 0, os.SEEK_END)
+        self._waiting = b""
+        self._lock = threading.Lock()
+        self.rows = _lines_in(path)
         self._total_steps = total_steps
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -34,28 +38,62 @@ class Recorder:
             self._task = self._bar.add_task("warming up", total=total_steps)
             self._bar.start()
 
+    @property
+    def bytes(self) -> int:
+        """Length of all rows so far, those that wait for room included."""
+        return self._written + len(self._waiting)
+
     def write(self, row: Row, *, left_s: float | None) -> None:
         """Record a row; `left_s` is the time left for the whole run."""
-        self._file.write(row.model_dump_json(exclude_none=True) + "\n")
-        self._file.flush()
-        if self._mirror is not None:
-            self._mirror.log(row.model_dump(exclude_none=True))
+        text = row.model_dump_json(exclude_none=True) + "\n"
+        with self._lock:
+            first_to_wait = not self._waiting
+            self._waiting += text.encode()
+            self.rows += 1
+            try:
+                self._flush()
+            except OSError as error:
+                if first_to_wait:
+                    out.print(f"warning: rows.jsonl: {error.strerror}: rows wait in memory")
         line = _line(row, self._total_steps)
         left = "" if left_s is None else f"  {duration(left_s)} left"
-        if self._bar is None or row.kind == "val":
+        if self._bar is None or row.kind != "train":
             out.print(line + left)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=row.step, description=_short(row) + left)
 
+    def sync(self) -> None:
+        """Return once all rows are on the disk; from any thread.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        with self._lock:
+            self._flush()
+        os.fsync(self._file)
+
     def close(self) -> None:
-        """End the bar and the file."""
+        """End the bar; the file stays open for a checkpoint that is still under way."""
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            # At its place: what a full disk cut in the middle is completed or written over.
+            done = os.pwrite(self._file, self._waiting, self._written)
+            self._written += done
+            self._waiting = self._waiting[done:]
+
+
+def _lines_in(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _line(row: Row, total_steps: int) -> str:
     at = f"epoch {row.epoch:6.2f}  step {row.step:,}/{total_steps:,}"
+    if row.kind == "stop":
+        return f"{at}  stopped"
     if row.kind == "val":
         return (
             f"{at}  validation: top-1 {row.val_top1_pct:.2f} %  top-5 {row.val_top5_pct:.2f} %  "
@@ -69,6 +107,8 @@ def _line(row: Row, total_steps: int) -> str:
 
 
 def _short(row: Row) -> str:
+    if row.kind == "stop":
+        return f"epoch {row.epoch:.1f}  stopped"
     if row.kind == "val":
         return f"epoch {row.epoch:.1f}  val top-1 {row.val_top1_pct:.2f} %"
     return (

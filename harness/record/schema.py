@@ -21,17 +21,20 @@ def _maybe(meaning: str) -> Any:
 
 
 class Row(BaseModel):
-    """One line of rows.jsonl: `train` rows every log period, `val` rows after each evaluation."""
+    """One line of rows.jsonl: `train` every log period, `val` after each evaluation.
+
+    A `stop` row ends an attempt that a signal stopped; the attempt that goes on replaces it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    kind: Literal["train", "val"] = _field("which of the two kinds of row")
+    kind: Literal["train", "val", "stop"] = _field("which kind of row")
     attempt: int = _field("1 for the first start of the run, one more after each restart")
     epoch: float = _field("epochs done, with fraction")
     step: int = _field("optimiser steps done")
     images_seen: int = _field("training images seen by all ranks")
-    train_s: float = _field("time in the account `train`, incl. waiting for data")
+    train_s: float = _field("time in the account `train`, all attempts, incl. waiting for data")
     wall_s: float = _field("time since the start of this attempt")
 
     lr: float | None = _maybe("learning rate of the last step")
@@ -79,7 +82,10 @@ class Result(BaseModel):
     name: str = _field("run name")
     run_id: str = _field("stable over restarts; also the id in W&B")
     mode: Literal["train", "eval"]
-    attempt: int
+    attempt: int = _field("how often the run was started until it finished")
+    attempts: list[dict[str, Any]] = _field(
+        "each start: when, where, on how many ranks, from which step, how the one before ended"
+    )
     started_at: str = _field("UTC, ISO 8601")
     finished_at: str = _field("UTC, ISO 8601")
     result_fingerprint: str = _field("of all settings that may change the result")
@@ -129,8 +135,11 @@ class Result(BaseModel):
     step_ms_p95: float | None
     step_ms_p99: float | None
     data_wait_pct: float | None = _field("of the account `train`, rank 0")
-    accounts_s: dict[str, float] = _field("where rank 0's time went; they add up to wall_s")
-    wall_s: float = _field("since the start of this attempt, start-up included")
+    accounts_s: dict[str, float] = _field(
+        "where rank 0's time went, over all attempts; they add up to wall_s; `lost`: what a kill "
+        "made do again"
+    )
+    wall_s: float = _field("of all attempts, start-up included, waiting between them not")
     memory_peak_gib: float = _field(
         "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
     )

@@ -1,0 +1,17 @@
+"""Checkpoint: the state of a training, copied aside, written in the background, found again."""
+
+from harness.checkpoint.saver import Saver
+from harness.checkpoint.state import Staging, State, capture, restore
+from harness.checkpoint.store import Found, newest, publish, save_atomic
+
+__all__ = [
+    "Found",
+    "Saver",
+    "Staging",
+    "State",
+    "capture",
+    "newest",
+    "publish",
+    "restore",
+    "save_atomic",
+]

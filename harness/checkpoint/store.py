@@ -1,0 +1,178 @@
+"""Store: checkpoints as files. A checkpoint is there when its manifest is; until then it is not.
+
+checkpoints/step-000000120.pt     the state
+checkpoints/step-000000120.json   written last: size and SHA-256 of the state; its own on line 2
+checkpoints/aside/                what turned out to be torn or damaged
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.checkpoint.state import State
+
+ASIDE = "aside"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A valid checkpoint, loaded into host memory."""
+
+    path: Path
+    state: State
+
+
+def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
+    """Write a checkpoint: whole and with its manifest, or not at all.
+
+    Args:
+        about: goes into the manifest; `step` names the files.
+
+    Raises:
+        OSError: the disk is full, the folder gone; what was written is removed.
+    """
+    path = folder / f"step-{about['step']:09d}.pt"
+    manifest = path.with_suffix(".json")
+    try:
+        whole = _written(path, lambda part: _save(state, part))
+        facts = about | {"file": path.name, "bytes": whole.stat().st_size, "sha256": _sha256(whole)}
+        line = json.dumps(facts)
+        proof = _written(manifest, lambda part: part.write_text(f"{line}\n{_sha256_of(line)}\n"))
+        manifest.unlink(missing_ok=True)  # of this step, by an attempt that was set back
+        whole.replace(path)
+        proof.replace(manifest)
+        _fsync(folder)
+    finally:
+        for each in (path, manifest):
+            with suppress(OSError):
+                _part(each).unlink(missing_ok=True)
+    return path
+
+
+def save_atomic(value: Any, path: Path) -> None:
+    """`torch.save` to a file that is whole or not there.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    try:
+        _written(path, lambda part: _save(value, part)).replace(path)
+        _fsync(path.parent)
+    finally:
+        with suppress(OSError):
+            _part(path).unlink(missing_ok=True)
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Found | None:
+    """The newest checkpoint that is whole; others on the way are named and put aside."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)  # a save that a kill cut short
+    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        try:
+            return Found(path, _load(path))
+        except _Damaged as why:
+            aside = _put_aside(path)
+            say(f"{path}: {why}: not used, kept as {aside}")
+    return None
+
+
+def prune(folder: Path, keep: int, keep_every_epochs: int) -> None:
+    """Remove all but the newest `keep`, and one of every so many epochs."""
+    for path in sorted(folder.glob("step-*.pt"), reverse=True)[keep:]:
+        epochs = _epochs_done(path)
+        if not (keep_every_epochs and epochs and epochs % keep_every_epochs == 0):
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+class _Damaged(Exception):
+    """A checkpoint is not what its manifest says."""
+
+
+def _load(path: Path) -> State:
+    facts = _manifest(path)
+    if path.stat().st_size != facts["bytes"]:
+        raise _Damaged(f"{path.stat().st_size:,} bytes, not {facts['bytes']:,}")
+    if _sha256(path) != facts["sha256"]:
+        raise _Damaged("its SHA-256 is not that of the manifest")
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = path.with_suffix(".json").read_bytes().decode("ascii")
+    except FileNotFoundError:
+        raise _Damaged("has no manifest, so that it was never complete") from None
+    except UnicodeDecodeError:
+        raise _Damaged("its manifest is damaged") from None
+    line, _, checksum = text.partition("\n")
+    if checksum != _sha256_of(line) + "\n":
+        raise _Damaged("its manifest is damaged")
+    facts: dict[str, Any] = json.loads(line)
+    return facts
+
+
+def _epochs_done(path: Path) -> int | None:
+    """Whole epochs that a checkpoint is the end of; none if it lies within one."""
+    try:
+        epochs: int | None = _manifest(path)["epochs_done"]
+    except _Damaged:
+        return None
+    return epochs
+
+
+def _put_aside(path: Path) -> Path:
+    folder = path.parent / ASIDE
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.glob("*.pt")))
+    aside = folder / f"{number}-{path.name}"
+    with suppress(FileNotFoundError):
+        path.with_suffix(".json").replace(aside.with_suffix(".json"))
+    return path.replace(aside)
+
+
+def _written(path: Path, fill: Callable[[Path], Any]) -> Path:
+    """Fill a file under a temporary name and force it to the disk."""
+    fill(part := _part(path))
+    _fsync(part)
+    return part
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _save(value: Any, part: Path) -> None:
+    try:
+        with part.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        # How torch's writer ends when the disk is full: what the disk said lies below.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

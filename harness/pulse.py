@@ -1,0 +1,30 @@
+"""Pulse: what every rank does between two steps besides training: be alive, vote, obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.record.stacks import Stacks
+from harness.signals import Signals
+from harness.world import Ballot
+
+
+@dataclass
+class Pulse:
+    """One beat per step and per validation batch, on all ranks alike.
+
+    Attributes:
+        save_due: whether it is time for a checkpoint; rank 0's answer counts for all.
+    """
+
+    ballot: Ballot
+    signals: Signals
+    stacks: Stacks | None
+    save_due: Callable[[], bool]
+
+    def beat(self) -> tuple[bool, bool]:
+        """Whether all ranks are to stop, and to save, here; raised on any rank one beat before."""
+        if self.stacks is not None:
+            self.stacks.alive()
+        return self.ballot.cast(stop=self.signals.received is not None, save=self.save_due())

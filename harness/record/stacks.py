@@ -1,0 +1,71 @@
+"""Stacks: where a rank stood when the run was ended, left in the run folder.
+
+The standard library's faulthandler writes them from C: also while a rank hangs in a collective, in
+a read from a dead disk, or anywhere else where Python itself gets no turn.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+FOLDER = "stacks"
+REARM_S = 1.0
+
+
+class Stacks:
+    """This rank's file: every thread's stack, once it hangs or is ended from outside."""
+
+    def __init__(self, run_folder: Path, attempt: int, rank: int) -> None:
+        self._path = run_folder / FOLDER / f"attempt-{attempt}-rank-{rank}.txt"
+        self._file: TextIO | None = None
+        self._limit_s, self._armed_at = 0.0, 0.0
+        # Where this node does not see the run folder, the record does without.
+        with suppress(OSError):
+            self._path.parent.mkdir(exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+            # How torchrun ends the ranks that are left when one has failed. The handler that was
+            # there before comes second.
+            faulthandler.register(signal.SIGTERM, file=self._file, chain=True)
+
+    def expect_life(self, within_s: float) -> None:
+        """From here on, `alive` must be called within this time, or the stacks are written."""
+        self._limit_s = within_s
+        self._arm()
+
+    def alive(self) -> None:
+        """This rank gets on; cheap enough for each step."""
+        if time.monotonic() - self._armed_at > REARM_S:
+            self._arm()
+
+    def failed(self, error: BaseException) -> None:
+        """This rank ends with an error: its stack is that of the error."""
+        if self._file is not None:
+            with suppress(OSError):
+                traceback.print_exception(error, file=self._file)
+                self._file.flush()
+
+    def close(self) -> None:
+        """The run ends as it should: nothing is left behind."""
+        self.disarm()
+        if self._file is not None:
+            faulthandler.unregister(signal.SIGTERM)
+            self._file.close()
+            with suppress(OSError):
+                self._path.unlink()
+                self._path.parent.rmdir()  # by the last rank
+
+    def disarm(self) -> None:
+        """Hanging is over: what comes now has its own limits."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> None:
+        self._armed_at = time.monotonic()
+        if self._file is not None:
+            # Before the collectives give up, which ends the process.
+            faulthandler.dump_traceback_later(0.8 * self._limit_s, file=self._file)

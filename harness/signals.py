@@ -1,0 +1,42 @@
+"""Signals: a cluster's wish that the run should end, noted here and obeyed between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SAME_WISH_S = 2.0
+
+
+class Signals:
+    """Notes the first signal; a second one, given deliberately, ends the process at once.
+
+    The handler does no work: saving inside of it could meet a half-done step or a held lock.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._first_at = 0.0
+
+    def catch(self) -> None:
+        """Note SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from here on (main thread only)."""
+        for each in CAUGHT:
+            signal.signal(each, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._first_at = signal.Signals(number), now
+        # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
+        elif now - self._first_at > SAME_WISH_S:
+            os._exit(128 + number)
+
+
+def leave_to_parent() -> None:
+    """In a worker process: Ctrl-C is the parent's business, and a SIGTERM from it ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_DFL)
