@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+
+from harness.record.process import process_age_s
 
 Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
 
@@ -170,13 +170,3 @@ def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> flo
         return (b - a) * 1000
     assert isinstance(b, torch.cuda.Event)
     return float(a.elapsed_time(b))
-
-
-def process_age_s() -> float:
-    """Seconds since this process was started: importing is start-up too."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks after boot
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)

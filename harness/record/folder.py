@@ -17,8 +17,8 @@ from typing import Any, Literal
 from harness import cli
 from harness.config import Config, differing, fingerprint, flat
 from harness.errors import BadInput
-from harness.record.clock import process_age_s
 from harness.record.lease import Lease
+from harness.record.process import process_age_s
 
 State = Literal["running", "stopped", "finished", "failed"]
 
