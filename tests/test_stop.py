@@ -1,0 +1,44 @@
+"""Signals at run level: all ranks stop after the same step, saved; the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import TINY, TRAIN, train
+
+TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "3")
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_it_goes_on(
+    tmp_path: Path, photos: Path, by: signal.Signals
+) -> None:
+    flags = [*TINY, *TERMS, "--data.train", str(photos), "--data.val", str(photos)]
+    flags += ["--run.name", "stopped", "--schedule.epochs", "10000"]
+    job = subprocess.Popen(
+        [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    folder = tmp_path / "runs" / "stopped"
+    rows = folder / "rows.jsonl"
+    while job.poll() is None and not (rows.exists() and rows.stat().st_size):
+        time.sleep(0.1)
+    job.send_signal(by)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 128 + by
+    assert said.startswith(f"stopped by {by.name} at step ")
+    assert said.endswith("; the same command goes on\n")
+    assert (folder / "state").read_text() == "stopped\n"
+    last = json.loads(rows.read_text().splitlines()[-1])
+    assert last["kind"] == "stop"
+    assert (folder / "checkpoints" / f"step-{last['step']:09d}.json").exists()
+    assert not (folder / "stacks").exists()
+    done = train(*flags, "--optim.momentum", "0.5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds a run with another optim.momentum (0.9 there, 0.5 here)" in done.stderr
