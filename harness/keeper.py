@@ -43,6 +43,7 @@ class Keeper:
     def go_on(self, t: Training) -> None:
         """Bring training, clock and record to where the checkpoint was taken, if there is one."""
         self.training = t
+        t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
         if attempt.found is not None:
             state = attempt.found.state

@@ -90,7 +90,7 @@ def _new_folder(keep: Path | None) -> Path:
 
 @contextmanager
 def _nothing_left(mark: str) -> Iterator[Path]:
-    """End all processes of the trial, whichever way it ends; SIGTERM and SIGHUP as Ctrl-C does.
+    """End all processes of the trial, whichever way it ends; SIGTERM and SIGHUP end it as Ctrl-C.
 
     Yields a folder for temporary files; it is removed.
     """
@@ -98,7 +98,9 @@ def _nothing_left(mark: str) -> Iterator[Path]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    ends = (signal.SIGTERM, signal.SIGHUP)
+    # Under nohup, SIGHUP is ignored, and stays so.
+    ends = [each for each in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(each) is not signal.SIG_IGN]  # fmt: skip
     before = [signal.signal(each, interrupt) for each in ends]
     guard = processes.Guard(mark)
     # Not within the runs' folder: sockets lie in it, whose paths must be short.
