@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import resume
 from harness.attempt import Attempt
-from harness.checkpoint import Saver, State
+from harness.checkpoint import Saver
 from harness.console import out
 from harness.errors import RunFailed
 from harness.report import Report
@@ -20,7 +20,6 @@ class Keeper:
         self._attempt, self._report = attempt, report
         self._saver: Saver | None = None
         self.training: Training | None = None
-        self.skipped = 0
         if attempt.lease is not None:
             self._saver = Saver(
                 attempt.folder.checkpoints,
@@ -65,11 +64,9 @@ class Keeper:
             sums = resume.open_sums(t)
             if self._saver is None:
                 return
-            if must:
-                self._saver.wait()
-            if self._saver.busy:
-                self.skipped += 1
+            if self._saver.busy and not must:
                 return
+            self._saver.wait()  # also for the sake of what went wrong with the one before
             state = resume.state(t, sums, self._saver.staging) | self._report.state()
             whole = t.resolved.ends_epoch(t.step)
             self._saver.save(
@@ -81,7 +78,7 @@ class Keeper:
         if self._saver is not None:
             self._saver.wait()
 
-    def _make_durable(self, state: State) -> None:
+    def _make_durable(self) -> None:
         """Before a checkpoint is published: the rows before it are on the disk, the folder ours."""
         lease, rows = self._attempt.lease, self._report.rows
         assert lease is not None

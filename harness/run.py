@@ -118,27 +118,30 @@ def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
     last = t.step == resolved.total_steps
     if t.step // resolved.steps_per_epoch % resolved.config.eval.every_epochs and not last:
         return
-    with t.clock.account("evaluate"):
-        before_s = t.clock.wall_s
-        score = evaluate(t.model, batches, len(report.val_set), resolved, t.pulse)
-        report.validated(score, t.clock.wall_s - before_s, t)
+    _evaluate(report, t.model, batches, t.pulse, t)
+
+
+def _evaluate(
+    report: Report, model: nn.Module, batches: Iterator[Batch], pulse: Pulse, t: Training | None
+) -> None:
+    with report.clock.account("evaluate"):
+        before_s = report.clock.wall_s
+        score = evaluate(model, batches, len(report.val_set), report.resolved, pulse)
+        report.validated(score, report.clock.wall_s - before_s, t)
 
 
 def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     """Evaluate given weights, without training."""
-    resolved, clock = report.resolved, report.clock
+    resolved = report.resolved
     engine.set_up_torch(resolved)
     model = engine.place(net, resolved)
-    with clock.account("compile"):
+    with report.clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
     loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
     batches = _started(loader)
     _limit_waiting(report, pulse)
-    with clock.account("evaluate"):
-        before_s = clock.wall_s
-        score = evaluate(model, batches, len(report.val_set), resolved, pulse)
-        report.validated(score, clock.wall_s - before_s, None)
+    _evaluate(report, model, batches, pulse, None)
     loader.close()
 
 

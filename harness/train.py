@@ -127,10 +127,10 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
         train_step(t, batches)
         t.clock.mark()
         stop, save = t.pulse.beat()
-        row = _train_row(t) if t.step % every == 0 or t.step == end else None
-        if t.step == end:
-            save = stop = False  # the end of the epoch comes first, and has its own checkpoint
-        save = save or stop or (save_every > 0 and t.step % save_every == 0 and t.step < end)
+        ends = t.step == end  # the epoch's digest, checkpoint and then a stop come after
+        row = _train_row(t) if ends or t.step % every == 0 else None
+        stop = stop and not ends
+        save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
         if row or save:
             yield Pause(row, save, stop)
         if save:

@@ -157,12 +157,13 @@ def say() -> list[str]:
     return []
 
 
-def make_saver(folder: Path, say: list[str], **more: Callable[[State], None]) -> Saver:
-    def nothing(state: State) -> None:
-        pass
-
-    hooks = {"before": nothing, "after": nothing} | more
-    return Saver(folder, cfg.Checkpoint(), say=say.append, **hooks)
+def make_saver(
+    folder: Path,
+    say: list[str],
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[State], object] = lambda state: None,
+) -> Saver:
+    return Saver(folder, cfg.Checkpoint(), before=before, after=after, say=say.append)
 
 
 @pytest.mark.parametrize("where", ["losses", "model"])
@@ -184,9 +185,7 @@ def test_what_is_not_finite_is_never_published(
 
 def test_saving_goes_on_in_the_background(tmp_path: Path, say: list[str]) -> None:
     may_write, published = threading.Event(), []
-    saver = make_saver(
-        tmp_path, say, before=lambda _: may_write.wait() and None, after=published.append
-    )
+    saver = make_saver(tmp_path, say, before=may_write.wait, after=published.append)
     saver.save(state_of(5), about(5))
     assert saver.busy
     assert not published

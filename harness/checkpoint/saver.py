@@ -30,8 +30,8 @@ class Saver:
         folder: Path,
         config: cfg.Checkpoint,
         *,
-        before: Callable[[State], None],
-        after: Callable[[State], None],
+        before: Callable[[], object],
+        after: Callable[[State], object],
         say: Callable[[str], None],
     ) -> None:
         self.staging = Staging()
@@ -77,7 +77,7 @@ class Saver:
             self._say(f"step {about['step']}: not saved, as losses or weights are not finite")
             return
         try:
-            self._before(state)
+            self._before()
             self.last = store.publish(self._folder, state, about)
             store.prune(self._folder, self._config.keep, self._config.keep_every_epochs)
         except OSError as error:

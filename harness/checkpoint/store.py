@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from harness.checkpoint.state import State
+from harness.files import discard, fsync, write_atomic, written
 
 ASIDE = "aside"
 
@@ -43,18 +43,17 @@ def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
     path = folder / f"step-{about['step']:09d}.pt"
     manifest = path.with_suffix(".json")
     try:
-        whole = _written(path, lambda part: _save(state, part))
+        whole = written(path, lambda part: _save(state, part))
         facts = about | {"file": path.name, "bytes": whole.stat().st_size, "sha256": _sha256(whole)}
         line = json.dumps(facts)
-        proof = _written(manifest, lambda part: part.write_text(f"{line}\n{_sha256_of(line)}\n"))
+        proof = written(manifest, lambda part: part.write_text(f"{line}\n{_sha256_of(line)}\n"))
         manifest.unlink(missing_ok=True)  # of this step, by an attempt that was set back
         whole.replace(path)
         proof.replace(manifest)
-        _fsync(folder)
+        fsync(folder)
     finally:
-        for each in (path, manifest):
-            with suppress(OSError):
-                _part(each).unlink(missing_ok=True)
+        discard(path)
+        discard(manifest)
     return path
 
 
@@ -64,12 +63,7 @@ def save_atomic(value: Any, path: Path) -> None:
     Raises:
         OSError: it cannot be written; nothing is left.
     """
-    try:
-        _written(path, lambda part: _save(value, part)).replace(path)
-        _fsync(path.parent)
-    finally:
-        with suppress(OSError):
-            _part(path).unlink(missing_ok=True)
+    write_atomic(path, lambda part: _save(value, part))
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Found | None:
@@ -141,17 +135,6 @@ def _put_aside(path: Path) -> Path:
     return path.replace(aside)
 
 
-def _written(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """Fill a file under a temporary name and force it to the disk."""
-    fill(part := _part(path))
-    _fsync(part)
-    return part
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
 def _save(value: Any, part: Path) -> None:
     try:
         with part.open("wb") as file:
@@ -159,14 +142,6 @@ def _save(value: Any, part: Path) -> None:
     except RuntimeError as error:
         # How torch's writer ends when the disk is full: what the disk said lies below.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from harness import cli
 from harness.config import Config, differing, fingerprint, flat
 from harness.errors import BadInput
+from harness.files import write_atomic
 from harness.record.lease import Lease
 from harness.record.process import process_age_s
 
@@ -48,11 +49,11 @@ class RunFolder:
 
     def set_state(self, state: State) -> None:
         """Say how the run stands; launchers read this, since torchrun hides exit codes."""
-        write_atomic(self.path / "state", state + "\n")
+        write_text(self.path / "state", state + "\n")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a record, whole or not at all."""
-        write_atomic(self.path / name, json.dumps(value, indent=2) + "\n")
+        write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
 
 def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -> bool:
@@ -97,9 +98,9 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
         if not (path / "config.yaml").exists():
             # What restarts a run is said by the command, not by the record of it.
             plain = config.run.model_copy(update={"restart": False, "dry_run": False})
-            write_atomic(path / "config.yaml", cli.dump(config.model_copy(update={"run": plain})))
+            write_text(path / "config.yaml", cli.dump(config.model_copy(update={"run": plain})))
         if not (path / "run_id").exists():
-            write_atomic(path / "run_id", uuid.uuid4().hex[:10] + "\n")
+            write_text(path / "run_id", uuid.uuid4().hex[:10] + "\n")
         number = len(attempts(path)) + 1
         if (path / "failure.json").exists():
             (path / "failure.json").replace(path / f"failure-{number - 1}.json")
@@ -185,17 +186,12 @@ def record_failure(path: Path, rank: int, error: BaseException) -> None:
     # Where the folder cannot be written any more, the message on the console must do.
     with suppress(OSError), (path / "failure.json").open("x") as file:
         file.write(json.dumps(report, indent=2) + "\n")
-        write_atomic(path / "state", "failed\n")
+        write_text(path / "state", "failed\n")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all, also if the machine stops in between."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def write_text(path: Path, text: str) -> None:
+    """Write a small record, whole or not at all."""
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _modified_at(path: Path) -> float:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 
 from harness.console import out
 from harness.errors import BadInput
+from harness.record.process import started_ticks
 
 _LOCK_S = 5.0  # it is held for moments only
 _MOMENT_S = 1.0  # without locks: how long the write of a job that started with us may trail ours
@@ -175,7 +176,7 @@ def _is_free(found: _Seen | None, me: _Owner, watched: _Seen | None) -> bool | N
         # The user too: /proc may hide the processes of others, so that they look dead.
         here = (me.boot_id, me.pid_namespace, me.uid)
         if me.started_ticks > 0 and here == (owner.boot_id, owner.pid_namespace, owner.uid):
-            return _started_ticks(owner.pid) != owner.started_ticks
+            return started_ticks(owner.pid) != owner.started_ticks
         # Slurm starts a job again only once it has ended the start before.
         same_job = me.slurm_job is not None and me.slurm_job == owner.slurm_job
         if same_job and owner.slurm_restarts < me.slurm_restarts:
@@ -251,14 +252,5 @@ def _here() -> tuple[str, str, int]:
     """Boot, pid namespace and start, which with the pid name one process; empty if unknown."""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return boot_id, os.readlink("/proc/self/ns/pid"), _started_ticks(os.getpid())
+        return boot_id, os.readlink("/proc/self/ns/pid"), started_ticks(os.getpid())
     return "", "", 0
-
-
-def _started_ticks(pid: int) -> int:
-    """When a process started, in ticks since the boot; -1 if it is gone or a zombie."""
-    with suppress(OSError):
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-        state, *fields = stat.rpartition(b")")[2].split()  # the name before may hold anything
-        return -1 if state in (b"Z", b"X") else int(fields[18])
-    return -1

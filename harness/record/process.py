@@ -1,17 +1,25 @@
-"""This process, as the system sees it; imports no torch, as readers of records need none."""
+"""When a process was started, as the system tells it; imports no torch, as readers need none."""
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
+
+
+def started_ticks(pid: int) -> int:
+    """When a process started, in ticks since the boot; -1 if it is gone, a zombie, or unknown."""
+    with suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        state, *fields = stat.rpartition(b")")[2].split()  # the name before may hold anything
+        return -1 if state in (b"Z", b"X") else int(fields[18])
+    return -1
 
 
 def process_age_s() -> float:
     """Seconds since this process was started: importing is start-up too."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
+    if (ticks := started_ticks(os.getpid())) < 0:
         return 0.0
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22: ticks after boot
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    started_s = ticks / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)

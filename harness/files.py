@@ -1,0 +1,49 @@
+"""Files that are whole or not there, also if the machine stops in between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Have a file written under a temporary name, force it to the disk, give it its name.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    try:
+        written(path, fill).replace(path)
+        fsync(path.parent)
+    finally:
+        discard(path)
+
+
+def written(path: Path, fill: Callable[[Path], Any]) -> Path:
+    """The same without the last part: what is whole, and waits for its name."""
+    fill(part := _part(path))
+    fsync(part)
+    return part
+
+
+def discard(path: Path) -> None:
+    """Remove what was begun for `path` and has not got its name."""
+    with suppress(OSError):
+        _part(path).unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Return once a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _part(path: Path) -> Path:
+    # The pid: two ranks may say at once how the run stands.
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
