@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from harness import checkpoint
@@ -69,10 +70,13 @@ def _claim(
     try:
         if not run_folder.is_finished(path, config, digests):
             folder, lease = run_folder.claim(path, config)
-            # Whoever held it may have finished, or begun another run, while we waited.
-            if not run_folder.is_finished(path, config, digests):
-                return _taken(folder, lease, resolved, digests)
-            lease.release()
+            with ExitStack() as undo:
+                undo.callback(lease.release)
+                # Whoever held it may have finished, or begun another run, while we waited.
+                if not run_folder.is_finished(path, config, digests):
+                    attempt = _taken(folder, lease, resolved, digests)
+                    undo.pop_all()
+                    return attempt
     except BadInput as error:
         return error
     out.print(

@@ -128,10 +128,9 @@ def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> flo
         # A heartbeat may be seconds old, and the last row younger.
         seen = max(lease.previous.last_seen, _modified_at(folder.rows))
         line["previous_s"] = max(0.0, seen - before[-1]["began_at"])
-    with (folder.path / "attempts.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line | facts) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    # All lines anew: what a kill cut short would else take the next line with it.
+    lines = [json.dumps(each) for each in (*before, line | facts)]
+    write_text(folder.path / "attempts.jsonl", "\n".join(lines) + "\n")
     folder.set_state("running")
     return float(sum(each.get("previous_s", 0.0) for each in (*before, line)))
 
