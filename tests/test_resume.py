@@ -122,6 +122,7 @@ def begin(photos: Path, folder: Path, changes: dict[str, Any], steps: int) -> di
     return sums | {"step": t.step, "bits": bits(t), "before": before.tolist()}
 
 
+@pytest.mark.slow
 def test_another_world_size_sees_the_same_images(photos: Path, tmp_path: Path) -> None:
     """Four steps on three ranks, three more on two or one: counts and digests lose nothing."""
     changes = {"engine": {"precision": "fp32"}, "train": {"max_local_batch": 6}}
