@@ -12,7 +12,7 @@ from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
 from harness.data import Batch, open_sets
-from harness.errors import RunFailed, Stopped
+from harness.errors import NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
@@ -51,16 +51,14 @@ def run(config: cfg.Config, world: World) -> None:
         folder = attempt.folder
         report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
         keeper = Keeper(attempt, report)
+        signals = Signals()
+        signals.catch()
         stacks = Stacks(folder.path, folder.attempt, world.rank)
-        pulse = Pulse(Ballot(config.engine.timeout_s), Signals(), stacks, keeper.due)
-        pulse.signals.catch()
+        pulse = Pulse(Ballot(config.engine.timeout_s), signals, stacks, keeper.due)
         stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
             report.begin(attempt.keep_bytes)
-            if train_set is None:
-                _score(report, net, pulse)
-            else:
-                _train(report, net, keeper, pulse)
+            _work(report, net, keeper, pulse)
             _finish(report, net, keeper)
         except StopAgreed:
             raise _stopped(report, keeper, pulse) from None
@@ -74,6 +72,31 @@ def run(config: cfg.Config, world: World) -> None:
         pulse.ballot.close()
         stacks.close()
     report.say_goodbye()
+
+
+def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Train or score.
+
+    Raises:
+        NotFinite: says what can be gone on from.
+        RunFailed: another rank hangs; says where to look.
+    """
+    try:
+        if report.train_set is None:
+            _score(report, net, pulse)
+        else:
+            _train(report, net, keeper, pulse)
+    except NotFinite as error:
+        if keeper.training is None:
+            raise
+        raise NotFinite(f"{error}; {keeper.last_good(keeper.training)}") from error
+    except RuntimeError as error:  # what torch raises when a collective gives up
+        if pulse.stacks is None or (waited_s := pulse.stacks.waited_s) is None:
+            raise
+        raise RunFailed(
+            f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
+            f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
+        ) from error
 
 
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
@@ -167,7 +190,8 @@ def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
         except OSError as error:
             raise RunFailed(
                 f"{path}: {error.strerror}: all is trained, but the result could not be written; "
-                f"make room and give the same command again: it goes on from {keeper.last}"
+                "make room and give the same command again: it goes on from "
+                f"{keeper.last or 'the start, as no checkpoint could be written either'}"
             ) from None
 
 

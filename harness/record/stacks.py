@@ -16,6 +16,8 @@ from typing import TextIO
 
 FOLDER = "stacks"
 REARM_S = 1.0
+LATE = 0.8
+"""Share of the collectives' time limit; once they give up, the process may end at once."""
 
 
 class Stacks:
@@ -30,7 +32,7 @@ class Stacks:
             self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("w", encoding="utf-8")
             # How torchrun ends the ranks that are left when one has failed. The handler that was
-            # there before comes second.
+            # there before comes second; one that is set later would take this one's place.
             faulthandler.register(signal.SIGTERM, file=self._file, chain=True)
 
     def expect_life(self, within_s: float) -> None:
@@ -42,6 +44,12 @@ class Stacks:
         """This rank gets on; cheap enough for each step."""
         if time.monotonic() - self._armed_at > REARM_S:
             self._arm()
+
+    @property
+    def waited_s(self) -> float | None:
+        """For how long this rank has not got on, if that is too long."""
+        waited_s = time.monotonic() - self._armed_at
+        return waited_s if waited_s > LATE * self._limit_s else None
 
     def failed(self, error: BaseException) -> None:
         """This rank ends with an error: its stack is that of the error."""
@@ -67,5 +75,22 @@ class Stacks:
     def _arm(self) -> None:
         self._armed_at = time.monotonic()
         if self._file is not None:
-            # Before the collectives give up, which ends the process.
-            faulthandler.dump_traceback_later(0.8 * self._limit_s, file=self._file)
+            faulthandler.dump_traceback_later(LATE * self._limit_s, file=self._file)
+
+
+def set_aside(run_folder: Path, attempt: int) -> None:
+    """Put the stacks that an attempt left beside its failure; a rank that was killed left none.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = run_folder / FOLDER
+    for file in folder.glob("*.txt"):
+        if not file.stat().st_size:
+            file.unlink()
+    if not folder.is_dir():
+        return
+    if any(folder.iterdir()):
+        folder.rename(run_folder / f"failure-{attempt}-{FOLDER}")
+    else:
+        folder.rmdir()
