@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from functools import partial
+from threading import Thread
+from typing import NoReturn
 
 from torch import nn
 
 from harness import attempt as attempts
 from harness import checkpoint, engine
 from harness import config as cfg
-from harness.console import out
+from harness.console import err, out
 from harness.data import Batch, open_sets
-from harness.errors import NotFinite, RunFailed, Stopped
+from harness.errors import EXIT_FAILED, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
@@ -26,6 +30,8 @@ from harness.world import Ballot, World, process_group, set_timeout
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
+LAST_WORDS_S = 5.0
+"""The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
 def run(config: cfg.Config, world: World) -> None:
@@ -53,7 +59,7 @@ def run(config: cfg.Config, world: World) -> None:
         keeper = Keeper(attempt, report)
         signals = Signals()
         signals.catch()
-        stacks = Stacks(folder.path, folder.attempt, world.rank)
+        stacks = Stacks(folder.path, folder.attempt, world.rank, partial(_hangs, attempt, world))
         pulse = Pulse(Ballot(config.engine.timeout_s), signals, stacks, keeper.due)
         stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
@@ -97,6 +103,23 @@ def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
             f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
             f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
         ) from error
+    finally:
+        if pulse.stacks is not None:
+            pulse.stacks.disarm()
+
+
+def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
+    """End this process from another thread; the main one gets no turn any more."""
+    path = attempt.folder.path
+    error = RunFailed(
+        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s; "
+        f"where it stands is in {path}/stacks"
+    )
+    err.print(f"error: {error}")
+    record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
+    record.start()
+    record.join(LAST_WORDS_S)
+    os._exit(EXIT_FAILED)
 
 
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:

@@ -7,26 +7,39 @@ a read from a dead disk, or anywhere else where Python itself gets no turn.
 from __future__ import annotations
 
 import faulthandler
+import math
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TextIO
 
 FOLDER = "stacks"
 REARM_S = 1.0
 LATE = 0.8
 """Share of the collectives' time limit; once they give up, the process may end at once."""
+LOOK_S, GRACE_S = 0.5, 3.0
+"""A rank that waits for another speaks first: when its collective gives up."""
 
 
 class Stacks:
-    """This rank's file: every thread's stack, once it hangs or is ended from outside."""
+    """This rank's file: every thread's stack, once it hangs or is ended from outside.
 
-    def __init__(self, run_folder: Path, attempt: int, rank: int) -> None:
+    Args:
+        hangs: called in another thread, with the seconds, if this rank does not even come to a
+            collective that gives up: in a read from a dead disk nobody else would end it.
+    """
+
+    def __init__(
+        self, run_folder: Path, attempt: int, rank: int, hangs: Callable[[float], object]
+    ) -> None:
         self._path = run_folder / FOLDER / f"attempt-{attempt}-rank-{rank}.txt"
         self._file: TextIO | None = None
-        self._limit_s, self._armed_at = 0.0, 0.0
+        self._limit_s, self._armed_at = math.inf, 0.0
+        Thread(target=self._watch, args=(hangs,), name="stacks", daemon=True).start()
         # Where this node does not see the run folder, the record does without.
         with suppress(OSError):
             self._path.parent.mkdir(exist_ok=True)
@@ -70,7 +83,16 @@ class Stacks:
 
     def disarm(self) -> None:
         """Hanging is over: what comes now has its own limits."""
+        self._limit_s = math.inf
         faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self, hangs: Callable[[float], object]) -> None:
+        silent_s, seen = 0.0, 0.0
+        # Looks are counted, not seconds: while the process is stopped, it does not hang.
+        while silent_s <= self._limit_s + GRACE_S:
+            time.sleep(LOOK_S)
+            silent_s, seen = (silent_s + LOOK_S if seen == self._armed_at else 0.0), self._armed_at
+        hangs(silent_s)
 
     def _arm(self) -> None:
         self._armed_at = time.monotonic()
