@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -176,7 +177,7 @@ def test_ranks_that_start_again_never_take_the_dead_for_the_living() -> None:
             first = own_part(store, worlds[0], 60)
             first.set("address", str(start))
             assert [other.result(30).get("address") for other in others] == [b"%d" % start] * 2
-    with pytest.raises(RunFailed, match="rank 2: rank 0 has not come within 0.1 s"):
+    with pytest.raises(RunFailed, match=r"rank 2: rank 0 has not come within 0.1 s"):
         own_part(store, worlds[2], 0.1)
 
 
@@ -193,13 +194,12 @@ def test_a_rank_that_hangs_ends_all_and_torchrun_starts_again(
         whole = image.read_bytes()
         block(image)
         ranks = children(job)
-        until(lambda: (folder / "failure.json").exists())
+        until(lambda: not any(map(alive, ranks)))
         image.unlink()
         image.write_bytes(whole)
         assert job.wait(120) == 0, said_in(tmp_path)
-    assert not any(map(alive, ranks))
     said = said_in(tmp_path)
-    assert "error: waited 5 s for another rank, which hangs or needs a higher engine.tim" in said
+    assert re.search(r"error: waited \d+ s for another rank, which hangs or needs a higher", said)
     failure = json.loads((folder / "failure-1.json").read_text())
     assert failure["message"].endswith("where each one stood is in runs/hung/stacks")
     stacks = sorted((folder / "failure-1-stacks").iterdir())
@@ -226,8 +226,10 @@ def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
         block(image)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 1
-    assert said.startswith("error: rank 0 hangs: no step for 7 s, more than engine.timeout_s; ")
-    assert said.count("\n") == 1
+    line = (
+        r"error: rank 0 hangs: no step for \d+ s, more than engine.timeout_s; where it stands .*\n"
+    )
+    assert re.fullmatch(line, said), said
     assert "in read_mapped" in (folder / "stacks" / "attempt-1-rank-0.txt").read_text()
     assert json.loads((folder / "failure.json").read_text())["message"] in said
     assert (folder / "state").read_text() == "failed\n"
@@ -292,7 +294,14 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_never_saved(
 
 @pytest.mark.parametrize(
     ("size", "goes_on_from"),
-    [("3m", "step-000000005.pt"), ("1m", "the start, as no checkpoint could be written either")],
+    [
+        ("3m", "step-000000005.pt"),
+        pytest.param(
+            "1m",
+            "the start, as no checkpoint could be written either",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_disk_that_is_full_at_the_end(
     tmp_path: Path, icons: Path, finished_run: Path, size: str, goes_on_from: str
