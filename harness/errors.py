@@ -20,9 +20,13 @@ class BadInput(HarnessError):
 
 
 class RunFailed(HarnessError):
-    """The run began and cannot go on: a loss that is not finite, an image that does not decode."""
+    """The run began and cannot go on: an image does not decode, another rank does not answer."""
 
     exit_code = EXIT_FAILED
+
+
+class NotFinite(RunFailed):
+    """A loss is nan or infinite; all ranks learn of it at the same point."""
 
 
 class Stopped(HarnessError):

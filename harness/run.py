@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from functools import partial
+from threading import Thread
+from typing import NoReturn
 
 from torch import nn
 
 from harness import attempt as attempts
 from harness import checkpoint, engine
 from harness import config as cfg
-from harness.console import out
+from harness.console import err, out
 from harness.data import Batch, open_sets
-from harness.errors import RunFailed, Stopped
+from harness.errors import EXIT_FAILED, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
@@ -26,6 +30,8 @@ from harness.world import Ballot, World, process_group, set_timeout
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
+LAST_WORDS_S = 5.0
+"""The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
 def run(config: cfg.Config, world: World) -> None:
@@ -51,16 +57,14 @@ def run(config: cfg.Config, world: World) -> None:
         folder = attempt.folder
         report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
         keeper = Keeper(attempt, report)
-        stacks = Stacks(folder.path, folder.attempt, world.rank)
-        pulse = Pulse(Ballot(config.engine.timeout_s), Signals(), stacks, keeper.due)
-        pulse.signals.catch()
+        signals = Signals()
+        signals.catch()
+        stacks = Stacks(folder.path, folder.attempt, world.rank, partial(_hangs, attempt, world))
+        pulse = Pulse(Ballot(config.engine.timeout_s), signals, stacks, keeper.due)
         stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
             report.begin(attempt.keep_bytes)
-            if train_set is None:
-                _score(report, net, pulse)
-            else:
-                _train(report, net, keeper, pulse)
+            _work(report, net, keeper, pulse)
             _finish(report, net, keeper)
         except StopAgreed:
             raise _stopped(report, keeper, pulse) from None
@@ -74,6 +78,48 @@ def run(config: cfg.Config, world: World) -> None:
         pulse.ballot.close()
         stacks.close()
     report.say_goodbye()
+
+
+def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Train or score.
+
+    Raises:
+        NotFinite: says what can be gone on from.
+        RunFailed: another rank hangs; says where to look.
+    """
+    try:
+        if report.train_set is None:
+            _score(report, net, pulse)
+        else:
+            _train(report, net, keeper, pulse)
+    except NotFinite as error:
+        if keeper.training is None:
+            raise
+        raise NotFinite(f"{error}; {keeper.last_good(keeper.training)}") from error
+    except RuntimeError as error:  # what torch raises when a collective gives up
+        if pulse.stacks is None or (waited_s := pulse.stacks.waited_s) is None:
+            raise
+        raise RunFailed(
+            f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
+            f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
+        ) from error
+    finally:
+        if pulse.stacks is not None:
+            pulse.stacks.disarm()
+
+
+def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
+    """End this process from another thread; the main one gets no turn any more."""
+    path = attempt.folder.path
+    error = RunFailed(
+        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s; "
+        f"where it stands is in {path}/stacks"
+    )
+    err.print(f"error: {error}")
+    record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
+    record.start()
+    record.join(LAST_WORDS_S)
+    os._exit(EXIT_FAILED)
 
 
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
@@ -167,7 +213,8 @@ def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
         except OSError as error:
             raise RunFailed(
                 f"{path}: {error.strerror}: all is trained, but the result could not be written; "
-                f"make room and give the same command again: it goes on from {keeper.last}"
+                "make room and give the same command again: it goes on from "
+                f"{keeper.last or 'the start, as no checkpoint could be written either'}"
             ) from None
 
 

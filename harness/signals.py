@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from threading import Thread
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -14,7 +15,9 @@ SAME_WISH_S = 2.0
 class Signals:
     """Notes the first signal; a second one, given deliberately, ends the process at once.
 
-    The handler does no work: saving inside of it could meet a half-done step or a held lock.
+    No handler does any work: saving inside of it could meet a half-done step or a held lock. A
+    thread hears of each signal through a pipe, since Python's own handlers wait for the main
+    thread, which may be waiting in a collective for a rank that hangs.
     """
 
     def __init__(self) -> None:
@@ -23,11 +26,21 @@ class Signals:
 
     def catch(self) -> None:
         """Note SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from here on (main thread only)."""
+        hears, tells = os.pipe()
+        os.set_blocking(tells, False)
+        signal.set_wakeup_fd(tells)
         for each in CAUGHT:
-            signal.signal(each, self._note)
+            signal.signal(each, _nothing)
+        Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self, hears: int) -> None:
+        while True:
+            self._note(os.read(hears, 1)[0])
+
+    def _note(self, number: int) -> None:
         now = time.monotonic()
+        if number not in CAUGHT:
+            return
         if self.received is None:
             self.received, self._first_at = signal.Signals(number), now
         # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
@@ -40,3 +53,7 @@ def leave_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(each, signal.SIG_DFL)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler in Python is what makes the C handler write into the pipe."""

@@ -2,7 +2,7 @@
 
 checkpoints/step-000000120.pt     the state
 checkpoints/step-000000120.json   written last: size and SHA-256 of the state; its own on line 2
-checkpoints/aside/                what turned out to be torn or damaged
+checkpoints/aside/                what turned out to be torn, damaged, or of no use
 """
 
 from __future__ import annotations
@@ -76,6 +76,15 @@ def newest(folder: Path, say: Callable[[str], None]) -> Found | None:
         except _Damaged as why:
             aside = _put_aside(path)
             say(f"{path}: {why}: not used, kept as {aside}")
+    return None
+
+
+def last_before(folder: Path, step: int) -> Path | None:
+    """The newest checkpoint of an earlier step; those of this step or later are put aside."""
+    for path in sorted(folder.glob("step-*.pt"), reverse=True):
+        if path.name < f"step-{step:09d}.pt":
+            return path
+        _put_aside(path)
     return None
 
 

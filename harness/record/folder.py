@@ -18,6 +18,7 @@ from harness import cli
 from harness.config import Config, differing, fingerprint, flat
 from harness.errors import BadInput
 from harness.files import write_atomic
+from harness.record import stacks
 from harness.record.lease import Lease
 from harness.record.process import process_age_s
 
@@ -83,8 +84,8 @@ def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -
 def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
     """Take the run folder for an attempt: a new one, or that of a run that has not finished.
 
-    An old one is moved aside first where asked. What an earlier attempt left as its failure gets
-    that attempt's number.
+    An old one is moved aside first where asked. What an earlier attempt left as its failure, and
+    the stacks of its ranks, get that attempt's number.
 
     Raises:
         BadInput: it cannot be written, or another job works in it.
@@ -104,6 +105,7 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
         number = len(attempts(path)) + 1
         if (path / "failure.json").exists():
             (path / "failure.json").replace(path / f"failure-{number - 1}.json")
+        stacks.set_aside(path, number - 1)
     except OSError as error:
         raise BadInput(
             f"{path}: {error.strerror}; set --run.root to a folder you can write"
