@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, icons: Path) -> Path:
     done = train(*icons_flags(icons), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs" / "icons-s0"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(where)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
