@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from harness import __version__
 from harness.config import CIFAR_MODELS, ModelName
 from harness.console import err, out
 from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessError
+
+if TYPE_CHECKING:
+    from harness.bench.loop import Work
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,16 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     overhead = bench.add_parser(
         "overhead", help="the harness's training loop against a bare loop, in turns"
     )
-    overhead.add_argument(
-        "--model", default="resnet18", choices=get_args(ModelName), metavar="NAME",
-        help="network (default resnet18)",
-    )  # fmt: skip
-    overhead.add_argument("--image-px", type=_positive, default=64, help="px (default 64)")
-    overhead.add_argument("--batch", type=_positive, default=32, help="images (default 32)")
+    _add_work(overhead, model="resnet18", image_px=64, turns=6)
     overhead.add_argument("--steps", type=_positive, default=60, help="steps per turn (default 60)")
-    overhead.add_argument("--turns", type=_positive, default=6, help="turns of each (default 6)")
-    overhead.add_argument("--eager", action="store_true", help="without torch.compile")
     overhead.set_defaults(verb=_bench_overhead)
+    checkpoint = bench.add_parser(
+        "checkpoint", help="the training loop with checkpoints against without, in turns"
+    )
+    _add_work(checkpoint, model="resnet50", image_px=128, turns=4)
+    checkpoint.add_argument(
+        "--every", type=_positive, default=20, help="steps per checkpoint, 2 a turn (default 20)"
+    )
+    checkpoint.add_argument(
+        "--folder", type=Path, default=Path(), metavar="DIR",
+        help="on the disk to measure; left as it was (default: the current folder)",
+    )  # fmt: skip
+    checkpoint.set_defaults(verb=_bench_checkpoint)
     loader = bench.add_parser(
         "data", help="the DALI loader against torchvision's ImageFolder and DataLoader, in turns"
     )
@@ -101,6 +109,25 @@ def _parser() -> argparse.ArgumentParser:
     loader.set_defaults(verb=_bench_data)
     _add_doctor(verbs.add_parser("doctor", help="try out whether promises hold on this machine"))
     return parser
+
+
+def _add_work(parser: argparse.ArgumentParser, *, model: str, image_px: int, turns: int) -> None:
+    """What a bench of the training loop trains; several ranks: under torchrun -m harness."""
+    parser.epilog = (
+        "several ranks: torchrun --nproc-per-node 3 -m harness bench ... (images are per rank then)"
+    )
+    parser.add_argument(
+        "--model", default=model, choices=get_args(ModelName), metavar="NAME",
+        help=f"network (default {model})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-px", type=_positive, default=image_px, help=f"px (default {image_px})"
+    )
+    parser.add_argument("--batch", type=_positive, default=32, help="images (default 32)")
+    parser.add_argument(
+        "--turns", type=_positive, default=turns, help=f"turns of each (default {turns})"
+    )
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -164,14 +191,21 @@ def _show(options: argparse.Namespace) -> None:
 def _bench_overhead(options: argparse.Namespace) -> None:
     from harness.bench import overhead
 
-    overhead.measure(
-        options.model,
-        image_px=options.image_px,
-        batch=options.batch,
-        steps=options.steps,
-        turns=options.turns,
-        compiled=not options.eager,
-    )
+    overhead.measure(_work(options, options.steps))
+
+
+def _bench_checkpoint(options: argparse.Namespace) -> None:
+    from harness.bench import checkpoint
+
+    work = _work(options, options.every * checkpoint.SAVES)
+    checkpoint.measure(work, options.folder)
+
+
+def _work(options: argparse.Namespace, steps: int) -> Work:
+    from harness.bench.loop import Work
+
+    o = options
+    return Work(o.model, o.image_px, o.batch, steps, o.turns, compiled=not o.eager)
 
 
 def _bench_data(options: argparse.Namespace) -> None:

@@ -6,13 +6,12 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import small_disk
 
 from harness import checkpoint
 from harness import config as cfg
@@ -207,12 +206,6 @@ def test_time_makes_it_due_once(
     now += 60 * cfg.Checkpoint().every_minutes + 1
     assert saver.due()
     assert not saver.due(), "asking begins a new period"
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", "2m") as where:
-        yield where
 
 
 def test_a_full_disk_costs_that_checkpoint_only(disk: Path, say: list[str]) -> None:

@@ -265,7 +265,8 @@ def test_a_half_drawn_folder_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "words", ["", "data", "data demo", "show", "bench", "bench overhead", "bench data"]
+    "words",
+    ["", "data", "data demo", "show", "bench", "bench overhead", "bench checkpoint", "bench data"],
 )
 def test_help_of_each_verb(run: Run, words: str) -> None:
     code, out, err = run(*words.split(), "--help")
@@ -287,6 +288,10 @@ def test_version(run: Run) -> None:
         ("data demo", "the following arguments are required: DIR; see: harness data demo --help"),
         ("show", "the following arguments are required: what; see: harness show --help"),
         ("show runs --al", "unrecognized arguments: --al; see: harness --help"),
+        (
+            "bench checkpoint --every 0",
+            "--every: must be at least 1, not 0; see: harness bench check",
+        ),
         ("bench data", "the following arguments are required: DIR; see: harness bench data --help"),
     ],
 )
