@@ -55,11 +55,15 @@ def pack(graphs: Path, folder: Path, key: str, facts: dict[str, Any]) -> Path:
 def unpack(folder: Path, key: str, to: Path, say: Callable[[str], None]) -> Path | None:
     """Make the folder `to` of an archive of this key, and tell which; a damaged one is named.
 
+    One process at a time may unpack to one place; none may pack meanwhile.
+
     Raises:
         OSError: it cannot be read, or there is no room for it; `to` is not there.
     """
     for cut_short in folder.glob(f".*{_SUFFIX}.*.part"):
         cut_short.unlink(missing_ok=True)
+    for cut_short in to.parent.glob(f"{to.name}.*.unpacking"):
+        shutil.rmtree(cut_short, ignore_errors=True)
     for path in names(folder, key):
         if path.name != f"{key}-{_checksum(path)}{_SUFFIX}":
             aside = path.with_name(f"{path.name}.damaged")
