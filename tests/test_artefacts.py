@@ -109,7 +109,8 @@ print(key.key_of(key.machine(from_environment("cpu", {}))))
     [
         ({"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": "/elsewhere"}, True),
         ({"ATEN_CPU_CAPABILITY": "default"}, False),
-        ({"CXX": "another-compiler"}, False),
+        ({"CXX": "another-compiler", "TORCHINDUCTOR_CACHE_DIR": "/elsewhere"}, False),
+        ({"TORCHINDUCTOR_MAX_AUTOTUNE": "1"}, False),
     ],
 )
 def test_a_machine_has_one_key_and_another_vector_width_or_compiler_another(
@@ -127,8 +128,9 @@ def test_a_machine_has_one_key_and_another_vector_width_or_compiler_another(
     ("changes", "same"),
     [
         ({"run": {"seed": 7}, "schedule": {"epochs": 5}, "log": {"every_steps": 1}}, True),
-        ({"engine": {"timeout_s": 7.0, "bucket_mb": 3.0}, "data": {"prefetch_batches": 9}}, True),
+        ({"engine": {"timeout_s": 7.0}, "data": {"prefetch_batches": 9}}, True),
         ({"engine": {"threads": 2}}, False),
+        ({"engine": {"bucket_mb": 3.0}}, False),
         ({"engine": {"precision": "fp32"}}, False),
         ({"train": {"max_local_batch": 6}}, False),
         ({"eval": {"local_batch": 8}}, False),

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -24,6 +24,7 @@ from harness import engine
 from harness.artefacts import archive, key
 from harness.console import out
 from harness.errors import BadInput
+from harness.files import fsync_tree
 from harness.record.clock import Clock
 from harness.record.folder import RunFolder, add_to_attempt
 from harness.resolve import Resolved
@@ -49,12 +50,12 @@ def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> I
         cache = _open(key.facts(resolved, classes), folder)
     yield
     with clock.account("compile"):
-        said, counts = _keep(cache, resolved.world)
+        done = _keep(cache, resolved.world)
     if resolved.world.is_main:
         compile_s = clock.accounts_s["compile"]
-        out.print(f"{'compiled':>12}: {said.format(f'{compile_s:.1f} s')}")
+        out.print(f"{'compiled':>12}: {_in_words(done, f'{compile_s:.1f} s')}")
         try:
-            add_to_attempt(folder.path, {"compile_s": compile_s, **counts})
+            add_to_attempt(folder.path, {"compile_s": compile_s, **done.counts})
         except OSError as error:
             _note(f"{folder.path}/attempts.jsonl lacks compile_s: {error.strerror}")
 
@@ -76,12 +77,16 @@ class _Cache:
 
     def publish(self) -> None:
         """All processes of the node have compiled: what they made may be used by others."""
-        with _lock(self.whole):
-            if self.making.exists():
-                if self.whole.exists():  # another run of the same kind was faster
-                    shutil.rmtree(self.making, ignore_errors=True)
-                else:
-                    self.making.replace(self.whole)
+        try:
+            with _lock(self.whole):
+                if self.making.exists():
+                    if self.whole.exists():  # another run of the same kind was faster
+                        shutil.rmtree(self.making, ignore_errors=True)
+                    else:
+                        fsync_tree(self.making)
+                        self.making.replace(self.whole)
+        except OSError as error:
+            _note(f"{self.making}: {error.strerror}: its graphs are of use to this attempt only")
         self.enter()
         # Inductor sets it where the user has not, to the folder that has just lost its name.
         if os.environ.get(_TRITON_VARIABLE, "").startswith(str(self.making)):
@@ -94,6 +99,14 @@ class _Cache:
         except OSError as error:
             _note(f"{self.archives}: {error.strerror}: the next start may have to compile again")
             return None
+
+
+class _Done(NamedTuple):
+    """What the warm-ups of all ranks came to."""
+
+    counts: dict[str, int]
+    found: Path | None  # where every graph came from; none if some were compiled
+    archive: Path | None
 
 
 def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
@@ -112,26 +125,30 @@ def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
     return cache
 
 
-def _keep(cache: _Cache, world: World) -> tuple[str, dict[str, int]]:
-    """Publish, on each node, and archive, once for each kind of machine; in words, in numbers."""
+def _keep(cache: _Cache, world: World) -> _Done:
+    """Publish the graphs on each node, and archive them, once for each kind of machine."""
     mine = {"key": cache.key, "source": cache.source, **engine.cache_counts()}
     # The others' answers also tell that nobody compiles in the folder any more.
     everyone = world.gather(mine)
     cache.publish()
-    alike = [rank for rank, each in enumerate(everyone) if each["key"] == cache.key]
-    new = sum(everyone[rank]["graphs_compiled"] for rank in alike)
+    alike = [each for each in everyone if each["key"] == cache.key]
+    compiled = sum(each["graphs_compiled"] for each in alike)
     path = None
-    if world.rank == alike[0] and cache.whole.exists():
+    if everyone[world.rank] is alike[0] and cache.whole.exists():
         path = next(iter(archive.names(cache.archives, cache.key)), None)
-        if new or path is None:
+        if compiled or path is None:
             path = cache.pack()
     counts = {name: sum(each[name] for each in everyone) for name in engine.cache_counts()}
-    if new or not counts["graphs_found"]:
-        return "in {}" + (f", kept for the next start in {path}" if path else ""), counts
-    # A node's first process unpacks; the others find what it unpacked.
-    sources = [everyone[rank]["source"] for rank in alike]
-    source = next((each for each in sources if each not in (None, cache.whole)), cache.whole)
-    return f"nothing: all found in {source}, in {{}}", counts
+    # A node's first process unpacks; the others find what it has unpacked.
+    sources = [each["source"] for each in alike if each["source"] is not None]
+    source = next((each for each in sources if each != cache.whole), cache.whole)
+    return _Done(counts, None if compiled or not sources else source, path)
+
+
+def _in_words(done: _Done, took: str) -> str:
+    if done.found:
+        return f"nothing: all found in {done.found}, in {took}"
+    return f"in {took}" + (f", kept for the next start in {done.archive}" if done.archive else "")
 
 
 def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:

@@ -1,14 +1,15 @@
 """Key: on which machines compiled graphs are right, and which graphs they are.
 
 Inductor's own keys tell graphs apart, but not CPUs: code made for another vector width loads, runs
-and gives NaN without an error. What is left out of `graphs` makes nothing wrong, only a folder of
-mixed content.
+and gives NaN without an error. What `graphs` leaves out makes nothing wrong; a run then compiles
+what it lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,8 @@ _CPU_IDENTITY = (
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
 )
 """As /proc/cpuinfo spells them on x86 and on Arm: inductor compiles with -march=native."""
+
+_FIRST_WEIGHTS = {"weights", "fc_init_std", "zero_gamma"}
 
 
 def facts(resolved: Resolved, classes: int) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def machine(world: World) -> dict[str, Any]:
         "hip": torch.version.hip,
         "triton": _triton_version(),
         "gpu": _gpu(world),
+        "inductor": _inductor_settings(),
     }
 
 
@@ -59,7 +63,7 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
     """What shapes the graphs."""
     config = resolved.config
     return {
-        "model": config.model.model_dump(mode="json", exclude={"weights", "fc_init_std"}),
+        "model": config.model.model_dump(mode="json", exclude=_FIRST_WEIGHTS),
         "classes": classes,
         "mode": config.run.mode,
         "image_px": config.data.image_px,
@@ -68,6 +72,8 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
         "precision": resolved.precision,
         "channels_last": config.engine.channels_last,
         "deterministic": config.engine.deterministic,
+        # Dynamo cuts the graph of a module under DDP where a bucket ends.
+        "bucket_mb": config.engine.bucket_mb,
         "threads": resolved.threads,
         # Each GPU of a node has graphs of its own in the same folder.
         "ranks_per_node": resolved.world.local_size,
@@ -79,6 +85,17 @@ def _gpu(world: World) -> list[Any] | None:
         return None
     name = torch.cuda.get_device_name(world.device)
     return [name, *torch.cuda.get_device_capability(world.device)]
+
+
+def _inductor_settings() -> str:
+    """Hash of what the user has set for inductor by variables: their values stay unsaid."""
+    prefix, place = "TORCHINDUCTOR_", "TORCHINDUCTOR_CACHE_DIR"
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(prefix) and name != place
+    }
+    return key_of(given)
 
 
 def _triton_version() -> str | None:
