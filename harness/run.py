@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from threading import Thread
 from typing import NoReturn
 
 from torch import nn
 
+from harness import artefacts, checkpoint, engine
 from harness import attempt as attempts
-from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import err, out
 from harness.data import Batch, open_sets
@@ -126,7 +127,8 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
     """Epochs of training, each with its digest and checkpoint, some with an evaluation."""
     resolved, train_set = report.resolved, report.train_set
     assert train_set is not None
-    t = set_up(resolved, net, report.clock, pulse)
+    with _artefacts_kept(report):
+        t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
     keeper.go_on(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
@@ -181,7 +183,7 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     resolved = report.resolved
     engine.set_up_torch(resolved)
     model = engine.place(net, resolved)
-    with report.clock.account("compile"):
+    with _artefacts_kept(report), report.clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
     loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
@@ -189,6 +191,11 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     _limit_waiting(report, pulse)
     _evaluate(report, model, batches, pulse, None)
     loader.close()
+
+
+def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
+    """For a warm-up: what it compiles stays with the run, so that its next start need not."""
+    return artefacts.kept(report.resolved, report.folder, report.clock, report.val_set.classes)
 
 
 def _limit_waiting(report: Report, pulse: Pulse) -> None:

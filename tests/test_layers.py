@@ -20,7 +20,7 @@ ROWS = [
     {"models", "data", "optim", "checkpoint", "counts", "record"},
     {"resolve", "pulse"},
     {"engine"},
-    {"train"},
+    {"artefacts", "train"},
     {"resume", "result", "attempt"},
     {"report"},
     {"keeper"},

@@ -179,16 +179,6 @@ def test_the_quickstart_learns(tmp_path: Path) -> None:
     assert "see it with: harness show" in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_compiled_training_recompiles_nothing(tmp_path: Path, photos: Path) -> None:
-    flags = flags_of(photos, **{"run.name": "compiled", "engine.compile": "true"})
-    done = train(*flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = result_of(tmp_path / "runs" / "compiled")
-    assert (result.compiled, result.recompiles, result.graph_breaks) == (True, 0, 0)
-    assert result.accounts_s["compile"] > result.accounts_s["train"] / 10
-
-
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
 def test_every_config_starts_here(tmp_path: Path, photos: Path, config: Path) -> None:
     """Two steps of each recipe, with tiny overrides."""

@@ -131,10 +131,24 @@ def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> flo
         seen = max(lease.previous.last_seen, _modified_at(folder.rows))
         line["previous_s"] = max(0.0, seen - before[-1]["began_at"])
     # All lines anew: what a kill cut short would else take the next line with it.
-    lines = [json.dumps(each) for each in (*before, line | facts)]
-    write_text(folder.path / "attempts.jsonl", "\n".join(lines) + "\n")
+    _write_attempts(folder.path, [*before, line | facts])
     folder.set_state("running")
     return float(sum(each.get("previous_s", 0.0) for each in (*before, line)))
+
+
+def add_to_attempt(path: Path, facts: dict[str, Any]) -> None:
+    """Write down what is known of the newest attempt only since it has begun.
+
+    Raises:
+        OSError: it cannot be written; the file is what it was.
+    """
+    *before, line = attempts(path)
+    _write_attempts(path, [*before, line | facts])
+
+
+def _write_attempts(path: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text(path / "attempts.jsonl", text)
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
