@@ -36,7 +36,10 @@ class Signals:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: Ctrl-C is the parent's business, and a SIGTERM from it ends this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_DFL)
+    """In a worker process: a wish to stop is the parent's business; a SIGTERM from it ends this one.
+
+    Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
+    """
+    for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

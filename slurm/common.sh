@@ -104,7 +104,8 @@ heard=0
 step=
 hear() {
     heard=$((heard + 1))
-    if [ -n "$step" ]; then kill -TERM "$step" 2>/dev/null || true; fi
+    # srun hands USR1 to all tasks, where TERM would have it kill them.
+    if [ -n "$step" ]; then kill -USR1 "$step" 2>/dev/null || true; fi
 }
 
 # run_step COMMAND ...
