@@ -8,11 +8,13 @@ import time
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+DELIBERATE = (signal.SIGINT, signal.SIGTERM)
+"""A person's or a launcher's: the others are a cluster's, which may repeat them until all ends."""
 SAME_WISH_S = 2.0
 
 
 class Signals:
-    """Notes the first signal; a second one, given deliberately, ends the process at once.
+    """Notes the first signal; a second SIGINT or SIGTERM ends the process at once.
 
     The handler does no work: saving inside of it could meet a half-done step or a held lock.
     """
@@ -31,7 +33,7 @@ class Signals:
         if self.received is None:
             self.received, self._first_at = signal.Signals(number), now
         # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
-        elif now - self._first_at > SAME_WISH_S:
+        elif number in DELIBERATE and now - self._first_at > SAME_WISH_S:
             os._exit(128 + number)
 
 
