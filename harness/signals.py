@@ -38,7 +38,7 @@ class Signals:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: a wish to stop is the parent's business; a SIGTERM from it ends this one.
+    """In a worker: a wish to stop is the parent's business, and a SIGTERM from it ends this one.
 
     Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
     """
