@@ -47,6 +47,11 @@ set_variables() {
     export PYTHONFAULTHANDLER=1
     # NCCL says its version and what went wrong; INFO would be pages per rank.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
+    # who died, and wait for them (torch 2.14).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    # When all is done, torchrun's agents warn with pages of C++ frames that the first of them has gone.
+    export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
     # Nodes with several networks: without a name, NCCL or gloo may take the slow or a dead one.
     if [ -n "${HARNESS_NIC:-}" ]; then
         export NCCL_SOCKET_IFNAME="$HARNESS_NIC" GLOO_SOCKET_IFNAME="$HARNESS_NIC"
