@@ -29,6 +29,10 @@ class NotFinite(RunFailed):
     """A loss is nan or infinite; all ranks learn of it at the same point."""
 
 
+class Followed(RunFailed):
+    """Another rank failed first; what this one met may come of that, such as a lost connection."""
+
+
 class Stopped(HarnessError):
     """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
 

@@ -15,12 +15,13 @@ from torch import nn
 from harness import artefacts, checkpoint, engine
 from harness import attempt as attempts
 from harness import config as cfg
-from harness.console import err, out
+from harness.console import out
 from harness.data import Batch, open_sets
-from harness.errors import EXIT_FAILED, NotFinite, RunFailed, Stopped
+from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
+from harness.record import rank_log
 from harness.record.clock import Clock
 from harness.record.stacks import Stacks
 from harness.report import Report
@@ -41,6 +42,7 @@ def run(config: cfg.Config, world: World) -> None:
     Raises:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
+        Followed: another rank has failed before.
         Stopped: a signal asked for it; the work done is saved.
     """
     clock = Clock(world.device)
@@ -56,6 +58,8 @@ def run(config: cfg.Config, world: World) -> None:
         if attempt is None:
             return
         folder = attempt.folder
+        if not world.is_main:
+            rank_log.divert(folder.path, world.rank, folder.attempt)
         report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
         keeper = Keeper(attempt, report)
         signals = Signals()
@@ -71,8 +75,10 @@ def run(config: cfg.Config, world: World) -> None:
             raise _stopped(report, keeper, pulse) from None
         except BaseException as error:
             stacks.failed(error)
-            run_folder.record_failure(folder.path, world.rank, error)
+            first = run_folder.record_failure(folder.path, world.rank, error)
             report.close({}, exit_code=1)
+            if not first and isinstance(error, Exception):
+                raise Followed(f"{type(error).__name__}: {error}") from error
             raise
         finally:
             attempt.release()
@@ -116,7 +122,7 @@ def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn
         f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s; "
         f"where it stands is in {path}/stacks"
     )
-    err.print(f"error: {error}")
+    rank_log.tell_job(f"error: {error}")
     record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
     record.start()
     record.join(LAST_WORDS_S)

@@ -2,6 +2,7 @@
 
 torchrun launch/train.py                      the quickstart
 torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
+srun --ntasks-per-node 8 --gpus-per-node 8 python launch/train.py ...       one task per GPU
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, HarnessError, Stopped
+from harness.errors import (
+    EXIT_FAILED,
+    EXIT_GOOD,
+    EXIT_INTERRUPTED,
+    Followed,
+    HarnessError,
+    Stopped,
+)
+from harness.record import rank_log
+from launch import slurm
 
 
 def main() -> None:
     """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
     try:
         config = cli.load(sys.argv[1:])
+        os.environ.update(slurm.identity())
         # Torch takes seconds to import: a typo has been rejected by now.
         from harness import run, world
 
@@ -33,6 +44,8 @@ def main() -> None:
         # torchrun would start again what ends otherwise; launchers read the run folder's `state`.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         _end(EXIT_GOOD if under_torchrun else stopped.exit_code, str(stopped), kind="")
+    except Followed as followed:
+        _end(EXIT_FAILED, str(followed), first=False)
     except HarnessError as error:
         _end(error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -54,16 +67,16 @@ def _explained(error: Exception) -> tuple[int, str]:
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(code: int, message: str, kind: str = "error: ") -> NoReturn:
+def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         _tell_torchrun(message)
-    if _speaks_first():
-        print(f"{kind}{message}", file=sys.stderr)
+    if first and _speaks_first():
+        rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)
+        print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
@@ -76,7 +89,7 @@ def _speaks_first() -> bool:
     Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
     """
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        return rank_log.is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
         (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
