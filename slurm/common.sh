@@ -10,6 +10,7 @@
 #   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
 #   HARNESS_DOCTOR    `off` skips the check of each node before training
 #   NPROC_PER_NODE    processes per node; by default the node's GPUs
+#   HARNESS_SAVE_S    seconds to save in, from the signal on; less than --signal's (90 of 120)
 #   HARNESS_MAX_RESTARTS   how often torchrun starts failed ranks again (3)
 #   HARNESS_MAX_REQUEUES   how often a stopped job puts itself back into the queue (100)
 #
@@ -109,9 +110,14 @@ trap 'heard=$((heard + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
 trap 'heard=$((heard + 1))' TERM
 
 # srun hands USR1 to all tasks (at TERM it would kill them). Again and again, since ranks that are only
-# starting up heed none.
+# starting up heed none. Those that have not saved in time go on from the last checkpoint: at the time
+# limit Slurm would end the job for good.
 tell_ranks() {
-    while kill -USR1 "$step" 2>/dev/null; do sleep 5; done
+    local began=$SECONDS
+    while kill -USR1 "$step" 2>/dev/null; do
+        [ $((SECONDS - began)) -lt "${HARNESS_SAVE_S:-90}" ] || requeue
+        sleep 5
+    done
 }
 
 # run_step COMMAND ...
