@@ -2,6 +2,7 @@
 
 torchrun launch/train.py                      the quickstart
 torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
+srun --ntasks-per-node 8 --gpus-per-node 8 python launch/train.py ...       one task per GPU
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
 from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, HarnessError, Stopped
+from launch import slurm
 
 
 def main() -> None:
     """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
     try:
         config = cli.load(sys.argv[1:])
+        os.environ.update(slurm.identity())
         # Torch takes seconds to import: a typo has been rejected by now.
         from harness import run, world
 
