@@ -30,7 +30,8 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where what was submitted and the logs lie, beside the run folders."""
-        return Path(self.runs[0].run.root) / "submitted" / self.name
+        # No run is named with a `_` in front.
+        return Path(self.runs[0].run.root) / "_submitted" / self.name
 
     @property
     def run_folders(self) -> list[Path]:

@@ -1,0 +1,115 @@
+"""What befalls jobs of launch/submit.py on a real Slurm, each as a function, for tests and loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import ROOT, TINY
+from slurm_cluster import HANG_S, Cluster
+
+SUBMIT = ROOT / "launch" / "submit.py"
+FLAGS = [
+    *TINY,
+    *("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "4"),
+    *("--engine.bucket-mb", "0.1"),
+]
+"""Terms of all runs here, so that they end in the same bits; 4 ranks, several buckets."""
+RANKS = 4
+ON_TWO_NODES = ["--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "2"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted run, as launch/submit.py told of it."""
+
+    slurm: Cluster
+    name: str  # 12, or 12_3
+    run: Path
+    log: Path
+
+    @property
+    def attempts(self) -> list[dict[str, object]]:
+        """What the run folder says of each start that came as far."""
+        path = self.run / "attempts.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def told(self) -> str:
+        """All that the job's log says, over all its starts."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_for_row(self, attempt: int) -> None:
+        """Return once that attempt has trained some steps."""
+        self.wait(f"attempt {attempt} trains", lambda: attempt in self._attempts_of_rows())
+
+    def wait(self, what: str, happened: Callable[[], bool]) -> None:
+        """Return once it has happened."""
+        deadline = time.monotonic() + HANG_S
+        while not happened():
+            assert time.monotonic() < deadline, f"job {self.name}: {what}? {self.told()[-3000:]}"
+            time.sleep(0.2)
+
+    def _attempts_of_rows(self) -> set[int]:
+        rows = self.run / "rows.jsonl"
+        lines = rows.read_text().splitlines(keepends=True) if rows.exists() else []
+        # Rows of validations do not say.
+        whole = (json.loads(line) for line in lines if line.endswith("\n"))
+        return {row["attempt"] for row in whole if "attempt" in row}
+
+
+def submit(slurm: Cluster, cwd: Path, *words: str | Path) -> list[Job]:
+    """Run launch/submit.py as a user does; a job for each run."""
+    done = slurm.run(sys.executable, SUBMIT, *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    runs = re.findall(r"^ *run: (.*)$", done.stdout, re.MULTILINE)
+    logs = re.findall(r"^ *log: (.*)$", done.stdout, re.MULTILINE)
+    names = [Path(log).name.removesuffix("_0_log.out") for log in logs]
+    return [
+        Job(slurm, name, cwd / run, Path(log))
+        for name, run, log in zip(names, runs, logs, strict=True)
+    ]
+
+
+def preempt(job: Job) -> None:
+    """A job with precedence takes the nodes."""
+    nodes = job.slurm.about(job.name)["NodeList"]
+    options = ("--partition=high", f"--nodelist={nodes}", "--exclusive", "--wrap=sleep 1")
+    job.slurm.output("sbatch", "--output=/dev/null", *options)
+
+
+def requeue(job: Job) -> None:
+    """Somebody puts it back into the queue."""
+    job.slurm.output("scontrol", "requeue", job.name)
+
+
+def break_rank(job: Job) -> None:
+    """A rank is killed, as for want of memory."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            environ = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if str(job.log.parent).encode() in command and "SLURM_PROCID=3" in environ:
+            os.kill(int(process.name), signal.SIGKILL)
+            return
+    raise AssertionError(f"job {job.name}: no rank 3 found")
+
+
+def lose_node(job: Job) -> None:
+    """A node is taken for dead, and comes back later."""
+    node = job.slurm.output("scontrol", "show", "hostnames", job.slurm.about(job.name)["NodeList"])
+    last = node.split()[-1]
+    job.slurm.output("scontrol", "update", f"nodename={last}", "state=down", "reason=test")
+    job.slurm.output("scontrol", "update", f"nodename={last}", "state=resume")
+
+
+FATES = {"preempt": preempt, "requeue": requeue, "break_rank": break_rank, "lose_node": lose_node}
+"""What a job outlives; its time limit is one more, which comes by itself."""

@@ -1,0 +1,108 @@
+"""launch/submit.py on a real Slurm: whatever befalls a job, it ends as a run under torchrun does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import train
+from slurm_cluster import Cluster
+from submit_fates import FATES, FLAGS, ON_TWO_NODES, RANKS, SUBMIT, Job, submit
+
+from harness.doctor.compare import compare
+
+pytest_plugins = ["slurm_fixtures"]
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def flags(photos: Path) -> list[str]:
+    data = ["--data.train", str(photos), "--data.val", str(photos)]
+    return [*FLAGS, *data, "--schedule.epochs", "30"]
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("submit")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cwd: Path, flags: list[str]) -> Path:
+    """The run folder of the same under torchrun, without a Slurm."""
+    done = train(*flags, "--run.name", "undisturbed", ranks=RANKS, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "runs" / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def limited(slurm: Cluster, cwd: Path, flags: list[str]) -> Job:
+    """A run that takes longer than its time limit of a minute; the tests go on meanwhile."""
+    limit = ["--time", "1m", "--signal-delay-s", "20", "--run.name", "limited"]
+    shared = ["--cpus-per-task", "2", "--slurm", "exclude=node1,node2"]
+    return submit(slurm, cwd, *flags, *ON_TWO_NODES, *limit, *shared)[0]
+
+
+def assert_the_same(undisturbed: Path, job: Job) -> None:
+    assert job.slurm.wait(job.name) == "COMPLETED", job.told()[-3000:]
+    assert compare(undisturbed, job.run) == []
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_job_outlives_whatever_befalls_it(
+    slurm: Cluster, cwd: Path, flags: list[str], undisturbed: Path
+) -> None:
+    where = ["--cpus-per-task", "2", "--slurm", "exclude=node3,node4"]
+    (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *where)
+    run_ids = set()
+    for attempt, befalls in enumerate(FATES.values(), start=1):
+        job.wait_for_row(attempt)
+        run_ids.add((job.run / "run_id").read_text())
+        befalls(job)
+    assert_the_same(undisturbed, job)
+    assert {(job.run / "run_id").read_text()} == run_ids
+    assert [each["attempt"] for each in job.attempts] == list(range(1, len(FATES) + 2))
+    assert "stopped by SIGUSR2" in job.told()
+    assert "restart 1 of 3" in job.told()
+
+
+def test_a_job_goes_on_after_its_time_limit(limited: Job, undisturbed: Path) -> None:
+    assert_the_same(undisturbed, limited)
+    assert len(limited.attempts) > 1
+    assert limited.told().count("back into the queue, to go on") >= len(limited.attempts) - 1
+
+
+def test_an_array_has_a_run_for_each_seed_and_who_is_cancelled_stays_out(
+    slurm: Cluster, cwd: Path, flags: list[str], undisturbed: Path
+) -> None:
+    first, second = submit(slurm, cwd, *flags, *ON_TWO_NODES, "--seeds", "2")
+    second.wait_for_row(1)
+    slurm.output("scancel", second.name)
+    assert slurm.wait(second.name) == "CANCELLED"
+    assert (second.run / "state").read_text() == "stopped\n"
+    assert_the_same(undisturbed, first)
+    assert slurm.state(second.name) == "CANCELLED"
+    assert slurm.output("squeue", "--noheader") == ""
+
+
+def test_what_only_a_node_can_find_wrong_fails_the_job_once(
+    slurm: Cluster, cwd: Path, flags: list[str]
+) -> None:
+    (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, "--data.train", "/not/there")
+    assert slurm.wait(job.name) == "FAILED"
+    assert "data.train: /not/there: " in job.told()
+    assert job.told().splitlines()[-1].endswith(": would end the same way again")
+    assert (
+        slurm.output("sacct", "-X", "-D", "-n", "-P", "-j", job.name, "-o", "ExitCode") == "2:0\n"
+    )
+
+
+def test_slurm_s_refusal_is_told_once_and_leaves_nothing(
+    slurm: Cluster, tmp_path: Path, flags: list[str]
+) -> None:
+    words = [*flags, *ON_TWO_NODES, "--partition", "nope"]
+    done = slurm.run(sys.executable, SUBMIT, *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("invalid partition specified: nope") == 1
+    assert not list(tmp_path.rglob("*.*"))
