@@ -91,25 +91,52 @@ def requeue(job: Job) -> None:
 
 def break_rank(job: Job) -> None:
     """A rank is killed, as for want of memory."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            environ = (process / "environ").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if str(job.log.parent).encode() in command and "SLURM_PROCID=3" in environ:
-            os.kill(int(process.name), signal.SIGKILL)
-            return
-    raise AssertionError(f"job {job.name}: no rank 3 found")
+    os.kill(_last_rank(job), signal.SIGKILL)
 
 
 def lose_node(job: Job) -> None:
     """A node is taken for dead, and comes back later."""
-    node = job.slurm.output("scontrol", "show", "hostnames", job.slurm.about(job.name)["NodeList"])
-    last = node.split()[-1]
-    job.slurm.output("scontrol", "update", f"nodename={last}", "state=down", "reason=test")
-    job.slurm.output("scontrol", "update", f"nodename={last}", "state=resume")
+    nodes = job.slurm.output("scontrol", "show", "hostnames", job.slurm.about(job.name)["NodeList"])
+    last = f"nodename={nodes.split()[-1]}"
+    job.slurm.output("scontrol", "update", last, "state=down", "reason=test")
+    # Refused if its slurmd has reported meanwhile, and so brought it back.
+    job.slurm.run("scontrol", "update", last, "state=resume")
+
+
+def reach_limit(job: Job) -> None:
+    """The time limit comes near; the run is held up until then, as fast machines would finish."""
+    held = _last_rank(job)
+    os.kill(held, signal.SIGSTOP)
+    status = Path(f"/proc/{held}/status")
+    told = 1 << signal.SIGUSR2 - 1
+
+    def is_told() -> bool:
+        pending = re.search(r"^ShdPnd:\s*(\w+)", status.read_text(), re.MULTILINE)
+        assert pending
+        return bool(int(pending[1], 16) & told)
+
+    job.wait("told of its time limit", is_told)
+    os.kill(held, signal.SIGCONT)
+
+
+def _last_rank(job: Job) -> int:
+    """Its process."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            environ = (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone
+            continue
+        is_last = f"SLURM_PROCID={RANKS - 1}".encode() in environ
+        # Loader workers have the same names; they are their rank's children, and come later.
+        if (
+            is_last
+            and b"submitit.core._submit" in command
+            and str(job.log.parent).encode() in command
+        ):
+            return int(process.name)
+    raise AssertionError(f"job {job.name}: no rank {RANKS - 1} found")
 
 
 FATES = {"preempt": preempt, "requeue": requeue, "break_rank": break_rank, "lose_node": lose_node}
-"""What a job outlives; its time limit is one more, which comes by itself."""
+"""What a job outlives, whatever its time limit."""
