@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors raised as one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise BadInput, where argparse would exit."""
         raise BadInput(message.removeprefix("argument "))
 
 

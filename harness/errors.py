@@ -25,6 +25,10 @@ class RunFailed(HarnessError):
     exit_code = EXIT_FAILED
 
 
+class Followed(RunFailed):
+    """Another rank failed first; what this one met may come of that, such as a lost connection."""
+
+
 class Stopped(HarnessError):
     """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
 

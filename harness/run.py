@@ -12,10 +12,11 @@ from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
 from harness.data import Batch, open_sets
-from harness.errors import RunFailed, Stopped
+from harness.errors import Followed, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
+from harness.record import rank_log
 from harness.record.clock import Clock
 from harness.record.stacks import Stacks
 from harness.report import Report
@@ -34,6 +35,7 @@ def run(config: cfg.Config, world: World) -> None:
     Raises:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
+        Followed: another rank has failed before.
         Stopped: a signal asked for it; the work done is saved.
     """
     clock = Clock(world.device)
@@ -49,6 +51,8 @@ def run(config: cfg.Config, world: World) -> None:
         if attempt is None:
             return
         folder = attempt.folder
+        if not world.is_main:
+            rank_log.divert(folder.path, world.rank, folder.attempt)
         report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
         keeper = Keeper(attempt, report)
         stacks = Stacks(folder.path, folder.attempt, world.rank)
@@ -66,8 +70,10 @@ def run(config: cfg.Config, world: World) -> None:
             raise _stopped(report, keeper, pulse) from None
         except BaseException as error:
             stacks.failed(error)
-            run_folder.record_failure(folder.path, world.rank, error)
+            first = run_folder.record_failure(folder.path, world.rank, error)
             report.close({}, exit_code=1)
+            if not first and isinstance(error, Exception):
+                raise Followed(f"{type(error).__name__}: {error}") from error
             raise
         finally:
             attempt.release()

@@ -8,11 +8,13 @@ import time
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+DELIBERATE = (signal.SIGINT, signal.SIGTERM)
+"""A person's or a launcher's: the others are a cluster's, which may repeat them until all ends."""
 SAME_WISH_S = 2.0
 
 
 class Signals:
-    """Notes the first signal; a second one, given deliberately, ends the process at once.
+    """Notes the first signal; a second SIGINT or SIGTERM ends the process at once.
 
     The handler does no work: saving inside of it could meet a half-done step or a held lock.
     """
@@ -31,7 +33,7 @@ class Signals:
         if self.received is None:
             self.received, self._first_at = signal.Signals(number), now
         # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
-        elif now - self._first_at > SAME_WISH_S:
+        elif number in DELIBERATE and now - self._first_at > SAME_WISH_S:
             os._exit(128 + number)
         # With TERM a cluster may send one that says more: USR1, USR2 are smaller.
         elif number < self.received:
@@ -39,7 +41,10 @@ class Signals:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: Ctrl-C is the parent's business, and a SIGTERM from it ends this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_DFL)
+    """In a worker: a wish to stop is the parent's business, and a SIGTERM from it ends this one.
+
+    Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
+    """
+    for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import BadInput
 
@@ -156,9 +157,22 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
         backend="nccl" if world.on_gpu else "gloo",
         rank=world.rank,
         world_size=world.size,
-        store=dist.HashStore() if world.size == 1 else None,  # type: ignore[arg-type,unused-ignore]
+        store=_store(world, timedelta(seconds=timeout_s)),  # type: ignore[arg-type,unused-ignore]
         timeout=timedelta(seconds=timeout_s),
         device_id=world.device if world.on_gpu else None,
     )
     yield
     dist.destroy_process_group()
+
+
+def _store(world: World, timeout: timedelta) -> dist.Store | None:
+    """Where the ranks leave their addresses for each other; none for torch's own choice."""
+    if world.size == 1:
+        return dist.HashStore()
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or world.local_size < world.size:
+        return None
+    # torchrun keeps one store over its restarts (2.14), where ranks would wait for those that died.
+    # Over several nodes the counts may differ: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does it there.
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    return dist.PrefixStore(f"restart-{restarts}", store)

@@ -1,16 +1,16 @@
 """The end of a job that launch/submit.py queued: why it ended, and whether it queues again.
 
-Run by the job's own script when all ranks have ended, and so by nobody who may be killed with a rank.
+Run by the job's own script once all ranks have ended, so by nobody who may be killed with a rank.
 Its exit code is the job's.
 
-    stopped by SIGUSR1 or SIGUSR2 (near the time limit, or preempted)     saved: back into the queue
-    stopped by SIGTERM that came with a preemption                        saved: back into the queue
-    stopped by SIGTERM or SIGINT else                                     somebody's wish: the end
-    a rank broke (killed, a node or connection lost, any other error)     back, --max-restarts times
-    refused or failed for a reason that the harness names (exit code 2,   the end: it would come again
-    a loss that is not finite)
+    stopped by SIGUSR1, SIGUSR2 (near the time limit, or preempted)    saved: back into the queue
+    stopped by SIGTERM that came with a preemption                     saved: back into the queue
+    stopped by SIGTERM or SIGINT else                                  somebody's wish: the end
+    a rank broke (killed, a connection or node lost, any other error)  back, --max-restarts times
+    failed for a reason that the harness names (bad input, a loss      the end: it would come again
+    that is not finite)
 
-Where Slurm has ended the job itself (scancel, scontrol requeue, a lost node), Slurm has decided.
+Where Slurm ends the job itself (scancel, scontrol requeue, a lost node), Slurm has decided.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from typing import NamedTuple
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from harness import cli
 from harness.errors import EXIT_FAILED, EXIT_GOOD
+from harness.record import rank_log
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that say: save, there is more to come."""
-LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _asked_slurm(job: str) -> dict[str, str]:
 
 
 def _preempted(job: Mapping[str, str]) -> bool:
-    """Whether a job with precedence gets the nodes: who ends by itself meanwhile is not requeued."""
+    """Whether another job gets the nodes: Slurm does not requeue who ends by itself meanwhile."""
     return job.get("PreemptTime", "None")[:1].isdigit()
 
 
@@ -177,14 +178,21 @@ def _of_killed(code: int) -> Note:
 
 def _tell(folder: Path, job: str, note: Note | None, verdict: Verdict) -> None:
     """Who ended first and how, with its last lines; they stand at the end of the job's log."""
+    run = _run_folder(folder)
     if note and note.rank > 0 and note.signal is None:
-        log = folder / f"{job}_{note.rank}_log.out"
-        print(f"--- rank {note.rank} on {note.host} failed first; the end of {log}:")
-        with suppress(OSError):
-            lines = log.read_text(errors="replace").splitlines()
-            print("\n".join(f"    {line}" for line in lines[-LAST_LINES:]))
+        print(f"--- rank {note.rank} on {note.host} failed first; its last lines:")
+        for line in rank_log.last_lines(run, note.rank):
+            print(f"    {line}")
     who = f"rank {note.rank} on {note.host}: " if note and note.rank >= 0 else ""
-    print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}", flush=True)
+    print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}")
+    print(f"see it with: harness show {run}", flush=True)
+
+
+def _run_folder(folder: Path) -> Path:
+    """Of this job, or of this task of an array."""
+    index = os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+    run = cli.read_yaml(folder / f"config_{index}.yaml")["run"]
+    return Path(str(run["root"]), str(run["name"]))
 
 
 if __name__ == "__main__":

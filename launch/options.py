@@ -25,9 +25,9 @@ examples:
     python launch/submit.py --nodes 2 --gpus-per-node 0 --tasks-per-node 2
 
 Settings, --section.key VALUE, are those of launch/train.py (see its --help). They are checked and
-frozen before anything is queued. Near the time limit and when preempted, a run saves, queues again and
-goes on in the same run folder and W&B run. `scancel JOB` saves and ends it for good; `scancel --signal
-USR2 JOB` saves and queues it again.
+frozen before anything is queued. Near the time limit and when preempted, a run saves, queues again
+and goes on in the same run folder and W&B run. `scancel JOB` saves and ends it for good;
+`scancel --signal USR2 JOB` saves and queues it again.
 """
 
 
@@ -99,4 +99,4 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("instead of submitting").add_argument
     add("--dry-run", action="store_true", help="print what would be submitted, write nothing")
-    add("--local", action="store_true", help="run the same thing on this machine, now")  # fmt: skip
+    add("--local", action="store_true", help="run the same thing on this machine, now")

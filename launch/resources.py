@@ -37,21 +37,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=minutes,
         default=24 * 60,
         metavar="TIME",
-        help="limit of one start, after which the job saves and queues again: 8h, 90m, 1d12h, or as "
-        "Slurm writes it, 1-12:00:00 (default 24h)",
+        help="limit of one start, near which the job saves and queues again: 8h, 90m, 1d12h, or "
+        "as Slurm writes it, 1-12:00:00 (default 24h)",
     )
     add(
         "--cpus-per-task",
         type=count,
         metavar="N",
-        help="CPU cores of each rank, on nodes that other jobs may share; by default the job has its "
-        "nodes to itself, and all their cores and memory",
+        help="CPU cores of each rank, on nodes that other jobs may share; by default the job has "
+        "its nodes to itself, with all their cores and memory",
     )
     add("--mem", metavar="SIZE", help="memory of each node, such as 200G")
     for name in ("partition", "account", "qos", "constraint", "exclude"):
         add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
     add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
-        help="any other option of sbatch, such as --slurm reservation=may; can be repeated")  # fmt: skip
+        help="any other option of sbatch, such as --slurm reservation=may; repeatable")  # fmt: skip
 
 
 def minutes(text: str) -> int:

@@ -45,9 +45,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Work(Checkpointable):  # type: ignore[misc]
     """What each task of a job does, at the place that Slurm or the local executor gave it.
 
-    Submitit's own handler of preemption (requeue, as this is checkpointable) covers the moments before
-    the call. From then on the harness's handler has the work saved at the same step on all ranks,
-    and launch/ending.py requeues once no rank is left that a signal could kill meanwhile.
+    Submitit's own handler of preemption (requeue, as this is checkpointable) covers the moments
+    before the call. From then on the harness's handler has the work saved at the same step on all
+    ranks, and launch/ending.py requeues once no rank is left that a signal could kill meanwhile.
     """
 
     def __init__(self, config: Path, *, on_gpu: bool) -> None:
@@ -142,7 +142,7 @@ def _executor(plan: Plan, asked: argparse.Namespace) -> Slurm:
             # Variables, limits and site's file as in the scripts of slurm/. A command that fails
             # must not end the script before its end.
             f"source {shlex.quote(str(ROOT / 'slurm' / 'common.sh'))}",
-            "set +eu",
+            "set +eu; trap - USR1 TERM",
             "set_variables",
             "check_limits",
             # Else a rank would have one core. Old Slurms read the first, new ones the second.

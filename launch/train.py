@@ -20,7 +20,15 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, HarnessError, Stopped
+from harness.errors import (
+    EXIT_FAILED,
+    EXIT_GOOD,
+    EXIT_INTERRUPTED,
+    Followed,
+    HarnessError,
+    Stopped,
+)
+from harness.record import rank_log
 from launch import slurm
 
 
@@ -34,7 +42,8 @@ def main() -> None:
         code = EXIT_GOOD if under_torchrun else stopped.exit_code
         _end(code, f"{stopped}; the same command goes on", kind="")
     except (Exception, KeyboardInterrupt) as error:
-        _end(*explained(error))
+        code, message = explained(error)
+        _end(code, message, first=not isinstance(error, Followed))
 
 
 def work(argv: Sequence[str]) -> None:
@@ -64,16 +73,16 @@ def explained(error: BaseException) -> tuple[int, str]:
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(code: int, message: str, kind: str = "error: ") -> NoReturn:
+def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         _tell_torchrun(message)
-    if _speaks_first():
-        print(f"{kind}{message}", file=sys.stderr)
+    if first and _speaks_first():
+        rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)
+        print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
@@ -86,7 +95,7 @@ def _speaks_first() -> bool:
     Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
     """
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        return rank_log.is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
         (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)

@@ -12,7 +12,7 @@ from threading import Thread
 from typing import NoReturn
 
 from harness import cli
-from harness.errors import EXIT_FAILED, HarnessError, Stopped
+from harness.errors import EXIT_FAILED, Followed, HarnessError, Stopped
 from harness.signals import CAUGHT
 from launch import ending, train
 
@@ -51,11 +51,11 @@ def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
     message = " ".join(message.split())
     stopped_by = error.number if isinstance(error, Stopped) else None
     known = isinstance(error, HarnessError) and stopped_by is None
-    host = socket.gethostname()
-    first = ending.leave(note, ending.Note(rank, host, code, message, stopped_by, known))
+    mine = ending.Note(rank, socket.gethostname(), code, message, stopped_by, known)
+    first = not isinstance(error, Followed) and ending.leave(note, mine)
     if stopped_by is None:
-        other = f"rank {rank}: ended after another rank had failed"
-        print(f"error: {message}" if first else other, file=sys.stderr)
+        how = "error" if first else f"rank {rank}: ended after another rank had failed"
+        print(f"{how}: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

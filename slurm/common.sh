@@ -47,6 +47,11 @@ set_variables() {
     export PYTHONFAULTHANDLER=1
     # NCCL says its version and what went wrong; INFO would be pages per rank.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
+    # who died, and wait for them (torch 2.14).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    # When all is done, torchrun's agents warn with pages of C++ frames that the first of them has gone.
+    export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
     # Nodes with several networks: without a name, NCCL or gloo may take the slow or a dead one.
     if [ -n "${HARNESS_NIC:-}" ]; then
         export NCCL_SOCKET_IFNAME="$HARNESS_NIC" GLOO_SOCKET_IFNAME="$HARNESS_NIC"
@@ -99,12 +104,17 @@ submit() {
     exec sbatch "${options[@]}" "$script" "$@"
 }
 
-# Signals come to this shell (--signal=B:...): the ranks are told, save, and end.
+# Signals come to this shell (--signal=B:USR1@...). The ranks are told by USR1: they save and end well,
+# and torchrun, which ignores it, ends well with them. TERM is Slurm's, which tells the ranks itself.
 heard=0
 step=
-hear() {
-    heard=$((heard + 1))
-    if [ -n "$step" ]; then kill -TERM "$step" 2>/dev/null || true; fi
+trap 'heard=$((heard + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
+trap 'heard=$((heard + 1))' TERM
+
+# srun hands USR1 to all tasks (at TERM it would kill them). Again and again, since ranks that are only
+# starting up heed none.
+tell_ranks() {
+    while kill -USR1 "$step" 2>/dev/null; do sleep 5; done
 }
 
 # run_step COMMAND ...
@@ -113,6 +123,7 @@ run_step() {
     local code before
     "$@" &
     step=$!
+    if [ "$heard" -gt 0 ]; then tell_ranks & fi
     while :; do
         before=$heard code=0
         wait "$step" || code=$?
@@ -131,37 +142,44 @@ on_each_node() {
 }
 
 # train NPROC
-# One torchrun per node. On several restarts, peers' broken connections count too, hence three; the
-# signals are those that Slurm and people send; ranks that are told to end get time to save.
+# One torchrun per node. On several nodes, a restart of one costs one of each other's too (by the
+# connections that break), hence three; who is told to end gets time to save.
 train() {
-    local torchrun=(python -m torch.distributed.run --nproc-per-node="$1"
-        --max-restarts="${HARNESS_MAX_RESTARTS:-3}"
-        --signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2 --shutdown-timeout=90)
+    local options=(--nproc-per-node="$1" --max-restarts="${HARNESS_MAX_RESTARTS:-3}"
+        --signals-to-handle=SIGTERM,SIGINT,SIGUSR2 --shutdown-timeout=90)
     if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
         # The system chooses the port: jobs that share the node cannot collide.
-        on_each_node "${torchrun[@]}" --standalone "$home/launch/train.py" "${words[@]}"
+        options+=(--standalone)
+    else
+        local first port
+        # This shell runs on the first node, so that it can see which ports are free there.
+        first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
+        port=$(python "$home/launch/slurm.py")
+        options+=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d
+            --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}")
     fi
-    local first port
-    # This shell runs on the first node, so that it can see which ports are free there.
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
-    port=$(python "$home/launch/slurm.py")
-    torchrun+=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d --rdzv-endpoint="$first:$port"
-        --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}")
     # Who listens is said, not guessed from names; and peers find a node by its name in Slurm.
-    on_each_node bash -c 'is_host=$([ "$SLURM_NODEID" = 0 ] && echo true || echo false)
-        exec "${@:2:$1}" --rdzv-conf="is_host=$is_host,join_timeout=300" \
-            --local-addr="$SLURMD_NODENAME" "${@:$(($1 + 2))}"' \
-        torchrun "${#torchrun[@]}" "${torchrun[@]}" "$home/launch/train.py" "${words[@]}"
+    on_each_node bash -c 'trap "" USR1
+        if [ "$SLURM_STEP_NUM_NODES" -gt 1 ]; then
+            is_host=$([ "$SLURM_NODEID" = 0 ] && echo true || echo false)
+            set -- --rdzv-conf="is_host=$is_host,join_timeout=300" \
+                --local-addr="$SLURMD_NODENAME" "$@"
+        fi
+        exec python -m torch.distributed.run "$@"' \
+        torchrun "${options[@]}" "$home/launch/train.py" "${words[@]}"
 }
 
 # requeue
 # By array and task: of an array's last task, the job id alone would mean the whole array.
 requeue() {
-    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" said
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HARNESS_MAX_REQUEUES:-100}" ]; then
         die "stopped, and requeued $SLURM_RESTART_COUNT times already; the same command goes on"
     fi
-    scontrol requeue "${job:-$SLURM_JOB_ID}" || die "stopped, and not requeued; the same command goes on"
+    if ! said=$(scontrol requeue "${job:-$SLURM_JOB_ID}" 2>&1); then
+        # Pending: somebody else has requeued it.
+        [[ $said == *pending* ]] || die "stopped, and not requeued ($said); the same command goes on"
+    fi
     echo "stopped: back into the queue, to go on"
     trap - USR1 TERM
     exec sleep 600 # Slurm ends it; to end before that would complete the job
@@ -171,7 +189,6 @@ requeue() {
 harness_train() {
     [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
     local run nproc before state
-    trap hear USR1 TERM
     shift
     set_words "$@"
     run=$(python "$home/launch/check.py" "${words[@]}")

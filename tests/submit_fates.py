@@ -1,4 +1,4 @@
-"""What befalls jobs of launch/submit.py on a real Slurm, each as a function, for tests and loops."""
+"""What befalls jobs of launch/submit.py on a real Slurm, each a function, for tests and loops."""
 
 from __future__ import annotations
 
@@ -105,18 +105,22 @@ def lose_node(job: Job) -> None:
 
 def reach_limit(job: Job) -> None:
     """The time limit comes near; the run is held up until then, as fast machines would finish."""
+    if "stopped by" in job.told():  # a slow one has met it already
+        return
     held = _last_rank(job)
     os.kill(held, signal.SIGSTOP)
-    status = Path(f"/proc/{held}/status")
-    told = 1 << signal.SIGUSR2 - 1
-
-    def is_told() -> bool:
-        pending = re.search(r"^ShdPnd:\s*(\w+)", status.read_text(), re.MULTILINE)
-        assert pending
-        return bool(int(pending[1], 16) & told)
-
-    job.wait("told of its time limit", is_told)
+    job.wait("told of its time limit", lambda: _is_told(held, signal.SIGUSR2))
     os.kill(held, signal.SIGCONT)
+
+
+def _is_told(process: int, number: signal.Signals) -> bool:
+    """Whether a held process has a signal waiting, or has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+    waiting = re.search(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return waiting is None or bool(int(waiting[1], 16) & 1 << number - 1)
 
 
 def _last_rank(job: Job) -> int:

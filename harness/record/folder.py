@@ -172,8 +172,8 @@ def read_state(path: Path) -> str:
         return "unknown"
 
 
-def record_failure(path: Path, rank: int, error: BaseException) -> None:
-    """Leave failure.json and the state in this run's own folder, unless another rank was first."""
+def record_failure(path: Path, rank: int, error: BaseException) -> bool:
+    """Leave failure.json and the state in the run's folder; False if another rank was first."""
     report = {
         "rank": rank,
         "host": socket.gethostname(),
@@ -182,10 +182,15 @@ def record_failure(path: Path, rank: int, error: BaseException) -> None:
         "message": str(error),
         "stack": "".join(traceback.format_exception(error)),
     }
-    # Where the folder cannot be written any more, the message on the console must do.
-    with suppress(OSError), (path / "failure.json").open("x") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-        write_text(path / "state", "failed\n")
+    try:
+        with (path / "failure.json").open("x") as file:
+            file.write(json.dumps(report, indent=2) + "\n")
+            write_text(path / "state", "failed\n")
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # where the folder cannot be written any more, the message on the console must do
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

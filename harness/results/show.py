@@ -7,7 +7,7 @@ from rich.text import Text
 
 from harness.console import count, duration, out
 from harness.record.schema import Result
-from harness.results.load import LoadedRun
+from harness.results.load import Failure, LoadedRun
 
 
 def show_run(run: LoadedRun) -> None:
@@ -15,7 +15,7 @@ def show_run(run: LoadedRun) -> None:
     # Text, and no markup: a path or a message may hold brackets.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
     if run.failure:
-        out.print(Text(run.failure, "red"))
+        _show_failure(run.failure)
     if run.result is None:
         _show_last_row(run)
         return
@@ -49,6 +49,17 @@ def show_runs(runs: list[LoadedRun]) -> None:
             f"{result.world_size} x {result.device}" if result else "",
         )
     out.print(table)
+
+
+def _show_failure(failure: Failure) -> None:
+    """Who failed first and why, under the end of what that rank said."""
+    if failure.log is not None:
+        out.print(f"end of {failure.log}:")
+        for line in failure.last_lines:
+            out.print(f"    {line}")
+    where = f" on {failure.host}" if failure.host else ""
+    who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
+    out.print(Text(f"{who}{failure.message}", "red"))
 
 
 def _show_last_row(run: LoadedRun) -> None:
