@@ -36,6 +36,7 @@ from harness.record import rank_log
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that say: save, there is more to come."""
+LAST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,11 @@ def _tell(folder: Path, job: str, note: Note | None, verdict: Verdict) -> None:
     run = _run_folder(folder)
     if note and note.rank > 0 and note.signal is None:
         print(f"--- rank {note.rank} on {note.host} failed first; its last lines:")
-        for line in rank_log.last_lines(run, note.rank):
-            print(f"    {line}")
+        # Its own log begins with the run folder; what it said before stands in submitit's.
+        logs = [rank_log.path_of(run, note.rank), folder / f"{job}_{note.rank}_log.out"]
+        newest = max(filter(Path.exists, logs), key=lambda log: log.stat().st_mtime, default=None)
+        lines = newest.read_text(errors="replace").splitlines() if newest else []
+        print("\n".join(f"    {line}" for line in lines[-LAST_LINES:]))
     who = f"rank {note.rank} on {note.host}: " if note and note.rank >= 0 else ""
     print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}")
     print(f"see it with: harness show {run}", flush=True)

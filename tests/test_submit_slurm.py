@@ -44,7 +44,7 @@ def assert_the_same(undisturbed: Path, job: Job) -> None:
 def test_a_job_outlives_whatever_befalls_it(
     slurm: Cluster, cwd: Path, flags: list[str], undisturbed: Path
 ) -> None:
-    limit = ["--time", "1m", "--signal-delay-s", "20", "--run.name", "limited"]
+    limit = ["--time", "2m", "--signal-delay-s", "60", "--run.name", "limited"]
     half = ["--cpus-per-task", "2", "--slurm"]
     (limited,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *limit, *half, "exclude=node[1-2]")
     (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *half, "exclude=node[3-4]")
@@ -76,7 +76,6 @@ def test_an_array_has_a_run_for_each_seed_and_who_is_cancelled_stays_out(
     assert_the_same(undisturbed, first)
     assert slurm.state(second.name) == "CANCELLED"
     assert "back into the queue" not in second.told()
-    assert slurm.output("squeue", "--noheader") == ""
 
 
 def test_what_only_a_node_can_find_wrong_fails_the_job_once(
@@ -84,7 +83,7 @@ def test_what_only_a_node_can_find_wrong_fails_the_job_once(
 ) -> None:
     (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, "--data.train", "/not/there")
     assert slurm.wait(job.name) == "FAILED"
-    assert "error: /not/there: No such file or directory" in job.told()
+    assert "/not/there: No such file or directory; give a folder" in job.told()
     assert job.told().splitlines()[-2].endswith(": would end the same way again")
     assert (
         slurm.output("sacct", "-X", "-D", "-n", "-P", "-j", job.name, "-o", "ExitCode") == "2:0\n"
