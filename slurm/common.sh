@@ -198,7 +198,7 @@ harness_train() {
     set_variables
     check_limits
     before=$(stat -c '%i %y' "$run/state" 2>/dev/null) || before=none
-    prepare "$nproc" && run_step train "$nproc" || true
+    prepare && run_step train "$nproc" || true
     state=$(cat "$run/state" 2>/dev/null) || state=unknown
     # What an earlier start left says nothing of this one, but that all is done.
     if [ "$state" != finished ] && [ "$before" = "$(stat -c '%i %y' "$run/state" 2>/dev/null)" ]; then
@@ -212,17 +212,19 @@ harness_train() {
     exit 1
 }
 
-# prepare NPROC
+# prepare
 # What comes before training: each node is looked at, and gets the images.
 prepare() {
     if [ "${HARNESS_DOCTOR:-on}" != off ]; then
-        run_step on_each_node python -m harness doctor --expect-gpus "$1" "${words[@]}" || return
+        # It expects the GPUs that Slurm gave.
+        run_step on_each_node python -m harness doctor "${words[@]}" || return
     fi
     if [ -n "${HARNESS_STAGE:-}" ]; then
         # The folders' names are the same on all nodes, and one of them prints the flags.
         local flags
         flags=$(mktemp)
-        run_step on_each_node python "$home/launch/stage.py" --flags-to "$flags" "$HARNESS_STAGE" "${words[@]}" || return
+        run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" --flags-to "$flags" \
+            "${words[@]}" || return
         mapfile -t -O "${#words[@]}" words <"$flags"
         rm "$flags"
     fi
