@@ -137,6 +137,8 @@ def main() -> None:
         leave(place(folder, job, start), note)  # to be counted
     limits = Limits(options.max_restarts, options.max_requeues)
     verdict = decide(code, note, _asked_slurm(job), failures, limits)
+    if note and code:
+        code = note.code  # srun's is the highest, and so often of one that was ended with it
     if code:
         _tell(folder, job, note, verdict)
     if verdict.again:

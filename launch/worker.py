@@ -28,8 +28,8 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
         on_gpu: whether a GPU was asked for, so that its lack is an error.
         watch: whether ranks end each other, where there is no srun that does.
     """
-    for number in CAUGHT:  # until the harness catches them, which has them saved first
-        signal.signal(number, lambda number, _: _end(note, rank, _too_early(number)))
+    for number in CAUGHT:  # until the harness does, and has the work saved first
+        signal.signal(number, lambda number, _: _end_early(note, rank, number))
     if watch:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
     try:
@@ -61,8 +61,12 @@ def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
     os._exit(code)
 
 
-def _too_early(number: int) -> Stopped:
-    return Stopped(f"stopped by {signal.Signals(number).name} before anything was done", number)
+def _end_early(note: Path, rank: int, number: int) -> NoReturn:
+    """End by a signal while starting up."""
+    if number == signal.SIGTERM:
+        os._exit(128 + number)  # no note: it may be srun's, as another rank has died without one
+    name = signal.Signals(number).name
+    _end(note, rank, Stopped(f"stopped by {name} before anything was done", number))
 
 
 def _end_with_others(note: Path) -> None:

@@ -12,18 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import ROOT, TINY
+from helpers import ROOT
+from slurm_cases import CONFIG, RANKS, Place
 from slurm_cluster import HANG_S, Cluster
 
 SUBMIT = ROOT / "launch" / "submit.py"
-FLAGS = [
-    *TINY,
-    *("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "4"),
-    *("--engine.bucket-mb", "0.1"),
-]
-"""Terms of all runs here, so that they end in the same bits; 4 ranks, several buckets."""
-RANKS = 4
-ON_TWO_NODES = ["--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "2"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +25,7 @@ class Job:
 
     slurm: Cluster
     name: str  # 12, or 12_3
+    ranks: int
     run: Path
     log: Path
 
@@ -71,8 +65,11 @@ def submit(slurm: Cluster, cwd: Path, *words: str | Path) -> list[Job]:
     runs = re.findall(r"^ *run: (.*)$", done.stdout, re.MULTILINE)
     logs = re.findall(r"^ *log: (.*)$", done.stdout, re.MULTILINE)
     names = [Path(log).name.removesuffix("_0_log.out") for log in logs]
+    size = re.search(r"(\d+) nodes? x (\d+)", done.stdout)
+    assert size
+    ranks = int(size[1]) * int(size[2])
     return [
-        Job(slurm, name, cwd / run, Path(log))
+        Job(slurm, name, ranks, cwd / run, Path(log))
         for name, run, log in zip(names, runs, logs, strict=True)
     ]
 
@@ -131,7 +128,7 @@ def _last_rank(job: Job) -> int:
             environ = (process / "environ").read_bytes().split(b"\0")
         except OSError:  # gone
             continue
-        is_last = f"SLURM_PROCID={RANKS - 1}".encode() in environ
+        is_last = f"SLURM_PROCID={job.ranks - 1}".encode() in environ
         # Loader workers have the same names; they are their rank's children, and come later.
         if (
             is_last
@@ -139,8 +136,27 @@ def _last_rank(job: Job) -> int:
             and str(job.log.parent).encode() in command
         ):
             return int(process.name)
-    raise AssertionError(f"job {job.name}: no rank {RANKS - 1} found")
+    raise AssertionError(f"job {job.name}: no rank {job.ranks - 1} found")
 
 
 FATES = {"preempt": preempt, "requeue": requeue, "break_rank": break_rank, "lose_node": lose_node}
 """What a job outlives, whatever its time limit."""
+LIMIT = ("--time", "2m", "--signal-delay-s", "60")
+"""Slurm looks every half a minute, and may be as early."""
+
+
+def case(befalls: Callable[[Job], None]) -> Callable[[Place, str], str]:
+    """A run that is submitted and disturbed, as slurm_cases.py has them; returns the job's id."""
+
+    def once(place: Place, name: str) -> str:
+        size = ("--nodes", str(RANKS), "--gpus-per-node", "0", "--cpus-per-task", "4")
+        (job,) = submit(place.slurm, place.cwd, CONFIG, *place.flags(name), *size, *LIMIT)
+        job.wait_for_row(1)
+        befalls(job)
+        return job.name
+
+    return once
+
+
+SUBMITTED = {f"submit_{name}": case(fate) for name, fate in FATES.items()}
+SUBMITTED["submit_reach_limit"] = case(reach_limit)

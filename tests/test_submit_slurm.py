@@ -7,20 +7,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import train
+from helpers import TINY, train
 from slurm_cluster import Cluster
-from submit_fates import FATES, FLAGS, ON_TWO_NODES, RANKS, SUBMIT, Job, reach_limit, submit
+from submit_fates import FATES, LIMIT, SUBMIT, Job, reach_limit, submit
 
 from harness.doctor.compare import compare
 
 pytest_plugins = ["slurm_fixtures"]
 pytestmark = pytest.mark.slurm
+TERMS = [
+    *TINY,
+    *("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "4"),
+    *("--engine.bucket-mb", "0.1", "--schedule.epochs", "12"),
+]
+"""96 steps of 4 ranks, with several buckets of gradients."""
+ON_TWO_NODES = ["--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
 def flags(photos: Path) -> list[str]:
     data = ["--data.train", str(photos), "--data.val", str(photos)]
-    return [*FLAGS, *data, "--schedule.epochs", "12"]
+    return [*TERMS, *data]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def cwd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(cwd: Path, flags: list[str]) -> Path:
     """The run folder of the same under torchrun, without a Slurm."""
-    done = train(*flags, "--run.name", "undisturbed", ranks=RANKS, cwd=cwd)
+    done = train(*flags, "--run.name", "undisturbed", ranks=4, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs" / "undisturbed"
 
@@ -44,7 +51,7 @@ def assert_the_same(undisturbed: Path, job: Job) -> None:
 def test_a_job_outlives_whatever_befalls_it(
     slurm: Cluster, cwd: Path, flags: list[str], undisturbed: Path
 ) -> None:
-    limit = ["--time", "2m", "--signal-delay-s", "60", "--run.name", "limited"]
+    limit = [*LIMIT, "--run.name", "limited"]
     half = ["--cpus-per-task", "2", "--slurm"]
     (limited,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *limit, *half, "exclude=node[1-2]")
     (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *half, "exclude=node[3-4]")
