@@ -36,6 +36,7 @@ class Followed(RunFailed):
 class Stopped(HarnessError):
     """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
 
-    def __init__(self, message: str, number: int | None) -> None:
+    def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number if number else EXIT_INTERRUPTED
+        self.number = number
+        self.exit_code = 128 + number  # as shells say it

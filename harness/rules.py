@@ -96,3 +96,19 @@ def _other_rules(config: Config) -> Rules:
             f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),
     ]
+
+
+def per_rank(batch: int, ranks: int) -> int:
+    """Images of a global batch for each rank.
+
+    Raises:
+        BadInput: it does not divide; names the nearest that do.
+    """
+    if batch % ranks:
+        below = batch // ranks * ranks
+        near = [str(n) for n in (below, below + ranks) if n]
+        raise BadInput(
+            f"train.global_batch: {batch} does not divide over {ranks} ranks; "
+            f"use {' or '.join(near)}"
+        )
+    return batch // ranks

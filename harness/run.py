@@ -233,18 +233,19 @@ def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
 
 def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
     """Leave everything so that the same command goes on; what to tell the user."""
+    world, t = report.resolved.world, keeper.training
+    # Every rank says the same: it may reach one before another, or only one at all.
+    signal = min(number for number in world.gather(pulse.signals.received) if number)
     keeper.settle()
-    t, signal = keeper.training, pulse.signals.received
     report.stopped(t)
     if report.writes:
         report.folder.set_state("stopped")
     report.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
-    by = signal.name if signal else "a signal to another rank"
     at = f"step {t.step:,} of {report.resolved.total_steps:,}" if t else "the validation"
-    saved = f"saved as {keeper.last}; " if keeper.last else ""
-    said = f"stopped by {by} at {at}; {saved}the same command goes on"
+    saved = f"; saved as {keeper.last}" if keeper.last else ""
+    said = f"stopped by {signal.name} at {at}{saved}"
     # A collective too: the launcher would end rank 0, still saving, when the others are gone.
-    said = report.resolved.world.from_main(said)
+    said = world.from_main(said)
     if pulse.stacks is not None:
         pulse.stacks.close()
     return Stopped(said, signal)

@@ -48,6 +48,9 @@ class Signals:
         # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
         elif number in DELIBERATE and now - self._first_at > SAME_WISH_S:
             os._exit(128 + number)
+        # With TERM a cluster may send one that says more: USR1, USR2 are smaller.
+        elif number < self.received:
+            self.received = signal.Signals(number)
 
 
 def leave_to_parent() -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,28 +35,33 @@ from launch import slurm
 def main() -> None:
     """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
     try:
-        config = cli.load(sys.argv[1:])
-        os.environ.update(slurm.identity())
-        # Torch takes seconds to import: a typo has been rejected by now.
-        from harness import run, world
-
-        run.run(config, world.from_environment(config.engine.device))
+        work(sys.argv[1:])
     except Stopped as stopped:
         # torchrun would start again what ends otherwise; launchers read the run folder's `state`.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        _end(EXIT_GOOD if under_torchrun else stopped.exit_code, str(stopped), kind="")
-    except Followed as followed:
-        _end(EXIT_FAILED, str(followed), first=False)
-    except HarnessError as error:
-        _end(error.exit_code, str(error))
-    except KeyboardInterrupt:
-        _end(EXIT_INTERRUPTED, "interrupted before anything was done")
-    except Exception as error:
-        _end(*_explained(error))
+        code = EXIT_GOOD if under_torchrun else stopped.exit_code
+        _end(code, f"{stopped}; the same command goes on", kind="")
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = explained(error)
+        _end(code, message, first=not isinstance(error, Followed))
 
 
-def _explained(error: Exception) -> tuple[int, str]:
-    """Exit code and one line for an error that torch raised."""
+def work(argv: Sequence[str]) -> None:
+    """Train, or score, as the words say, in the place that the environment names."""
+    config = cli.load(argv)
+    os.environ.update(slurm.identity())
+    # Torch takes seconds to import: a typo has been rejected by now.
+    from harness import run, world
+
+    run.run(config, world.from_environment(config.engine.device))
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and one line for what ended the work."""
+    if isinstance(error, HarnessError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted before anything was done"
     torch = sys.modules.get("torch")  # what fails may be its import
     if torch and isinstance(error, torch.OutOfMemoryError):
         return EXIT_FAILED, (
@@ -63,7 +69,7 @@ def _explained(error: Exception) -> tuple[int, str]:
             "same global batch), or --eval.local-batch if it was validating; "
             f"{str(error).splitlines()[0]}"
         )
-    traceback.print_exc()
+    traceback.print_exception(error)
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 

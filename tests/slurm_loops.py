@@ -26,16 +26,17 @@ from helpers import draw_tree, train
 from rich.table import Table
 from slurm_cases import CASES, CONFIG, MULTI, RANKS, Place, attempts
 from slurm_cluster import cluster, missing
+from submit_fates import SUBMITTED
 
 from harness.console import err, out
 from harness.record import folder as run_folder
 
 
-def disturb(case: str) -> Callable[[Place, str, Path], dict[str, Any]]:
+def disturb(case: Callable[[Place, str], str]) -> Callable[[Place, str, Path], dict[str, Any]]:
     """A run that is disturbed, and what came of it."""
 
     def once(place: Place, name: str, calm: Path) -> dict[str, Any]:
-        job = CASES[case](place, name)
+        job = case(place, name)
         state = place.slurm.wait(job)
         folder = place.folder(name)
         finished = state == "COMPLETED" and run_folder.read_state(folder) == "finished"
@@ -68,7 +69,7 @@ def ports(place: Place, name: str, calm: Path) -> dict[str, Any]:
 
 
 DOINGS: dict[str, Callable[[Place, str, Path], dict[str, Any]]] = {
-    **{case: disturb(case) for case in CASES}, "ports": ports,
+    **{name: disturb(case) for name, case in (CASES | SUBMITTED).items()}, "ports": ports,
 }  # fmt: skip
 
 

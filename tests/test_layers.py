@@ -26,6 +26,7 @@ ROWS = [
     {"keeper"},
     {"run"},
     {"bench", "results", "doctor"},
+    {"verbs"},
     {"__main__", "launch"},
 ]
 """From bottom to top; a file may import what lies in lower rows, and its own package."""
