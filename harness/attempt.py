@@ -89,8 +89,10 @@ def _claim(
 def _taken(
     folder: RunFolder, lease: Lease, resolved: Resolved, digests: Mapping[str, str | None]
 ) -> Attempt:
-    found = checkpoint.newest(folder.checkpoints, out.print)
     config, split = resolved.config, resolved.split
+    found = checkpoint.newest(folder.checkpoints, out.print)
+    if found:
+        _check_origin(found, folder, config)
     from_step = found.state["step"] if found else 0
     facts = {
         "host": socket.gethostname(),
@@ -108,3 +110,13 @@ def _taken(
         of = f"from {found.path}, step {from_step:,}" if found else "from the start: nothing saved"
         out.print(f"{'attempt':>12}: {folder.attempt}, goes on {of}")
     return Attempt(folder, found is not None, lease, found, spent_s)
+
+
+def _check_origin(found: Found, folder: RunFolder, config: cfg.Config) -> None:
+    """Refuse a checkpoint that somebody has put here: its state fits, its training is another."""
+    of, result = found.state["of"], cfg.fingerprint(config, "result")
+    if (of["run_id"], of["result_fingerprint"]) != (folder.run_id, result):
+        raise BadInput(
+            f"{found.path}: was taken by another run ({of['run_id']}); remove it, or start from "
+            "its weights: --model.weights, with another --run.name"
+        )

@@ -69,9 +69,8 @@ class Keeper:
             self._saver.wait()  # also for the sake of what went wrong with the one before
             state = resume.state(t, sums, self._saver.staging) | self._report.state()
             whole = t.resolved.ends_epoch(t.step)
-            self._saver.save(
-                state, {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
-            )
+            about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
+            self._saver.save(state, about | state["of"])
 
     def settle(self) -> None:
         """Return once the last checkpoint is written, or could not be."""

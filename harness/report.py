@@ -61,7 +61,13 @@ class Report:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the record so far; rank 0's counts."""
+        config = self.resolved.config
         return {
+            "of": {
+                "run_id": self.folder.run_id,
+                "result_fingerprint": cfg.fingerprint(config, "result"),
+                "speed_fingerprint": cfg.fingerprint(config, "speed"),
+            },
             "digests": [each.model_dump() for each in self.digests],
             "scores": [(epoch, asdict(score)) for epoch, score in self.scores],
             "rows": self.rows.rows if self.rows else 0,

@@ -46,6 +46,10 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     done = train(*flags, "--optim.momentum", "0.5", cwd=tmp_path)
     assert done.returncode == 2
     assert "holds a run with another optim.momentum (0.9 there, 0.5 here)" in done.stderr
+    (folder / "run_id").write_text("another\n")  # as if the checkpoint had been copied from there
+    done = train(*flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"step-{last['step']:09d}.pt: was taken by another run" in done.stderr
 
 
 def test_a_wandb_server_that_hangs_does_not_keep_the_stop(

@@ -31,8 +31,8 @@ RESULT_FIELDS = ("digests", "steps", "images_seen", "epochs", "val_images", "wor
 RESULT_OF_TRAINING = ("val_loss", "val_correct1", "val_correct5", "val_top1_pct",
                       "best_val_top1_pct", "best_epoch")  # fmt: skip
 
-NOT_OF_TRAINING = ("clock", "rows_bytes")
-"""Parts of a checkpoint that hold times, or the length of texts with times."""
+NOT_OF_TRAINING = ("clock", "rows_bytes", "of")
+"""Parts of a checkpoint that hold times, the length of texts with times, or the run's name."""
 
 
 class Difference(NamedTuple):
