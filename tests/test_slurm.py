@@ -13,6 +13,8 @@ from slurm_cases import CASES, CONFIG, FLAGS, MULTI, ONE, RANKS, Place, attempts
 from slurm_cluster import Cluster, cluster
 from wandb_standin import StandIn
 
+from harness import cli
+
 pytest_plugins = ["slurm_fixtures", "wandb_fixtures"]
 pytestmark = pytest.mark.slurm
 
@@ -156,3 +158,26 @@ def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
     place.slurm.output("scancel", job)
     assert place.slurm.wait(job) == "CANCELLED"
     assert (place.folder("cancelled") / "state").read_text() == "stopped\n"
+
+
+def test_a_job_trains_on_staged_images(place: Place, calm: Path, tmp_path: Path) -> None:
+    options = ("--nodes=2",)
+    job = place.submit(MULTI, "staged", *SHORT, options=options, HARNESS_STAGE=str(tmp_path))
+    assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
+    (copy,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    config = cli.load([str(place.folder("staged") / "config.yaml")])
+    assert (config.data.train, config.data.val) == (str(copy), str(copy))
+    assert result(place.folder("staged"))["digests"] == result(calm)["digests"][:1]
+
+
+def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> None:
+    """Slurm gave eight that torch does not see: the devices are fake."""
+    flags = ("--engine.device", "auto")
+    job = place.submit(
+        MULTI, "missing", *flags, nproc=1, options=("--nodes=2",), HARNESS_DOCTOR="on"
+    )
+    assert place.slurm.wait(job) == "FAILED"
+    told = place.slurm.log(job)
+    assert "0 of 8 expected" in told
+    assert told.splitlines()[-1] == f"job {job}: not begun"
+    assert not place.folder("missing").exists()
