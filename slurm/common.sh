@@ -144,12 +144,14 @@ on_each_node() {
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=1 "$@"
 }
 
-# train NPROC
-# One torchrun per node. On several nodes, a restart of one costs one of each other's too (by the
-# connections that break), hence three; who is told to end gets time to save.
-train() {
-    local options=(--nproc-per-node="$1" --max-restarts="${HARNESS_MAX_RESTARTS:-3}"
+# torchrun_on_each_node RESTARTS PROGRAM ...
+# One torchrun per node; who is told to end gets time to save.
+torchrun_on_each_node() {
+    local options=(--nproc-per-node="$nproc" --max-restarts="$1"
         --signals-to-handle=SIGTERM,SIGINT,SIGUSR2 --shutdown-timeout=90)
+    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
+    # who died, and wait for them (torch 2.14).
+    if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
     if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
         # The system chooses the port: jobs that share the node cannot collide.
         options+=(--standalone)
@@ -168,8 +170,7 @@ train() {
             set -- --rdzv-conf="is_host=$is_host,join_timeout=300" \
                 --local-addr="$SLURMD_NODENAME" "$@"
         fi
-        exec python -m torch.distributed.run "$@"' \
-        torchrun "${options[@]}" "$home/launch/train.py" "${words[@]}"
+        exec python -m torch.distributed.run "$@"' torchrun "${options[@]}" "${@:2}"
 }
 
 # requeue
@@ -200,36 +201,50 @@ harness_train() {
     [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
     set_variables
     check_limits
-    before=$(stat -c '%i %y' "$run/state" 2>/dev/null) || before=none
-    prepare && run_step train "$nproc" || true
-    state=$(cat "$run/state" 2>/dev/null) || state=unknown
-    # What an earlier start left says nothing of this one, but that all is done.
-    if [ "$state" != finished ] && [ "$before" = "$(stat -c '%i %y' "$run/state" 2>/dev/null)" ]; then
-        state="not begun"
-    fi
+    before=$(stamp "$run/state")
+    # On several nodes, a restart of one costs one of each other's too (by the connections that break),
+    # hence three.
+    prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
+        "$home/launch/train.py" "${words[@]}" || true
+    state=$(cat "$run/state" 2>/dev/null) || state=none
     if [ "$state" = finished ]; then exit 0; fi
+    # What an earlier start left says nothing of this one.
+    if [ "$before" = "$(stamp "$run/state")" ]; then state="not begun"; fi
     # Who was told to end and had nothing to save yet, or no time for it, goes on all the same.
     if [ "$state" = stopped ] || [ "$heard" -gt 0 ]; then requeue; fi
     echo "job $SLURM_JOB_ID: $state" >&2
-    if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2; fi
+    if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2 || true; fi
     exit 1
+}
+
+stamp() {
+    stat -c '%i %y' "$1" 2>/dev/null || echo none
 }
 
 # prepare
 # What comes before training: each node is looked at, and gets the images.
 prepare() {
+    local told
+    told=$(mktemp -d)
     if [ "${HARNESS_DOCTOR:-on}" != off ]; then
-        # It expects the GPUs that Slurm gave.
-        run_step on_each_node python -m harness doctor "${words[@]}" || return
+        # All ranks together, as they will train. It expects the GPUs that Slurm gave. If it is red,
+        # torchrun reports that as a crash: the log is spared that.
+        if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
+            >"$told/doctor" 2>"$told/crash"; then
+            grep -q ^red "$told/doctor" || cat "$told/crash" >&2
+            cat "$told/doctor"
+            [ "$heard" -gt 0 ] ||
+                echo "error: the doctor is red; HARNESS_DOCTOR=off goes without it" >&2
+            return 1
+        fi
+        cat "$told/doctor"
     fi
     if [ -n "${HARNESS_STAGE:-}" ]; then
         # The folders' names are the same on all nodes, and one of them prints the flags.
-        local flags
-        flags=$(mktemp)
-        run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" --flags-to "$flags" \
-            "${words[@]}" || return
-        mapfile -t -O "${#words[@]}" words <"$flags"
-        rm "$flags"
+        run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" \
+            --flags-to "$told/flags" "${words[@]}" || return
+        mapfile -t -O "${#words[@]}" words <"$told/flags"
     fi
+    rm -r "$told"
     [ "$heard" -eq 0 ]
 }

@@ -14,10 +14,10 @@ def show_run(run: LoadedRun) -> None:
     """One run: what it was, what came out, where its time went."""
     # Text, and no markup: a path or a message may hold brackets.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
-    if run.failure:
-        _show_failure(run.failure)
     if run.result is None:
         _show_last_row(run)
+        if run.failure:
+            _show_failure(run.failure)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _facts(run.result).items():
