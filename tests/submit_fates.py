@@ -102,22 +102,9 @@ def lose_node(job: Job) -> None:
 
 def reach_limit(job: Job) -> None:
     """The time limit comes near; the run is held up until then, as fast machines would finish."""
-    if "stopped by" in job.told():  # a slow one has met it already
-        return
-    held = _last_rank(job)
-    os.kill(held, signal.SIGSTOP)
-    job.wait("told of its time limit", lambda: _is_told(held, signal.SIGUSR2))
-    os.kill(held, signal.SIGCONT)
-
-
-def _is_told(process: int, number: signal.Signals) -> bool:
-    """Whether a held process has a signal waiting, or has ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return True
-    waiting = re.search(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
-    return waiting is None or bool(int(waiting[1], 16) & 1 << number - 1)
+    if "stopped by SIGUSR2" not in job.told():  # as a slow one may have been already
+        os.kill(_last_rank(job), signal.SIGSTOP)  # ended by the SIGCONT that Slurm sends along
+        job.wait("stopped near its limit", lambda: "stopped by SIGUSR2" in job.told())
 
 
 def _last_rank(job: Job) -> int:
