@@ -175,16 +175,20 @@ torchrun_on_each_node() {
 }
 
 # requeue
-# By array and task: of an array's last task, the job id alone would mean the whole array.
+# By array and task: of an array's last task, the job id alone would mean the whole array. Only a job
+# that runs: Slurm would take back one that the user has cancelled, too.
 requeue() {
-    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" said
+    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" now
+    job="${job:-$SLURM_JOB_ID}"
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HARNESS_MAX_REQUEUES:-100}" ]; then
         die "stopped, and requeued $SLURM_RESTART_COUNT times already; the same command goes on"
     fi
-    if ! said=$(scontrol requeue "${job:-$SLURM_JOB_ID}" 2>&1); then
-        # Pending: somebody else has requeued it.
-        [[ $said == *pending* ]] || die "stopped, and not requeued ($said); the same command goes on"
-    fi
+    now=$(scontrol show job --oneliner "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    case $now in
+        RUNNING) scontrol requeue "$job" || die "stopped, and not requeued; the same command goes on" ;;
+        PENDING | REQUEUED) ;; # somebody else has requeued it
+        *) die "stopped, and ended by Slurm ($now); the same command goes on" ;;
+    esac
     echo "stopped: back into the queue, to go on"
     trap - USR1 TERM
     exec sleep 600 # Slurm ends it; to end before that would complete the job
