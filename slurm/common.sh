@@ -3,7 +3,8 @@
 # What your site needs is set in these variables, in your shell or in a file slurm/site.sh (not in
 # git), which is read here if it is there:
 #
-#   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job (sbatch reads them itself)
+#   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job; sbatch reads them from your shell,
+#                     from site.sh (with `export`) only where the script is started by hand
 #   HARNESS_ENV       file to source first: modules, conda; by default the checkout's .venv, if any
 #   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice
 #   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
@@ -174,16 +175,20 @@ torchrun_on_each_node() {
 }
 
 # requeue
-# By array and task: of an array's last task, the job id alone would mean the whole array.
+# By array and task: of an array's last task, the job id alone would mean the whole array. Only a job
+# that runs: Slurm would take back one that the user has cancelled, too.
 requeue() {
-    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" said
+    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" now
+    job="${job:-$SLURM_JOB_ID}"
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HARNESS_MAX_REQUEUES:-100}" ]; then
         die "stopped, and requeued $SLURM_RESTART_COUNT times already; the same command goes on"
     fi
-    if ! said=$(scontrol requeue "${job:-$SLURM_JOB_ID}" 2>&1); then
-        # Pending: somebody else has requeued it.
-        [[ $said == *pending* ]] || die "stopped, and not requeued ($said); the same command goes on"
-    fi
+    now=$(scontrol show job --oneliner "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    case $now in
+        RUNNING) scontrol requeue "$job" || die "stopped, and not requeued; the same command goes on" ;;
+        PENDING | REQUEUED) ;; # somebody else has requeued it
+        *) die "stopped, and ended by Slurm ($now); the same command goes on" ;;
+    esac
     echo "stopped: back into the queue, to go on"
     trap - USR1 TERM
     exec sleep 600 # Slurm ends it; to end before that would complete the job
@@ -192,7 +197,7 @@ requeue() {
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
 harness_train() {
     [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
-    local run nproc before state
+    local run nproc before state told
     shift
     set_words "$@"
     run=$(python "$home/launch/check.py" "${words[@]}")
@@ -202,16 +207,19 @@ harness_train() {
     set_variables
     check_limits
     before=$(stamp "$run/state")
+    told=$(mktemp -d)
     # On several nodes, a restart of one costs one of each other's too (by the connections that break),
     # hence three.
     prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
         "$home/launch/train.py" "${words[@]}" || true
+    rm -r "$told"
     state=$(cat "$run/state" 2>/dev/null) || state=none
     if [ "$state" = finished ]; then exit 0; fi
     # What an earlier start left says nothing of this one.
     if [ "$before" = "$(stamp "$run/state")" ]; then state="not begun"; fi
     # Who was told to end and had nothing to save yet, or no time for it, goes on all the same.
     if [ "$state" = stopped ] || [ "$heard" -gt 0 ]; then requeue; fi
+    if [ "$state" = running ]; then state="ended without a word; was it killed? see above"; fi
     echo "job $SLURM_JOB_ID: $state" >&2
     if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2 || true; fi
     exit 1
@@ -222,10 +230,8 @@ stamp() {
 }
 
 # prepare
-# What comes before training: each node is looked at, and gets the images.
+# What comes before training: each node is looked at, and gets the images. Leaves files in $told.
 prepare() {
-    local told
-    told=$(mktemp -d)
     if [ "${HARNESS_DOCTOR:-on}" != off ]; then
         # All ranks together, as they will train. It expects the GPUs that Slurm gave. If it is red,
         # torchrun reports that as a crash: the log is spared that.
@@ -245,6 +251,5 @@ prepare() {
             --flags-to "$told/flags" "${words[@]}" || return
         mapfile -t -O "${#words[@]}" words <"$told/flags"
     fi
-    rm -r "$told"
     [ "$heard" -eq 0 ]
 }
