@@ -99,7 +99,7 @@ def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> Wo
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise BadInput(
             f"local rank {local_rank} has no GPU: torch sees {torch.cuda.device_count()}; "
-            "lower --nproc-per-node"
+            "lower --nproc-per-node, or under srun give --gpus-per-node in place of --gpus-per-task"
         )
     where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(rank, local_rank, size, local_size, where)

@@ -255,7 +255,8 @@ def main() -> None:
         if words[:1] == ["--flags-to"]:
             flags_to, words = Path(words[1]), words[2:]
         folders = _folders_of(cli.load(words, prog="python launch/stage.py FOLDER"))
-        flags = [word for flag, path in folders.items() for word in (flag, str(stage(path, root)))]
+        copies = {path: stage(path, root) for path in set(folders.values())}
+        flags = [word for flag, path in folders.items() for word in (flag, str(copies[path]))]
     except HarnessError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)

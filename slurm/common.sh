@@ -3,13 +3,15 @@
 # What your site needs is set in these variables, in your shell or in a file slurm/site.sh (not in
 # git), which is read here if it is there:
 #
-#   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job (sbatch reads them itself)
+#   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job; sbatch reads them from your shell,
+#                     from site.sh (with `export`) only where the script is started by hand
 #   HARNESS_ENV       file to source first: modules, conda; by default the checkout's .venv, if any
 #   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice
 #   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
 #   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
 #   HARNESS_DOCTOR    `off` skips the check of each node before training
 #   NPROC_PER_NODE    processes per node; by default the node's GPUs
+#   HARNESS_SAVE_S    seconds to save in, from the signal on; less than --signal's (90 of 120)
 #   HARNESS_MAX_RESTARTS   how often torchrun starts failed ranks again (3)
 #   HARNESS_MAX_REQUEUES   how often a stopped job puts itself back into the queue (100)
 #
@@ -47,9 +49,6 @@ set_variables() {
     export PYTHONFAULTHANDLER=1
     # NCCL says its version and what went wrong; INFO would be pages per rank.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
-    # who died, and wait for them (torch 2.14).
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     # When all is done, torchrun's agents warn with pages of C++ frames that the first of them has gone.
     export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
     # Nodes with several networks: without a name, NCCL or gloo may take the slow or a dead one.
@@ -112,9 +111,14 @@ trap 'heard=$((heard + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
 trap 'heard=$((heard + 1))' TERM
 
 # srun hands USR1 to all tasks (at TERM it would kill them). Again and again, since ranks that are only
-# starting up heed none.
+# starting up heed none. Those that have not saved in time go on from the last checkpoint: at the time
+# limit Slurm would end the job for good.
 tell_ranks() {
-    while kill -USR1 "$step" 2>/dev/null; do sleep 5; done
+    local began=$SECONDS
+    while kill -USR1 "$step" 2>/dev/null; do
+        [ $((SECONDS - began)) -lt "${HARNESS_SAVE_S:-90}" ] || requeue
+        sleep 5
+    done
 }
 
 # run_step COMMAND ...
@@ -141,12 +145,14 @@ on_each_node() {
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=1 "$@"
 }
 
-# train NPROC
-# One torchrun per node. On several nodes, a restart of one costs one of each other's too (by the
-# connections that break), hence three; who is told to end gets time to save.
-train() {
-    local options=(--nproc-per-node="$1" --max-restarts="${HARNESS_MAX_RESTARTS:-3}"
+# torchrun_on_each_node RESTARTS PROGRAM ...
+# One torchrun per node; who is told to end gets time to save.
+torchrun_on_each_node() {
+    local options=(--nproc-per-node="$nproc" --max-restarts="$1"
         --signals-to-handle=SIGTERM,SIGINT,SIGUSR2 --shutdown-timeout=90)
+    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
+    # who died, and wait for them (torch 2.14).
+    if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
     if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
         # The system chooses the port: jobs that share the node cannot collide.
         options+=(--standalone)
@@ -165,21 +171,24 @@ train() {
             set -- --rdzv-conf="is_host=$is_host,join_timeout=300" \
                 --local-addr="$SLURMD_NODENAME" "$@"
         fi
-        exec python -m torch.distributed.run "$@"' \
-        torchrun "${options[@]}" "$home/launch/train.py" "${words[@]}"
+        exec python -m torch.distributed.run "$@"' torchrun "${options[@]}" "${@:2}"
 }
 
 # requeue
-# By array and task: of an array's last task, the job id alone would mean the whole array.
+# By array and task: of an array's last task, the job id alone would mean the whole array. Only a job
+# that runs: Slurm would take back one that the user has cancelled, too.
 requeue() {
-    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" said
+    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" now
+    job="${job:-$SLURM_JOB_ID}"
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HARNESS_MAX_REQUEUES:-100}" ]; then
         die "stopped, and requeued $SLURM_RESTART_COUNT times already; the same command goes on"
     fi
-    if ! said=$(scontrol requeue "${job:-$SLURM_JOB_ID}" 2>&1); then
-        # Pending: somebody else has requeued it.
-        [[ $said == *pending* ]] || die "stopped, and not requeued ($said); the same command goes on"
-    fi
+    now=$(scontrol show job --oneliner "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    case $now in
+        RUNNING) scontrol requeue "$job" || die "stopped, and not requeued; the same command goes on" ;;
+        PENDING | REQUEUED) ;; # somebody else has requeued it
+        *) die "stopped, and ended by Slurm ($now); the same command goes on" ;;
+    esac
     echo "stopped: back into the queue, to go on"
     trap - USR1 TERM
     exec sleep 600 # Slurm ends it; to end before that would complete the job
@@ -188,7 +197,7 @@ requeue() {
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
 harness_train() {
     [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
-    local run nproc before state
+    local run nproc before state told
     shift
     set_words "$@"
     run=$(python "$home/launch/check.py" "${words[@]}")
@@ -197,36 +206,50 @@ harness_train() {
     [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
     set_variables
     check_limits
-    before=$(stat -c '%i %y' "$run/state" 2>/dev/null) || before=none
-    prepare && run_step train "$nproc" || true
-    state=$(cat "$run/state" 2>/dev/null) || state=unknown
-    # What an earlier start left says nothing of this one, but that all is done.
-    if [ "$state" != finished ] && [ "$before" = "$(stat -c '%i %y' "$run/state" 2>/dev/null)" ]; then
-        state="not begun"
-    fi
+    before=$(stamp "$run/state")
+    told=$(mktemp -d)
+    # On several nodes, a restart of one costs one of each other's too (by the connections that break),
+    # hence three.
+    prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
+        "$home/launch/train.py" "${words[@]}" || true
+    rm -r "$told"
+    state=$(cat "$run/state" 2>/dev/null) || state=none
     if [ "$state" = finished ]; then exit 0; fi
+    # What an earlier start left says nothing of this one.
+    if [ "$before" = "$(stamp "$run/state")" ]; then state="not begun"; fi
     # Who was told to end and had nothing to save yet, or no time for it, goes on all the same.
     if [ "$state" = stopped ] || [ "$heard" -gt 0 ]; then requeue; fi
+    if [ "$state" = running ]; then state="ended without a word; was it killed? see above"; fi
     echo "job $SLURM_JOB_ID: $state" >&2
-    if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2; fi
+    if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2 || true; fi
     exit 1
 }
 
+stamp() {
+    stat -c '%i %y' "$1" 2>/dev/null || echo none
+}
+
 # prepare
-# What comes before training: each node is looked at, and gets the images.
+# What comes before training: each node is looked at, and gets the images. Leaves files in $told.
 prepare() {
     if [ "${HARNESS_DOCTOR:-on}" != off ]; then
-        # It expects the GPUs that Slurm gave.
-        run_step on_each_node python -m harness doctor "${words[@]}" || return
+        # All ranks together, as they will train. It expects the GPUs that Slurm gave. If it is red,
+        # torchrun reports that as a crash: the log is spared that.
+        if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
+            >"$told/doctor" 2>"$told/crash"; then
+            grep -q ^red "$told/doctor" || cat "$told/crash" >&2
+            cat "$told/doctor"
+            [ "$heard" -gt 0 ] ||
+                echo "error: the doctor is red; HARNESS_DOCTOR=off goes without it" >&2
+            return 1
+        fi
+        cat "$told/doctor"
     fi
     if [ -n "${HARNESS_STAGE:-}" ]; then
         # The folders' names are the same on all nodes, and one of them prints the flags.
-        local flags
-        flags=$(mktemp)
-        run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" --flags-to "$flags" \
-            "${words[@]}" || return
-        mapfile -t -O "${#words[@]}" words <"$flags"
-        rm "$flags"
+        run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" \
+            --flags-to "$told/flags" "${words[@]}" || return
+        mapfile -t -O "${#words[@]}" words <"$told/flags"
     fi
     [ "$heard" -eq 0 ]
 }

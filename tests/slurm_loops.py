@@ -5,9 +5,9 @@
   python tests/slurm_loops.py --times 10 --case preempted --case cut
   python tests/slurm_loops.py --times 20 --case ports         two jobs on the same nodes at once
 
-Each time has a Slurm of its own (as root, with the packages that tests/minislurm.py names) and prints
-a line; a table ends it. Lines also go to --log, as JSON; times that stand there already are not done
-again, so that what was interrupted goes on. Exit code 1 if a run was lost or differs.
+Each time has a Slurm of its own (as root, with the packages that tests/minislurm.py names) and
+prints a line; a table ends it. Lines also go to --log, as JSON; times that stand there already are
+not done again, so that what was interrupted goes on. Exit code 1 if a run was lost or differs.
 """
 
 from __future__ import annotations

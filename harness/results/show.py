@@ -14,18 +14,12 @@ def show_run(run: LoadedRun) -> None:
     """One run: what it was, what came out, where its time went."""
     # Text, and no markup: a path or a message may hold brackets.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
-    if run.failure:
-        _show_failure(run.failure)
     if run.result is None:
         _show_last_row(run)
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _facts(run.result).items():
-        table.add_row(Text(name, "dim"), Text(value))
-    out.print(table)
-    out.print(_time_table(run.result))
-    for note in run.result.notes:
-        out.print(Text(f"note: {note}"))
+    else:
+        _show_result(run.result)
+    if run.failure:
+        _show_failure(run.failure)
 
 
 def show_runs(runs: list[LoadedRun]) -> None:
@@ -49,6 +43,16 @@ def show_runs(runs: list[LoadedRun]) -> None:
             f"{result.world_size} x {result.device}" if result else "",
         )
     out.print(table)
+
+
+def _show_result(result: Result) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _facts(result).items():
+        table.add_row(Text(name, "dim"), Text(value))
+    out.print(table)
+    out.print(_time_table(result))
+    for note in result.notes:
+        out.print(Text(f"note: {note}"))
 
 
 def _show_failure(failure: Failure) -> None:
