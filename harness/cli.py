@@ -71,6 +71,17 @@ def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Conf
         BadInput: no such file, unknown key, wrong type, out of range, contradiction.
         SystemExit: after printing --help.
     """
+    config = read(argv, prog=prog)
+    check(config)
+    return config
+
+
+def read(argv: Sequence[str], *, prog: str) -> Config:
+    """The same, without the rules on settings that must go together.
+
+    Raises:
+        BadInput: no such file, unknown key, wrong type, out of range.
+    """
     path, words = _split(argv)
     flags = _read_flags(words, prog)
     values = read_yaml(path)
@@ -82,10 +93,7 @@ def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Conf
         config = Config.model_validate(values)
     except ValidationError as error:
         raise BadInput(_one_line(error.errors()[0], path, flags)) from None
-    if config.run.name is None:
-        config = _named(config, path.stem)
-    check(config)
-    return config
+    return config if config.run.name else _named(config, path.stem)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
