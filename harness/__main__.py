@@ -17,7 +17,9 @@ from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessEr
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; errors are one line and an exit code."""
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
+    options, rest = parser.parse_known_args(
+        _with_doctors_verb(sys.argv[1:] if argv is None else argv)
+    )
     if hasattr(options, "words"):
         options.words = rest  # for launch/train.py, which knows them
     elif rest:
@@ -43,6 +45,13 @@ def _positive(text: str) -> int:
     """argparse's type of a count."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def _count(text: str) -> int:
+    """argparse's type of a count that may be 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return number
 
 
@@ -99,12 +108,56 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--batches", type=_positive, default=20, help="per turn (default 20)")
     loader.add_argument("--turns", type=_positive, default=5, help="turns of each (default 5)")
     loader.set_defaults(verb=_bench_data)
-    _add_doctor(verbs.add_parser("doctor", help="try out whether promises hold on this machine"))
+    _add_doctor(verbs.add_parser("doctor", help="look at this machine before a run"))
     return parser
+
+
+def _with_doctors_verb(words: list[str]) -> list[str]:
+    """`doctor` alone is `doctor machine`: argparse would take the CONFIG after it for a verb."""
+    if words[:1] == ["doctor"] and (len(words) < 2 or words[1] not in DOCTOR):
+        return ["doctor", "machine", *words[1:]]
+    return words
+
+
+DOCTOR = ("machine", "resume", "nodes")
+DOCTOR_EPILOG = """\
+CONFIG.yaml and --section.key as launch/train.py takes them; by default the quickstart.
+
+also:
+  torchrun --nproc-per-node 8 -m harness doctor ...   all ranks of a job, and what joins them
+  harness doctor nodes FILE...   what --json printed on several nodes, in one table with outliers
+  harness doctor resume          does a run that is killed end in the same bits? (see its --help)
+
+exit codes: 0 good or yellow, 1 red, 2 bad input
+"""
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    machine = verbs.add_parser(
+        "machine",
+        prog="harness doctor",
+        usage="harness doctor [CONFIG.yaml] [options] [--section.key VALUE ...]",
+        description="GPUs, software, cores, limits, disks, data, network: is this machine fit for "
+        "the run, and how fast is it? In under a minute; nothing is left behind.",
+        epilog=DOCTOR_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    machine.add_argument("--json", action="store_true", help="print one JSON object instead")
+    machine.add_argument(
+        "--expect-gpus", type=_count, metavar="N", help="on each node (default: what Slurm gave)"
+    )
+    machine.set_defaults(verb=_doctor_machine, words=[])
+    nodes = verbs.add_parser(
+        "nodes",
+        help="join the reports of several nodes, and name the outliers",
+        epilog="exit codes: 0 good or yellow, 1 red, 2 bad input",
+    )
+    nodes.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="what harness doctor --json printed"
+    )
+    nodes.set_defaults(verb=_doctor_nodes)
     resume = verbs.add_parser(
         "resume",
         help="whether a run that is killed ends in the same bits as one that is not",
@@ -180,6 +233,20 @@ def _bench_data(options: argparse.Namespace) -> None:
     threads = options.threads or data.cores()
     load = data.Load(options.folder, options.image_px, options.batch, threads, options.batches)
     data.measure(load, options.turns)
+
+
+def _doctor_machine(options: argparse.Namespace) -> None:
+    from harness.doctor import machine
+
+    sys.exit(
+        machine.check_machine(options.words, expect_gpus=options.expect_gpus, as_json=options.json)
+    )
+
+
+def _doctor_nodes(options: argparse.Namespace) -> None:
+    from harness.doctor import nodes
+
+    sys.exit(nodes.join(options.files))
 
 
 def _doctor_resume(options: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:
     """All that comes until the other side closes; None if that is not before the deadline."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         left_s = max(0.0, deadline - time.monotonic())
         if not select.select([descriptor], [], [], left_s)[0]:

@@ -14,10 +14,10 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files"},
+    {"config", "world", "console", "signals", "files", "deadline"},
     {"rules"},
     {"cli"},
-    {"models", "data", "optim", "checkpoint", "counts", "record"},
+    {"models", "data", "optim", "checkpoint", "counts", "record", "probes"},
     {"resolve", "pulse"},
     {"engine"},
     {"train"},
