@@ -17,9 +17,8 @@ from harness.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInput, HarnessEr
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; errors are one line and an exit code."""
     parser = _parser()
-    options, rest = parser.parse_known_args(
-        _with_doctors_verb(sys.argv[1:] if argv is None else argv)
-    )
+    given = list(sys.argv[1:] if argv is None else argv)
+    options, rest = parser.parse_known_args(_with_doctors_verb(given))
     if hasattr(options, "words"):
         options.words = rest  # for launch/train.py, which knows them
     elif rest:
@@ -236,10 +235,14 @@ def _bench_data(options: argparse.Namespace) -> None:
 
 
 def _doctor_machine(options: argparse.Namespace) -> None:
+    from harness.doctor.words import read_config
+
+    config = read_config(options.words)  # torch takes seconds to import: a typo is told before
     from harness.doctor import machine
 
+    expected = options.expect_gpus
     sys.exit(
-        machine.check_machine(options.words, expect_gpus=options.expect_gpus, as_json=options.json)
+        machine.check_machine(config, options.words, expect_gpus=expected, as_json=options.json)
     )
 
 

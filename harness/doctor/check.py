@@ -63,12 +63,26 @@ class Asked:
     @property
     def loader_threads(self) -> int:
         """Threads or workers that read and decode, of each rank."""
-        return self.config.data.threads or self.world.cores()
+        cores = self.world.cores() * self.world.local_size
+        return self.config.data.threads or max(1, cores // self.local_ranks)
+
+    @property
+    def local_ranks(self) -> int:
+        """Ranks of this node in the run to come: this process may be alone, before it."""
+        return max(self.world.local_size, self.gpus if self.world.on_gpu else 0)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the run to come, on all nodes."""
+        if "RANK" in self.environ:
+            return self.world.size
+        nodes = self.environ.get("SLURM_JOB_NUM_NODES", "")
+        return self.local_ranks * (int(nodes) if nodes.isdigit() else 1)
 
     @property
     def local_images(self) -> int:
         """Images of each rank per optimiser step, rounded up."""
-        return -(-self.config.train.global_batch // self.world.size)
+        return -(-self.config.train.global_batch // self.ranks)
 
 
 def green(name: str, value: str) -> Check:

@@ -28,12 +28,15 @@ def _cores(asked: Asked) -> Facts:
     return {
         "cores": sorted(os.sched_getaffinity(0)),
         "cores_quota": cpu_quota(),
-        "local_size": asked.world.local_size,
+        "local_ranks": asked.local_ranks,
     }
 
 
 def _compute(asked: Asked) -> Facts:
     config, device = asked.config, asked.world.device
+    # Alone before a run, this process stands for all ranks of its node.
+    several = device.type == "cuda" and asked.world.size == 1
+    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
     torch.set_num_threads(asked.threads)
     wanted = config.engine.precision
     if wanted in ("tf32", "fp16") and not asked.world.on_gpu:
@@ -41,14 +44,17 @@ def _compute(asked: Asked) -> Facts:
     precision = resolve_precision(wanted, on_gpu=asked.world.on_gpu)
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     dtype = _DTYPES.get(precision, torch.float32)
-    flops = probes.matmul_flops(device, dtype, limit_s=limits.COMPUTE_S)
+    flops = [
+        probes.matmul_flops(each, dtype, limit_s=limits.COMPUTE_S)
+        for each in (devices if several else [device])
+    ]
     with torch.device("meta"):
         network = build(config.model, 10 if config.model.name in CIFAR_MODELS else 1000)
     gmacs = total(layers(network, config.data.image_px)).gmacs
     # Forward once, backward twice; a multiply-add is two operations.
-    bound = limits.SHARE_OF_MATMUL[device.type] * flops / (6e9 * gmacs)
+    bound = limits.SHARE_OF_MATMUL[device.type] * sum(flops) / (6e9 * gmacs)
     return {
-        "matmul_tflops": flops / 1e12,
+        "matmul_tflops": [each / 1e12 for each in flops],
         "precision": precision,
         "images_per_second_bound": bound,
         "checkpoint_mb": 2 * 4 * sum(p.numel() for p in network.parameters()) / 1e6,
@@ -102,7 +108,7 @@ def _judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
     cores = set().union(*(facts["cores"] for facts in ranks))
     quotas = [facts["cores_quota"] for facts in ranks if facts["cores_quota"] is not None]
     here = min([len(cores), *quotas])
-    per_rank = here / ranks[0]["local_size"]
+    per_rank = here / ranks[0]["local_ranks"]
     need = limits.CORES_PER_GPU if asked.world.on_gpu else limits.CORES_PER_CPU_RANK
     value = f"{per_rank:.3g} per rank ({len(cores)} cores"
     value += f", of which the control group grants {min(quotas):.3g})" if quotas else ")"
@@ -113,18 +119,17 @@ def _judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
 
 
 def _judge_compute(ranks: Sequence[Facts], asked: Asked) -> Check:
-    rates = [facts["matmul_tflops"] for facts in ranks]
-    bounds = [facts["images_per_second_bound"] for facts in ranks]
+    rates = [rate for facts in ranks for rate in facts["matmul_tflops"]]
+    bound = sum(facts["images_per_second_bound"] for facts in ranks)
+    what = "GPU" if asked.world.on_gpu else "rank"
     value = (
-        f"{span(rates, '.3g')} TFLOP/s in {ranks[0]['precision']} per rank: at most "
-        f"{span(bounds, ',.0f')} images/s of {asked.config.model.name}"
+        f"{span(rates, '.3g')} TFLOP/s in {ranks[0]['precision']} per {what}: at most "
+        f"{bound:,.0f} images/s of {asked.config.model.name} on this node"
     )
     middle = sorted(rates)[len(rates) // 2]
     slow = [n for n, rate in enumerate(rates) if rate < limits.SLOW_GPU * middle]
     # On a CPU the ranks share caches and clocks, and whatever else runs takes its part.
     if slow and asked.world.on_gpu:
-        which = ", ".join(f"rank {ranks[n]['rank']}" for n in slow)
-        return yellow(
-            "matrix product", f"{value}; slow: {which}", "all wait for it: see throttling"
-        )
+        what = f"{value}; slow: GPU {', '.join(map(str, slow))}"
+        return yellow("matrix product", what, "all wait for it: see clocks and throttling")
     return green("matrix product", value)

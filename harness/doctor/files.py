@@ -123,8 +123,10 @@ def _data(asked: Asked) -> Facts:
         files = some_files(root, limits.READ_FILES, seed=asked.world.rank)
         paths = [files.path(n) for n in range(len(files))]
         read = READERS[data.read]
+        # Alone before a run, this process stands for all ranks of its node.
+        threads = asked.loader_threads * asked.local_ranks // asked.world.local_size
         reading = probes.read_speed(
-            lambda n: read(files, n), paths, threads=asked.loader_threads, limit_s=limits.READ_S
+            lambda n: read(files, n), paths, threads=threads, limit_s=limits.READ_S
         )
         return {
             "images_per_second": reading.files / reading.seconds,
@@ -149,13 +151,13 @@ def _judge_shm(facts: Facts, asked: Asked) -> Check:
     do = "mount a larger one: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
     if free is None:
         return red("/dev/shm", "is not there", do)
-    ranks = asked.world.local_size
+    ranks = asked.local_ranks
     need_gib, what = 0.0, "DALI needs none of it"
     if data.source == "torchvision":
         # Each worker of a DataLoader makes two batches ahead, and hands them over through it.
         batch = asked.local_images * 3 * data.image_px**2 / GIB
         need_gib, what = 2 * asked.loader_threads * batch * ranks, "two batches per worker"
-    if asked.world.on_gpu and asked.world.size > 1:
+    if asked.world.on_gpu and asked.ranks > 1:
         need_gib, what = need_gib + limits.SHM_OF_NCCL_MIB * ranks / 1024, f"{what}, and NCCL"
     value = f"{free:,.2f} GiB free; {what}"
     if free < need_gib:

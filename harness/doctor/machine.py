@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from harness import cli, world
+from harness import world
 from harness.config import Config
 from harness.console import err, track
 from harness.doctor import compute, files, gpus, limits, network, software
@@ -20,7 +20,6 @@ from harness.doctor.check import Asked, Facts
 from harness.doctor.report import Node, Report, compared, show, verdict_of
 from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
 from harness.record.process import process_age_s
-from harness.rules import check
 from harness.world import process_group
 
 ALONE: dict[str, Callable[[Asked], Facts]] = {
@@ -58,20 +57,21 @@ class Alarm:
         os._exit(EXIT_FAILED)
 
 
-def check_machine(words: Sequence[str], *, expect_gpus: int | None, as_json: bool) -> int:
+def check_machine(
+    config: Config, words: Sequence[str], *, expect_gpus: int | None, as_json: bool
+) -> int:
     """Look at this machine, or with all ranks of a job at all of its machines; print what is found.
 
     Args:
-        words: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
+        words: from which the config was read, to be shown again.
         expect_gpus: on each node; by default what Slurm gave.
 
     Returns:
         Exit code: 1 on red; on every rank the same.
 
     Raises:
-        BadInput: before anything is looked at.
+        RunFailed: the ranks do not come together.
     """
-    config = read_config(words)
     asked = ask(config, expect_gpus, os.environ)
     size = asked.world.size
     alarm = Alarm(limits.WHOLE_S, asked.world.rank)
@@ -93,27 +93,13 @@ def check_machine(words: Sequence[str], *, expect_gpus: int | None, as_json: boo
     return code
 
 
-def read_config(words: Sequence[str]) -> Config:
-    """The config; one without folders of images will do, as the rest can be looked at.
-
-    Raises:
-        BadInput: no such file, unknown key, wrong type, out of range, contradiction.
-    """
-    config = cli.read(words, prog="harness doctor")
-    folders = {name: getattr(config.data, name) or "demo" for name in ("train", "val")}
-    check(config.model_copy(update={"data": config.data.model_copy(update=folders)}))
-    return config
-
-
 def ask(config: Config, expect_gpus: int | None, environ: Mapping[str, str]) -> Asked:
     """What is needed here, and who this process is; a GPU that is missing is found out later.
 
     Without torchrun's names this is a process by itself, in whatever job.
     """
-    local_rank, local_size = (
-        int(environ.get("LOCAL_RANK", 0)),
-        int(environ.get("LOCAL_WORLD_SIZE", 1)),
-    )
+    local_rank = int(environ.get("LOCAL_RANK", 0))
+    local_size = int(environ.get("LOCAL_WORLD_SIZE", 1))
     there, device = torch.cuda.device_count(), config.engine.device
     expected = 0
     if device != "cpu":

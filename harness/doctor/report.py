@@ -67,10 +67,10 @@ def compared(ranks: Sequence[Facts]) -> dict[str, Any]:
     }
     together = ("all_reduce_ms", "all_reduce_gb_per_s", "all_reduce_latency_us")
     return {
-        "local_ranks": first["local_size"],
+        "local_ranks": first["local_ranks"],
         "gpus": f"{first['gpus_of_torch']} x {' and '.join(names)}" if names else "none",
         "cores": len(set().union(*(facts["cores"] for facts in ranks))),
-        "matmul_tflops": min(facts["matmul_tflops"] for facts in ranks),
+        "matmul_tflops": min(min(facts["matmul_tflops"]) for facts in ranks),
         "precision": first["precision"],
         "images_per_second_bound": sum(facts["images_per_second_bound"] for facts in ranks),
         "shm_free_gib": first["shm_free_gib"],
