@@ -23,6 +23,7 @@ from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
 from harness import probes
+from harness.data.dataset import Bytes, Dataset
 from harness.doctor import files, limits, machine, network, software
 from harness.doctor.check import Asked
 from harness.doctor.report import Report
@@ -244,6 +245,21 @@ def test_data_that_never_answers(
     report = look(words)
     assert changed(healthy, report) == {"training data": "red"}
     assert value(report, "training data").endswith("images: no answer within 1 s")
+
+
+def test_data_that_comes_slowly(
+    healthy: Report, icons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(dataset: Dataset, sample: int) -> Bytes:
+        time.sleep(0.2)
+        return dataset.read_whole(sample)
+
+    monkeypatch.setattr(limits, "READ_S", 1.5)
+    monkeypatch.setitem(files.READERS, "mmap", slowly)
+    report = look(flags(icons))
+    assert changed(healthy, report) == {"training data": "yellow"}
+    (check,) = [check for check in report.checks if check.name == "training data"]
+    assert "images/s could be trained on: copy the data to a local disk" in check.do
 
 
 @pytest.mark.parametrize("kind", ["missing", "flat", "file", "nothing given"])

@@ -133,6 +133,7 @@ def _data(asked: Asked) -> Facts:
             "mb_per_s": reading.size_bytes / reading.seconds / 1e6,
             "kb_per_image": reading.size_bytes / reading.files / 1e3,
             "cached_pct": reading.cached_pct,
+            "all_in_s": reading.seconds if len(files) < limits.READ_FILES else None,
             "path": str(root),
         }
 
@@ -247,7 +248,8 @@ def _judge_data(ranks: Sequence[Facts], asked: Asked) -> Check:
         f"{reads[0]['path']}: {rate:,.0f} images/s, {sum(r['mb_per_s'] for r in reads):,.0f} MB/s "
         f"{how} ({span([read['kb_per_image'] for read in reads])} KB each)"
     )
-    if rate < need:
+    whole_s = max(read["all_in_s"] or limits.READ_S for read in reads)
+    if rate < need and whole_s > limits.SMALL_SET_S:
         do = (
             f"up to {need:,.0f} images/s could be trained on: copy the data to a local disk, or "
             "expect the first epoch to wait"

@@ -29,6 +29,9 @@ CHECKPOINT_S = 30.0
 CACHE_GIB = {"yellow": 1.0, "red": 0.05}
 """Free: kernels and graphs of one network and two image sizes take some 100 MiB."""
 
+SMALL_SET_S = 1.0
+"""A set that is read through in less keeps nobody waiting, and is in memory from then on."""
+
 MEMORY_USED_GIB = 1.0
 """A GPU holds less while nobody computes on it: somebody does."""
 

@@ -88,7 +88,7 @@ def check_machine(
         if as_json:
             print(report.model_dump_json())
         else:
-            show(report, _next(words, size))
+            show(report, _next(words, report))
     sys.stdout.flush()
     return code
 
@@ -208,6 +208,9 @@ def _code(report: Report) -> int:
     return EXIT_FAILED if report.verdict == "red" else EXIT_GOOD
 
 
-def _next(words: Sequence[str], ranks: int) -> str:
-    several = f"--nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', ranks)} " if ranks > 1 else ""
-    return f"torchrun {several}launch/train.py {shlex.join(words)}".rstrip()
+def _next(words: Sequence[str], report: Report) -> str:
+    what = shlex.join(["launch/train.py", *words])
+    if report.other_nodes:
+        return f"the same launcher with {what} for -m harness doctor"
+    several = f"--nproc-per-node {report.ranks} " if report.ranks > 1 else ""
+    return f"torchrun {several}{what}"

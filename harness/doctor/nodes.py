@@ -94,12 +94,14 @@ def outliers(nodes: Sequence[Node]) -> list[Finding]:
     for name in SAME:
         found += _unequal(there, name)
     for name, margin_pct in limits.OUTLIERS.items():
-        rates = {node.host: node.facts[name] for node in there if node.facts.get(name) is not None}
+        rates = [
+            (node.host, node.facts[name]) for node in there if node.facts.get(name) is not None
+        ]
         on_cpu = any(node.facts.get("gpus") == "none" for node in there)
         if name == "matmul_tflops" and on_cpu:
             margin_pct = limits.CPU_OUTLIER_PCT
-        for host, rate in rates.items():
-            others = [other for at, other in rates.items() if at != host]
+        for number, (host, rate) in enumerate(rates):
+            others = [other for _, other in rates[:number] + rates[number + 1 :]]
             if others and rate < (1 - margin_pct / 100) * statistics.median(others):
                 below = 100 * (1 - rate / statistics.median(others))
                 words = (

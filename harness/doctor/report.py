@@ -127,7 +127,7 @@ def _line(report: Report, name: str) -> tuple[Status, str, str]:
     text = f"{shown.value}; -> {shown.do}" if shown.do else shown.value
     if report.other_nodes and shown.host:
         alike = sum(check.status == shown.status for check in checks) - 1
-        others = f" and {count(alike, 'other node')} {shown.status}" if alike else ""
+        others = f" (and {count(alike, 'node')} more {shown.status})" if alike else ""
         text = f"{shown.host}{others}: {text}"
     return shown.status, name, text
 
