@@ -140,18 +140,24 @@ def test_what_sbatch_refuses_is_said_once(place: Place) -> None:
     assert not place.folder("refused").exists()
 
 
-def test_the_first_rank_that_failed_has_the_last_word(place: Place, tmp_path: Path) -> None:
-    data = copytree(place.photos, tmp_path / "data", ignore=ignore_patterns(".*"))
-    for image in sorted(data.glob("*/*"))[:90]:  # whichever rank meets one first
-        image.write_bytes(image.read_bytes()[:400])
-    flags = ("--data.train", str(data), "--data.val", str(place.photos), *SHORT)
+def test_the_first_rank_that_failed_has_the_last_word(
+    place: Place, icons: Path, tmp_path: Path
+) -> None:
+    data = copytree(icons, tmp_path / "data", ignore=ignore_patterns(".*"))
+    torn = data / "class2" / "0012.png"
+    torn.write_bytes(torn.read_bytes()[:-60])
+    flags = ("--data.train", str(data), "--data.val", str(icons), "--data.augment", "pad_crop")
     options = ("--nodes=3",)
     job = place.submit(MULTI, "torn", *flags, options=options, HARNESS_MAX_RESTARTS="0")
     assert place.slurm.wait(job) == "FAILED"
     failure = json.loads((place.folder("torn") / "failure.json").read_text())
-    last = place.slurm.log(job).splitlines()[-1]
+    told = place.slurm.log(job)
+    last = told.splitlines()[-1]
     assert last.startswith(f"rank {failure['rank']} on {failure['host']} failed first: ")
-    assert "does not decode" in last
+    assert f"{torn}: sample " in last
+    assert told.count("error: ") == 1 + told.count("srun: error: ") + told.count("    error: ")
+    if failure["rank"] > 0:
+        assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in told
 
 
 def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
