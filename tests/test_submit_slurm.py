@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY, train
-from slurm_cluster import ENDED, Cluster
+from slurm_cluster import Cluster
 from submit_fates import FATES, LIMIT, SUBMIT, Job, reach_limit, submit
 
 from harness.doctor.compare import compare
@@ -44,9 +44,7 @@ def undisturbed(cwd: Path, flags: list[str]) -> Path:
 
 
 def assert_the_same(undisturbed: Path, job: Job) -> None:
-    # Between the loss of a node and the requeue, a job is NODE_FAIL for a moment.
-    ended = job.slurm.wait(job.name, *(state for state in ENDED if state != "NODE_FAIL"))
-    assert ended == "COMPLETED", job.told()[-3000:]
+    assert job.slurm.wait(job.name) == "COMPLETED", job.told()[-3000:]
     assert compare(undisturbed, job.run) == []
 
 
