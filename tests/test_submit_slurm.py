@@ -91,7 +91,7 @@ def test_what_only_a_node_can_find_wrong_fails_the_job_once(
     (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, "--data.train", "/not/there")
     assert slurm.wait(job.name) == "FAILED"
     assert "/not/there: No such file or directory; give a folder" in job.told()
-    assert job.told().splitlines()[-2].endswith(": would end the same way again")
+    assert job.told().splitlines()[-3].endswith(": would end the same way again")
     assert (
         slurm.output("sacct", "-X", "-D", "-n", "-P", "-j", job.name, "-o", "ExitCode") == "2:0\n"
     )
