@@ -141,6 +141,7 @@ def main() -> None:
         code = note.code  # srun's is the highest, and so often of one that was ended with it
     if code:
         _tell(folder, job, note, verdict)
+        sys.stdout.flush()  # scontrol ends this process
     if verdict.again:
         queued = subprocess.run(["scontrol", "requeue", job], check=False)
         code = code if queued.returncode else EXIT_GOOD
@@ -191,13 +192,18 @@ def _tell(folder: Path, job: str, note: Note | None, verdict: Verdict) -> None:
         print("\n".join(f"    {line}" for line in lines[-LAST_LINES:]))
     who = f"rank {note.rank} on {note.host}: " if note and note.rank >= 0 else ""
     print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}")
-    print(f"see it with: harness show {run}", flush=True)
+    if not verdict.again:
+        print(f"see it with: harness show {run}")
+        print(f"to go on in its folder, submit it again: {_config(folder)}")
+
+
+def _config(folder: Path) -> Path:
+    """Of this job, or of this task of an array, as it was frozen."""
+    return folder / f"config_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}.yaml"
 
 
 def _run_folder(folder: Path) -> Path:
-    """Of this job, or of this task of an array."""
-    index = os.environ.get("SLURM_ARRAY_TASK_ID", "0")
-    run = cli.read_yaml(folder / f"config_{index}.yaml")["run"]
+    run = cli.read_yaml(_config(folder))["run"]
     return Path(str(run["root"]), str(run["name"]))
 
 

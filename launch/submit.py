@@ -248,6 +248,7 @@ def _run_one(executor: LocalExecutor, work: Work) -> int:
             return EXIT_GOOD if whole else EXIT_FAILED
         err.print(f"rank {ended.rank}: {ended.message}")
         if ended.signal not in ending.OF_THE_CLUSTER:
+            err.print(f"to go on in its folder, give {work.config} with the same options")
             return ended.code
 
 
