@@ -49,6 +49,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _not_negative(text: str) -> int:
+    """argparse's type of a count that may be 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     """Each verb's words; what a verb needs is imported when it runs."""
     parser = _Parser(
@@ -103,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("folder", type=Path, metavar="DIR", help="images, one folder per class")
     loader.add_argument("--image-px", type=_positive, default=224, help="px (default 224)")
     loader.add_argument("--batch", type=_positive, default=64, help="images (default 64)")
-    loader.add_argument("--threads", type=int, default=0, help="threads, and workers (0: cores)")
+    loader.add_argument(
+        "--threads", type=_not_negative, default=0, help="threads, and workers (0: cores)"
+    )
     loader.add_argument("--batches", type=_positive, default=20, help="per turn (default 20)")
     loader.add_argument("--turns", type=_positive, default=5, help="turns of each (default 5)")
     loader.set_defaults(verb=_bench_data)
@@ -126,6 +135,9 @@ def _add_work(parser: argparse.ArgumentParser, *, model: str, image_px: int, tur
     parser.add_argument("--batch", type=_positive, default=32, help="images (default 32)")
     parser.add_argument(
         "--turns", type=_positive, default=turns, help=f"turns of each (default {turns})"
+    )
+    parser.add_argument(
+        "--threads", type=_not_negative, default=0, help="CPU threads per rank (0: cores)"
     )
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
 
@@ -205,7 +217,9 @@ def _work(options: argparse.Namespace, steps: int) -> Work:
     from harness.bench.loop import Work
 
     o = options
-    return Work(o.model, o.image_px, o.batch, steps, o.turns, compiled=not o.eager)
+    return Work(
+        o.model, o.image_px, o.batch, steps, o.turns, compiled=not o.eager, threads=o.threads
+    )
 
 
 def _bench_data(options: argparse.Namespace) -> None:
