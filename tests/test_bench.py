@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 TINY = ["--model", "resnet20", "--image-px", "32", "--batch", "8", "--eager", "--turns", "2"]
+TINY += ["--threads", "1"]
 
 
 def bench(*words: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:

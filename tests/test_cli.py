@@ -292,6 +292,10 @@ def test_version(run: Run) -> None:
             "bench checkpoint --every 0",
             "--every: must be at least 1, not 0; see: harness bench check",
         ),
+        (
+            "bench overhead --threads -1",
+            "--threads: must be at least 0, not -1; see: harness bench",
+        ),
         ("bench data", "the following arguments are required: DIR; see: harness bench data --help"),
     ],
 )

@@ -29,6 +29,7 @@ class Work:
     steps: int  # per turn
     turns: int
     compiled: bool
+    threads: int  # for computing, per rank; 0: its cores
 
     def config(self, world: World, **sections: cfg.Section) -> cfg.Config:
         """Of a run that is long enough: each turn, and one before them, of two arms or three.
@@ -47,7 +48,7 @@ class Work:
             ),
             "train": cfg.Train(global_batch=global_batch),
             "schedule": cfg.Schedule(epochs=3 * (self.turns + 1), decay="constant"),
-            "engine": cfg.Engine(compile=self.compiled),
+            "engine": cfg.Engine(compile=self.compiled, threads=self.threads),
             "eval": cfg.Eval(local_batch=self.batch),
             "log": cfg.Log(every_steps=self.steps, wandb="off"),
         }

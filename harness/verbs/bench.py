@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.config import ModelName
-from harness.verbs.words import Parser, positive
+from harness.verbs.words import Parser, count, positive
 
 if TYPE_CHECKING:
     from harness.bench.loop import Work
@@ -42,7 +42,7 @@ def add(verbs: Any) -> None:
     loader.add_argument("folder", type=Path, metavar="DIR", help="images, one folder per class")
     loader.add_argument("--image-px", type=positive, default=224, help="px (default 224)")
     loader.add_argument("--batch", type=positive, default=64, help="images (default 64)")
-    loader.add_argument("--threads", type=int, default=0, help="threads, and workers (0: cores)")
+    loader.add_argument("--threads", type=count, default=0, help="threads, and workers (0: cores)")
     loader.add_argument("--batches", type=positive, default=20, help="per turn (default 20)")
     loader.add_argument("--turns", type=positive, default=5, help="turns of each (default 5)")
     loader.set_defaults(verb=_bench_data)
@@ -64,6 +64,7 @@ def _add_work(parser: argparse.ArgumentParser, *, model: str, image_px: int, tur
     parser.add_argument(
         "--turns", type=positive, default=turns, help=f"turns of each (default {turns})"
     )
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads per rank (0: cores)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
 
 
@@ -84,7 +85,9 @@ def _work(options: argparse.Namespace, steps: int) -> Work:
     from harness.bench.loop import Work
 
     o = options
-    return Work(o.model, o.image_px, o.batch, steps, o.turns, compiled=not o.eager)
+    return Work(
+        o.model, o.image_px, o.batch, steps, o.turns, compiled=not o.eager, threads=o.threads
+    )
 
 
 def _bench_data(options: argparse.Namespace) -> None:
