@@ -92,6 +92,11 @@ def _other_rules(config: Config) -> Rules:
             f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
         ),
         (
+            config.engine.compile is True and config.engine.bucket_mb < 1,
+            f"engine.bucket_mb: {config.engine.bucket_mb:g} is too small for compiled networks: "
+            "torch's first bucket has 1 MiB; make it at least 1",
+        ),
+        (
             config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
             f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),

@@ -17,6 +17,9 @@ import harness.__main__ as command
 from harness import __version__
 from harness.data import demo
 from harness.results import show
+from harness.verbs import data as data_verb
+from harness.verbs import show as show_verb
+from harness.verbs import words as verb_words
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -25,15 +28,17 @@ Run = Callable[..., tuple[int, str, str]]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Call the command: exit code, stdout, stderr."""
     # Consoles hold the stream that was there when they were made.
-    monkeypatch.setattr(command, "err", Console(stderr=True, soft_wrap=True, highlight=False))
+    err = Console(stderr=True, soft_wrap=True, highlight=False)
+    for module in (command, verb_words):
+        monkeypatch.setattr(module, "err", err)
     out = Console(soft_wrap=True, highlight=False, width=120)
-    for module in (command, show):
+    for module in (data_verb, show_verb, show):
         monkeypatch.setattr(module, "out", out)
 
-    def call(*words: str | Path) -> tuple[int, str, str]:
+    def call(*given: str | Path) -> tuple[int, str, str]:
         code = 0
         try:
-            command.main([str(word) for word in words])
+            command.main([str(word) for word in given])
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
         captured = capsys.readouterr()

@@ -53,8 +53,9 @@ def test_what_is_there_is_not_read_again(
     assert stage(source, tmp_path / "local") == copy
     assert {path: path.stat().st_ino for path in copy.rglob("*")} == inodes
     said = capsys.readouterr().out
-    assert "the digests of 101 files" in said
-    assert "101 files there already" in said
+    files = sum(path.is_file() for path in source.rglob("*"))  # its index, if there is one, too
+    assert f"the digests of {files} files" in said
+    assert f"{files} files there already" in said
 
 
 def test_only_what_differs_is_copied_again(source: Path, tmp_path: Path) -> None:
