@@ -9,7 +9,7 @@
 #   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice
 #   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
 #   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
-#   HARNESS_DOCTOR    `off` skips the check of each node before training
+#   HARNESS_PREFLIGHT `off` skips the check of each node before training
 #   NPROC_PER_NODE    processes per node; by default the node's GPUs
 #   HARNESS_SAVE_S    seconds to save in, from the signal on; less than --signal's (90 of 120)
 #   HARNESS_MAX_RESTARTS   how often torchrun starts failed ranks again (3)
@@ -232,7 +232,7 @@ stamp() {
 # prepare
 # What comes before training: each node is looked at, and gets the images. Leaves files in $told.
 prepare() {
-    if [ "${HARNESS_DOCTOR:-on}" != off ]; then
+    if [ "${HARNESS_PREFLIGHT:-on}" != off ]; then
         # All ranks together, as they will train. It expects the GPUs that Slurm gave. If it is red,
         # torchrun reports that as a crash: the log is spared that.
         if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
@@ -240,7 +240,7 @@ prepare() {
             grep -q ^red "$told/doctor" || cat "$told/crash" >&2
             cat "$told/doctor"
             [ "$heard" -gt 0 ] ||
-                echo "error: the doctor is red; HARNESS_DOCTOR=off goes without it" >&2
+                echo "error: the doctor is red; HARNESS_PREFLIGHT=off goes without it" >&2
             return 1
         fi
         cat "$told/doctor"

@@ -127,7 +127,7 @@ def main() -> int:
     if lack := missing():
         err.print(f"error: no Slurm: {lack}")
         return 2
-    os.environ.setdefault("HARNESS_DOCTOR", "off")
+    os.environ.setdefault("HARNESS_PREFLIGHT", "off")
     os.environ.setdefault("HARNESS_CACHE", tempfile.mkdtemp(prefix="harness-cache-"))
     work = Path(tempfile.mkdtemp(prefix="slurm-loops-"))
     out.print(f"runs and logs: {work}")

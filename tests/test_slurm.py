@@ -24,7 +24,7 @@ SHORT = ("--schedule.epochs", "1", "--eval.every-epochs", "1")
 
 @pytest.fixture(scope="module")
 def place(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Place:
-    slurm.environ["HARNESS_DOCTOR"] = "off"
+    slurm.environ["HARNESS_PREFLIGHT"] = "off"
     return Place(slurm, tmp_path_factory.mktemp("jobs"), photos)
 
 
@@ -72,7 +72,7 @@ def test_a_disturbed_job_ends_in_the_same_weights(place: Place, calm: Path, case
 
 def test_a_lost_node_costs_no_run(calm: Path, place: Place, tmp_path: Path) -> None:
     with cluster() as slurm:
-        slurm.environ["HARNESS_DOCTOR"] = "off"
+        slurm.environ["HARNESS_PREFLIGHT"] = "off"
         own = Place(slurm, tmp_path, place.photos)
         job = CASES["node_lost"](own, "lost")
         assert slurm.wait(job) == "COMPLETED", slurm.log(job)
@@ -184,7 +184,7 @@ def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> 
     """Slurm gave eight that torch does not see: the devices are fake."""
     flags = ("--engine.device", "auto")
     job = place.submit(
-        MULTI, "missing", *flags, nproc=1, options=("--nodes=2",), HARNESS_DOCTOR="on"
+        MULTI, "missing", *flags, nproc=1, options=("--nodes=2",), HARNESS_PREFLIGHT="on"
     )
     assert place.slurm.wait(job) == "FAILED"
     told = place.slurm.log(job)
