@@ -45,6 +45,7 @@ class DenseLayer(nn.Module):
 
     def forward(self, before: list[Tensor]) -> Tensor:
         """Tensors (N, any, H, W), channels_in in all -> (N, growth, H, W)."""
+        y: Tensor
         if self.saving and torch.is_grad_enabled():
             y = checkpoint(self._first, *before, use_reentrant=False, **self._recomputing())
         else:
@@ -59,7 +60,8 @@ class DenseLayer(nn.Module):
 
         A backward pass that recomputes stops at the input of the convolution, which costs most.
         """
-        return self.conv1(torch.relu_(self.norm1(torch.cat(before, 1))))
+        y: Tensor = self.conv1(torch.relu_(self.norm1(torch.cat(before, 1))))
+        return y
 
     def _recomputing(self) -> dict[str, Any]:
         """How checkpoint() is to recompute: no random numbers, and BN does not count twice."""
@@ -154,7 +156,7 @@ def densenet(
     """
     features = _stem(channels, imagenet=imagenet)
     for number, count in enumerate(blocks, 1):
-        layers = OrderedDict(
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
             (
                 f"denselayer{k + 1}",
                 DenseLayer(

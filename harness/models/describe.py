@@ -57,7 +57,6 @@ def layers(model: nn.Module, image_px: int) -> list[Layer]:
     hooks = [
         module.register_forward_hook(partial(_note, found, name))
         for name, module in model.named_modules()
-        if not list(module.children())
     ]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     # Two images, as BN in train mode refuses to take the variance of a single value.
@@ -74,11 +73,15 @@ def layers(model: nn.Module, image_px: int) -> list[Layer]:
 def _note(
     found: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
 ) -> None:
-    """Add the layer that has just run to `found`."""
+    """Add the layer that has just run to `found`; of its parts together only a change of shape."""
+    shape = tuple(output.shape[1:])
+    if list(module.children()):
+        if shape != found[-1].output:
+            found.append(Layer(name, _kind(module), shape, 0, (), 0))
+        return
     parameters = list(module.parameters())
     if not parameters and output.shape == inputs[0].shape:
         return
-    shape = tuple(output.shape[1:])
     found.append(
         Layer(
             name,

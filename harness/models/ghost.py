@@ -56,7 +56,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), keepdim=True, correction=0)
         self._count(mean[0].flatten(), var[0].flatten(), groups[0].numel() // self.num_features)
         gamma, beta = (p.view(1, 1, -1, 1, 1) for p in (self.weight, self.bias))
-        normalised = (groups - mean) * torch.rsqrt(var + self.eps) * gamma + beta
+        normalised: Tensor = (groups - mean) * torch.rsqrt(var + self.eps) * gamma + beta
         return normalised.to(x.dtype).flatten(0, 1)
 
     def _count(self, mean: Tensor, var: Tensor, values: int) -> None:
