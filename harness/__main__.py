@@ -63,14 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     demo.set_defaults(verb=_data_demo)
 
-    show = verbs.add_parser("show", help="show a run, all runs, or a network")
-    show.add_argument("what", help="`runs`, `model`, or a run folder")
+    show = verbs.add_parser("show", help="show a run, all runs, a network, or published results")
+    show.add_argument("what", help="`runs`, `model`, `references`, or a run folder")
     show.add_argument(
-        "names", nargs="*", default=[], help="runs: folders (default runs/); model: its name"
-    )
+        "names", nargs="*", default=[],
+        help="runs: folders (default runs/); model: its name; references: one's id, for all of it",
+    )  # fmt: skip
     show.add_argument("--layers", action="store_true", help="model: every layer, not every stage")
     show.add_argument("--image-px", type=int, default=0, help="model: input side, px (224, or 32)")
     show.add_argument("--classes", type=int, default=0, help="model: classes (1000, or 10)")
+    show.add_argument("--model", metavar="NAME", help="references: only for this network")
+    show.add_argument("--metric", help="references: only of this kind, such as top1")
     show.set_defaults(verb=_show)
 
     bench = verbs.add_parser("bench", help="measure").add_subparsers(
@@ -151,9 +154,17 @@ def _show(options: argparse.Namespace) -> None:
             options.layers, out,
         )  # fmt: skip
         return
-    from harness.results import load, show
+    from harness.results import load, references, show
 
-    if options.what == "runs":
+    if options.what == "references":
+        shelf = references.load_shelf()
+        for name in options.names:
+            show.show_reference(references.find(shelf, name))
+        if not options.names:
+            show.show_references(references.pick(shelf, model=options.model, metric=options.metric))
+    elif options.model or options.metric:
+        raise BadInput(f"show {options.what}: --model and --metric belong to `show references`")
+    elif options.what == "runs":
         show.show_runs(load.find_runs([Path(name) for name in options.names] or [Path("runs")]))
     elif options.names:
         raise BadInput(f"show {options.what}: takes one run folder; several in a table: show runs")
