@@ -186,6 +186,27 @@ def test_saving_memory_saves_most_of_it() -> None:
     assert held[1] < 0.45 * held[0]
 
 
+def test_saving_memory_saves_most_of_it_compiled() -> None:
+    """What the forward graph hands to the backward graph, split as inductor splits it."""
+    held = []
+    for saving in (False, True):
+        torch.manual_seed(0)
+        model = densenet([12], 12, 24, 10, imagenet=False, memory_saving=saving).train()
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager_decomp_partition", dynamic=False)
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            compiled(images(2, 32))
+        held.append(sum(saved.values()))
+    assert held[1] < 0.45 * held[0]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_saving_memory_compiled(dropout: float) -> None:
     """By AOT autograd, which decides what is recomputed, without waiting for a compiler."""
