@@ -154,14 +154,15 @@ def _show(options: argparse.Namespace) -> None:
             options.layers, out,
         )  # fmt: skip
         return
-    from harness.results import load, references, show
+    from harness.results import load, references, show, show_references
 
     if options.what == "references":
         shelf = references.load_shelf()
         for name in options.names:
-            show.show_reference(references.find(shelf, name))
+            show_references.show_reference(references.find(shelf, name))
         if not options.names:
-            show.show_references(references.pick(shelf, model=options.model, metric=options.metric))
+            rows = references.pick(shelf, model=options.model, metric=options.metric)
+            show_references.show_references(rows)
     elif options.model or options.metric:
         raise BadInput(f"show {options.what}: --model and --metric belong to `show references`")
     elif options.what == "runs":
