@@ -57,19 +57,37 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, with its errors raised as one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise BadInput, where argparse would exit."""
         raise BadInput(message.removeprefix("argument "))
 
 
-def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Config:
+def load(
+    argv: Sequence[str], *, prog: str = "torchrun launch/train.py", label: str | None = None
+) -> Config:
     """Config from `[CONFIG.yaml] [--section.key value ...]`; without a file, the quickstart.
+
+    Args:
+        prog: the command, for --help.
+        label: what a run's name ends with if none is given; by default Slurm's job id, if any.
 
     Raises:
         BadInput: no such file, unknown key, wrong type, out of range, contradiction.
         SystemExit: after printing --help.
+    """
+    config = read(argv, prog=prog, label=label)
+    check(config)
+    return config
+
+
+def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
+    """The same, without the rules on settings that must go together.
+
+    Raises:
+        BadInput: no such file, unknown key, wrong type, out of range.
     """
     path, words = _split(argv)
     flags = _read_flags(words, prog)
@@ -83,8 +101,7 @@ def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py") -> Conf
     except ValidationError as error:
         raise BadInput(_one_line(error.errors()[0], path, flags)) from None
     if config.run.name is None:
-        config = _named(config, path.stem)
-    check(config)
+        config = _named(config, path.stem, label or os.environ.get("SLURM_JOB_ID"))
     return config
 
 
@@ -144,13 +161,13 @@ def _read_flags(words: Sequence[str], prog: str) -> dict[str, str]:
         raise BadInput(f"{unknown[0]}: belongs to no flag; a config file comes before all flags")
     if unknown:
         flag = unknown[0].split("=")[0]
-        raise BadInput(f"{flag}: no such flag{_nearest(flag, [_flag(key) for key, _ in fields()])}")
+        raise BadInput(f"{flag}: no such flag{nearest(flag, [_flag(key) for key, _ in fields()])}")
     return vars(known)
 
 
-def _parser(prog: str) -> _Parser:
+def _parser(prog: str) -> Parser:
     """A flag for every setting, all of them text: what they must be is for the models to say."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--section.key VALUE ...]",
         description="Train, or score weights, as CONFIG.yaml and the flags say.",
@@ -200,13 +217,13 @@ def _kind(annotation: Any) -> str:
     return "|".join(map(_kind, args))
 
 
-def _named(config: Config, stem: str) -> Config:
+def _named(config: Config, stem: str, label: str | None) -> Config:
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-_") or "run"]
     if config.run.mode == "eval":
         parts.append("eval")
     parts.append(f"s{config.run.seed}")
-    if job := os.environ.get("SLURM_JOB_ID"):
-        parts.append(job)
+    if label:
+        parts.append(label)
     run = config.run.model_copy(update={"name": "-".join(parts)})
     return config.model_copy(update={"run": run})
 
@@ -217,14 +234,14 @@ def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
     where = _flag(field) if field in flags else f"{path}: {field}"
     known = dict(fields())
     if field not in known and (mistake["type"] == "extra_forbidden" or "." in field):
-        return f"{where}: no such setting{_nearest(field.split('.')[-1], _siblings(field))}"
+        return f"{where}: no such setting{nearest(field.split('.')[-1], _siblings(field))}"
     given = as_text(mistake["input"]) or "nothing"
     if field not in known:
         return f"{where}: expected settings such as `key: value`, got {given}"
     # Pydantic words limits well ("Input should be greater than 0"); types, we know more shortly.
     if mistake["type"].endswith(("_type", "_parsing", "_error", "missing", "too_long")):
         kind = _kind(known[field].annotation)
-        return f"{where}: expected {kind}, got {given}{_nearest(given, kind.split('|'), '')}"
+        return f"{where}: expected {kind}, got {given}{nearest(given, kind.split('|'), '')}"
     return f"{where}: {re.sub('^[A-Z][a-z]+ should', 'must', mistake['msg'])}, got {given}"
 
 
@@ -237,6 +254,7 @@ def _siblings(field: str) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest(word: str, known: list[str], otherwise: str = "; see --help") -> str:
+def nearest(word: str, known: list[str], otherwise: str = "; see --help") -> str:
+    """What to add to the refusal of a word: the known one that is meant, if one is like it."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else otherwise

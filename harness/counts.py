@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.data.stream import PADDING
-from harness.errors import RunFailed
+from harness.errors import NotFinite
 from harness.world import World
 
 
@@ -70,13 +70,13 @@ class TrainCounts:
         """Sum over ranks, hand over to the host (the one host read of a period), begin anew.
 
         Raises:
-            RunFailed: a loss was not finite; names the step.
+            NotFinite: on all ranks; names the step.
         """
         losses = world.sum_(self._losses[: self._steps] / world.size).tolist()
         correct1, correct5 = world.sum_(self._correct).tolist()
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
-            raise RunFailed(
+            raise NotFinite(
                 f"step {steps_done - len(losses) + bad + 1}: the loss is {losses[bad]}; lower "
                 "optim.lr_per_256 or lengthen schedule.warmup_epochs"
             )
@@ -132,11 +132,11 @@ class EvalCounts:
         """Sum over ranks and hand over to the host.
 
         Raises:
-            RunFailed: the loss is not finite.
+            NotFinite: on all ranks.
         """
         loss = world.sum_(self._loss).item()
         if not math.isfinite(loss):
-            raise RunFailed(f"validation: the loss is {loss}; the weights have diverged")
+            raise NotFinite(f"validation: the loss is {loss}; the weights have diverged")
         correct1, correct5, images = world.sum_(self._counts).tolist()
         return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
 

@@ -180,6 +180,17 @@ def graph_counts() -> dict[str, int]:
     }
 
 
+def cache_counts() -> dict[str, int]:
+    """How many graphs inductor has compiled so far in this process, and how many it has found."""
+    from torch._dynamo.utils import counters
+
+    told = counters["inductor"]
+    return {
+        "graphs_compiled": int(told["fxgraph_cache_miss"] + told["fxgraph_cache_bypass"]),
+        "graphs_found": int(told["fxgraph_cache_hit"]),
+    }
+
+
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[None]:
     """Restore buffers and random state at the end."""

@@ -20,14 +20,23 @@ class BadInput(HarnessError):
 
 
 class RunFailed(HarnessError):
-    """The run began and cannot go on: a loss that is not finite, an image that does not decode."""
+    """The run began and cannot go on: an image does not decode, another rank does not answer."""
 
     exit_code = EXIT_FAILED
+
+
+class NotFinite(RunFailed):
+    """A loss is nan or infinite; all ranks learn of it at the same point."""
+
+
+class Followed(RunFailed):
+    """Another rank failed first; what this one met may come of that, such as a lost connection."""
 
 
 class Stopped(HarnessError):
     """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
 
-    def __init__(self, message: str, number: int | None) -> None:
+    def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number if number else EXIT_INTERRUPTED
+        self.number = number
+        self.exit_code = 128 + number  # as shells say it

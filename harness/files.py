@@ -44,6 +44,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """The same for a folder and all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
+
+
 def _part(path: Path) -> Path:
     # The pid: two ranks may say at once how the run stands.
     return path.with_name(f".{path.name}.{os.getpid()}.part")

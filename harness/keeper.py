@@ -77,6 +77,17 @@ class Keeper:
         if self._saver is not None:
             self._saver.wait()
 
+    def last_good(self, t: Training) -> str:
+        """What is left when a loss is not finite, in words; a collective.
+
+        A checkpoint of this very step lacks what only its validation found: it is put aside.
+        """
+        said = ""
+        if self._saver is not None:
+            path = self._saver.last_before(t.step)
+            said = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
+        return str(t.resolved.world.from_main(said))
+
     def _make_durable(self) -> None:
         """Before a checkpoint is published: the rows before it are on the disk, the folder ours."""
         lease, rows = self._attempt.lease, self._report.rows

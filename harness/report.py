@@ -18,7 +18,8 @@ from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
 from harness.record.schema import EpochDigest, Result, Row
-from harness.record.wandb import WandbMirror, choose_mode
+from harness.record.wandb import WandbMirror
+from harness.record.wandb_account import choose_mode
 from harness.resolve import Resolved
 from harness.train import Training
 

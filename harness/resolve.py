@@ -13,6 +13,7 @@ from harness.data import Images, Loader
 from harness.data.stream import Split
 from harness.errors import BadInput
 from harness.optim import learning_rate, peak_lr, warmup_start_lr
+from harness.rules import per_rank
 from harness.world import World
 
 
@@ -113,30 +114,22 @@ def split_batch(train: cfg.Train, world_size: int, bn_images: int = 1) -> Split:
         BadInput: it does not divide; names the nearest that do. Or only into tiny micro-batches,
             or into none that is a multiple of `bn_images`.
     """
-    batch = train.global_batch
-    if batch % world_size:
-        below = batch // world_size * world_size
-        near = [str(n) for n in (below, below + world_size) if n]
+    each = per_rank(train.global_batch, world_size)
+    most = min(train.max_local_batch or each, each)
+    if each % bn_images or most < bn_images:
         raise BadInput(
-            f"train.global_batch: {batch} does not divide over {world_size} ranks; "
-            f"use {' or '.join(near)}"
-        )
-    per_rank = batch // world_size
-    most = min(train.max_local_batch or per_rank, per_rank)
-    if per_rank % bn_images or most < bn_images:
-        raise BadInput(
-            f"model.bn_images: {per_rank} images per rank, at most {most} at once, cannot be cut "
+            f"model.bn_images: {each} images per rank, at most {most} at once, cannot be cut "
             f"into local batches that are multiples of {bn_images}; choose train.global_batch as "
             f"a multiple of {bn_images * world_size}, or another number of ranks"
             + (f", and train.max_local_batch at least {bn_images}" if most < bn_images else "")
         )
-    local_batch = next(n for n in range(most, 0, -1) if per_rank % n == 0 and n % bn_images == 0)
+    local_batch = next(n for n in range(most, 0, -1) if each % n == 0 and n % bn_images == 0)
     if 2 * local_batch < most:
         raise BadInput(
-            f"train.max_local_batch: {per_rank} images per rank cannot be cut evenly into parts of "
+            f"train.max_local_batch: {each} images per rank cannot be cut evenly into parts of "
             f"nearly {most}, the nearest is {local_batch}; choose another train.global_batch"
         )
-    return Split(batch, local_batch, per_rank // local_batch, world_size)
+    return Split(train.global_batch, local_batch, each // local_batch, world_size)
 
 
 def resolve_precision(asked: str, *, on_gpu: bool) -> str:

@@ -144,7 +144,26 @@ def _other_rules(config: Config) -> Rules:
             f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
         ),
         (
+            config.engine.compile is True and config.engine.bucket_mb < 1,
+            f"engine.bucket_mb: {config.engine.bucket_mb:g} is too small for compiled networks: "
+            "torch's first bucket has 1 MiB; make it at least 1",
+        ),
+        (
             config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
             f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),
     ]
+
+
+def per_rank(batch: int, ranks: int) -> int:
+    """Images of a global batch for each rank.
+
+    Raises:
+        BadInput: it does not divide; names the nearest that do.
+    """
+    if batch % ranks:
+        raise BadInput(
+            f"train.global_batch: {batch} does not divide over {ranks} ranks; "
+            f"use {_around(batch, ranks)}"
+        )
+    return batch // ranks

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from threading import Thread
+from typing import NoReturn
 
 from torch import nn
 
+from harness import artefacts, checkpoint, engine
 from harness import attempt as attempts
-from harness import checkpoint, engine
 from harness import config as cfg
 from harness.console import out
 from harness.data import Batch, open_sets
-from harness.errors import RunFailed, Stopped
+from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
+from harness.record import rank_log
 from harness.record.clock import Clock
 from harness.record.stacks import Stacks
 from harness.report import Report
@@ -26,6 +32,8 @@ from harness.world import Ballot, World, process_group, set_timeout
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
+LAST_WORDS_S = 5.0
+"""The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
 def run(config: cfg.Config, world: World) -> None:
@@ -34,6 +42,7 @@ def run(config: cfg.Config, world: World) -> None:
     Raises:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
+        Followed: another rank has failed before.
         Stopped: a signal asked for it; the work done is saved.
     """
     clock = Clock(world.device)
@@ -49,25 +58,27 @@ def run(config: cfg.Config, world: World) -> None:
         if attempt is None:
             return
         folder = attempt.folder
+        if not world.is_main:
+            rank_log.divert(folder.path, world.rank, folder.attempt)
         report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
         keeper = Keeper(attempt, report)
-        stacks = Stacks(folder.path, folder.attempt, world.rank)
-        pulse = Pulse(Ballot(config.engine.timeout_s), Signals(), stacks, keeper.due)
-        pulse.signals.catch()
+        signals = Signals()
+        signals.catch()
+        stacks = Stacks(folder.path, folder.attempt, world.rank, partial(_hangs, attempt, world))
+        pulse = Pulse(Ballot(config.engine.timeout_s), signals, stacks, keeper.due)
         stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
             report.begin(attempt.keep_bytes)
-            if train_set is None:
-                _score(report, net, pulse)
-            else:
-                _train(report, net, keeper, pulse)
+            _work(report, net, keeper, pulse)
             _finish(report, net, keeper)
         except StopAgreed:
             raise _stopped(report, keeper, pulse) from None
         except BaseException as error:
             stacks.failed(error)
-            run_folder.record_failure(folder.path, world.rank, error)
+            first = run_folder.record_failure(folder.path, world.rank, error)
             report.close({}, exit_code=1)
+            if not first and isinstance(error, Exception):
+                raise Followed(f"{type(error).__name__}: {error}") from error
             raise
         finally:
             attempt.release()
@@ -76,11 +87,54 @@ def run(config: cfg.Config, world: World) -> None:
     report.say_goodbye()
 
 
+def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Train or score.
+
+    Raises:
+        NotFinite: says what can be gone on from.
+        RunFailed: another rank hangs; says where to look.
+    """
+    try:
+        if report.train_set is None:
+            _score(report, net, pulse)
+        else:
+            _train(report, net, keeper, pulse)
+    except NotFinite as error:
+        if keeper.training is None:
+            raise
+        raise NotFinite(f"{error}; {keeper.last_good(keeper.training)}") from error
+    except RuntimeError as error:  # what torch raises when a collective gives up
+        if pulse.stacks is None or (waited_s := pulse.stacks.waited_s) is None:
+            raise
+        raise RunFailed(
+            f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
+            f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
+        ) from error
+    finally:
+        if pulse.stacks is not None:
+            pulse.stacks.disarm()
+
+
+def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
+    """End this process from another thread; the main one gets no turn any more."""
+    path = attempt.folder.path
+    error = RunFailed(
+        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s; "
+        f"where it stands is in {path}/stacks"
+    )
+    rank_log.tell_job(f"error: {error}")
+    record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
+    record.start()
+    record.join(LAST_WORDS_S)
+    os._exit(EXIT_FAILED)
+
+
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
     """Epochs of training, each with its digest and checkpoint, some with an evaluation."""
     resolved, train_set = report.resolved, report.train_set
     assert train_set is not None
-    t = set_up(resolved, net, report.clock, pulse)
+    with _artefacts_kept(report):
+        t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
     keeper.go_on(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
@@ -135,7 +189,7 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     resolved = report.resolved
     engine.set_up_torch(resolved)
     model = engine.place(net, resolved)
-    with report.clock.account("compile"):
+    with _artefacts_kept(report), report.clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
     loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
@@ -143,6 +197,11 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     _limit_waiting(report, pulse)
     _evaluate(report, model, batches, pulse, None)
     loader.close()
+
+
+def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
+    """For a warm-up: what it compiles stays with the run, so that its next start need not."""
+    return artefacts.kept(report.resolved, report.folder, report.clock, report.val_set.classes)
 
 
 def _limit_waiting(report: Report, pulse: Pulse) -> None:
@@ -167,24 +226,26 @@ def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
         except OSError as error:
             raise RunFailed(
                 f"{path}: {error.strerror}: all is trained, but the result could not be written; "
-                f"make room and give the same command again: it goes on from {keeper.last}"
+                "make room and give the same command again: it goes on from "
+                f"{keeper.last or 'the start, as no checkpoint could be written either'}"
             ) from None
 
 
 def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
     """Leave everything so that the same command goes on; what to tell the user."""
+    world, t = report.resolved.world, keeper.training
+    # Every rank says the same: it may reach one before another, or only one at all.
+    signal = min(number for number in world.gather(pulse.signals.received) if number)
     keeper.settle()
-    t, signal = keeper.training, pulse.signals.received
     report.stopped(t)
     if report.writes:
         report.folder.set_state("stopped")
     report.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
-    by = signal.name if signal else "a signal to another rank"
     at = f"step {t.step:,} of {report.resolved.total_steps:,}" if t else "the validation"
-    saved = f"saved as {keeper.last}; " if keeper.last else ""
-    said = f"stopped by {by} at {at}; {saved}the same command goes on"
+    saved = f"; saved as {keeper.last}" if keeper.last else ""
+    said = f"stopped by {signal.name} at {at}{saved}"
     # A collective too: the launcher would end rank 0, still saving, when the others are gone.
-    said = report.resolved.world.from_main(said)
+    said = world.from_main(said)
     if pulse.stacks is not None:
         pulse.stacks.close()
     return Stopped(said, signal)

@@ -6,6 +6,8 @@ Identity comes from torchrun's environment names and nothing else; launchers tra
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from harness.errors import BadInput
+from harness.errors import BadInput, RunFailed
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> Wo
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise BadInput(
             f"local rank {local_rank} has no GPU: torch sees {torch.cuda.device_count()}; "
-            "lower --nproc-per-node"
+            "lower --nproc-per-node, or under srun give --gpus-per-node in place of --gpus-per-task"
         )
     where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return World(rank, local_rank, size, local_size, where)
@@ -156,9 +159,46 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
         backend="nccl" if world.on_gpu else "gloo",
         rank=world.rank,
         world_size=world.size,
-        store=dist.HashStore() if world.size == 1 else None,  # type: ignore[arg-type,unused-ignore]
+        store=_store(world, timeout_s),
         timeout=timedelta(seconds=timeout_s),
         device_id=world.device if world.on_gpu else None,
     )
     yield
     dist.destroy_process_group()
+
+
+def _store(world: World, timeout_s: float) -> dist.Store:
+    """Where the ranks find each other's addresses."""
+    if world.size == 1:
+        return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
+    timeout = timedelta(seconds=timeout_s)
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    return own_part(store, world, timeout_s)
+
+
+def own_part(store: dist.Store, world: World, timeout_s: float) -> dist.Store:
+    """A part of the store that belongs to this start of the ranks alone.
+
+    torchrun keeps one store over all its restarts, in which a rank finds the addresses of ranks
+    that are dead; its count of restarts is not the same on all nodes (pytorch issue 135712). So
+    rank 0 gives the part a new name, and the others believe a name once its rank 0 answers them.
+
+    Raises:
+        RunFailed: no rank 0 has come.
+    """
+    if world.is_main:
+        name = uuid.uuid4().hex
+        store.set("harness", name)
+        for rank in range(1, world.size):
+            store.set(f"{name}/answer/{rank}", store.get(f"{name}/call/{rank}").decode())
+        return dist.PrefixStore(name, store)
+    mine, until = uuid.uuid4().hex, time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        name = store.get("harness").decode()
+        store.set(f"{name}/call/{world.rank}", mine)
+        for _ in range(10):
+            time.sleep(0.02)
+            answer = f"{name}/answer/{world.rank}"
+            if store.check([answer]) and store.get(answer).decode() == mine:
+                return dist.PrefixStore(name, store)
+    raise RunFailed(f"rank {world.rank}: rank 0 has not come within {timeout_s:g} s")

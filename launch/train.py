@@ -2,6 +2,7 @@
 
 torchrun launch/train.py                      the quickstart
 torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
+srun --ntasks-per-node 8 --gpus-per-node 8 python launch/train.py ...       one task per GPU
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,31 +20,48 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, HarnessError, Stopped
+from harness.errors import (
+    EXIT_FAILED,
+    EXIT_GOOD,
+    EXIT_INTERRUPTED,
+    Followed,
+    HarnessError,
+    Stopped,
+)
+from harness.record import rank_log
+from launch import slurm
 
 
 def main() -> None:
     """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
     try:
-        config = cli.load(sys.argv[1:])
-        # Torch takes seconds to import: a typo has been rejected by now.
-        from harness import run, world
-
-        run.run(config, world.from_environment(config.engine.device))
+        work(sys.argv[1:])
     except Stopped as stopped:
         # torchrun would start again what ends otherwise; launchers read the run folder's `state`.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        _end(EXIT_GOOD if under_torchrun else stopped.exit_code, str(stopped), kind="")
-    except HarnessError as error:
-        _end(error.exit_code, str(error))
-    except KeyboardInterrupt:
-        _end(EXIT_INTERRUPTED, "interrupted before anything was done")
-    except Exception as error:
-        _end(*_explained(error))
+        code = EXIT_GOOD if under_torchrun else stopped.exit_code
+        _end(code, f"{stopped}; the same command goes on", kind="")
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = explained(error)
+        _end(code, message, first=not isinstance(error, Followed))
 
 
-def _explained(error: Exception) -> tuple[int, str]:
-    """Exit code and one line for an error that torch raised."""
+def work(argv: Sequence[str]) -> None:
+    """Train, or score, as the words say, in the place that the environment names."""
+    config = cli.load(argv)
+    os.environ.update(slurm.identity())
+    # Torch takes seconds to import: a typo has been rejected by now.
+    from harness import run, world
+
+    run.run(config, world.from_environment(config.engine.device))
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and one line for what ended the work."""
+    if isinstance(error, HarnessError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted before anything was done"
     torch = sys.modules.get("torch")  # what fails may be its import
     if torch and isinstance(error, torch.OutOfMemoryError):
         return EXIT_FAILED, (
@@ -50,20 +69,20 @@ def _explained(error: Exception) -> tuple[int, str]:
             "same global batch), or --eval.local-batch if it was validating; "
             f"{str(error).splitlines()[0]}"
         )
-    traceback.print_exc()
+    traceback.print_exception(error)
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _end(code: int, message: str, kind: str = "error: ") -> NoReturn:
+def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         _tell_torchrun(message)
-    if _speaks_first():
-        print(f"{kind}{message}", file=sys.stderr)
+    if first and _speaks_first():
+        rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: ended after another rank had failed", file=sys.stderr)
+        print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
@@ -76,7 +95,7 @@ def _speaks_first() -> bool:
     Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
     """
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        return rank_log.is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
         (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)

@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
-# ResNet-50, 90 epochs, on one node with 8 GPUs. Flags pass through to launch/train.py:
+# ResNet-50, 90 epochs, on one node with 8 GPUs. Give sbatch's options before the script's name, and
+# the harness's flags (or another config) after it:
 #
 #   sbatch --partition gpu slurm/resnet50_8gpu.sh --data.train /imagenet/train --data.val /imagenet/val
 #
+# Started by hand it checks the flags first, so that a mistake is told before anything is queued:
+#
+#   slurm/resnet50_8gpu.sh --partition gpu --data.train /imagenet/train --data.val /imagenet/val
+#
+# Five seeds: --array=0-4. What your site needs: see common.sh. The log is resnet50-JOB.log here.
+#
 #SBATCH --job-name=resnet50
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# Slurm runs a copy of this file: the checkout is where the job was submitted from.
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
+here=$(dirname "$(realpath "$0")")
+if [ ! -f "$here/common.sh" ]; then
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
+fi
+source "$here/common.sh"
 
-# One torchrun starts a process per GPU; port 0 lets the system choose, so that two jobs on one node
-# cannot collide.
-exec torchrun --standalone --nproc-per-node="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}" \
-    launch/train.py configs/resnet50_90ep.yaml "$@"
+harness_train "$0" configs/resnet50_90ep.yaml "$@"

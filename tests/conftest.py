@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import draw_tree, icons_flags, train
+from helpers import draw_tree, icons_flags, small_disk, train
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,3 +58,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, icons: Path) -> Path:
     done = train(*icons_flags(icons), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs" / "icons-s0"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    with small_disk(tmp_path / "disk", "2m") as where:
+        yield where

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -38,11 +42,41 @@ def train(
     *flags: str | Path, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run launch/train.py as a user does: alone, or with several ranks under torchrun."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launcher, TRAIN, *map(str, flags)]
+    command = [*launcher(ranks), TRAIN, *map(str, flags)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
+
+
+def launcher(ranks: int) -> list[str]:
+    """What stands before the script: Python alone, or torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, *(torchrun if ranks > 1 else [])]
+
+
+def wait_for_rows(folder: Path, job: subprocess.Popen[str], rows: int = 1) -> None:
+    """Return once the run has so many rows, or has ended."""
+    file = folder / "rows.jsonl"
+    while job.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= rows):
+        time.sleep(0.05)
+
+
+def children(job: subprocess.Popen[str]) -> list[int]:
+    """Processes that a job has started: of torchrun the ranks, in their order."""
+    return [
+        int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    ]
+
+
+@contextmanager
+def small_disk(where: Path, size: str) -> Iterator[Path]:
+    """A file system of so many bytes, such as `2m`; skips the test where none may be mounted."""
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
 
 
 def icons_flags(icons: Path) -> list[str]:

@@ -17,6 +17,9 @@ import harness.__main__ as command
 from harness import __version__
 from harness.data import demo
 from harness.results import show
+from harness.verbs import data as data_verb
+from harness.verbs import show as show_verb
+from harness.verbs import words as verb_words
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -25,15 +28,17 @@ Run = Callable[..., tuple[int, str, str]]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Call the command: exit code, stdout, stderr."""
     # Consoles hold the stream that was there when they were made.
-    monkeypatch.setattr(command, "err", Console(stderr=True, soft_wrap=True, highlight=False))
+    err = Console(stderr=True, soft_wrap=True, highlight=False)
+    for module in (command, verb_words):
+        monkeypatch.setattr(module, "err", err)
     out = Console(soft_wrap=True, highlight=False, width=120)
-    for module in (command, show):
+    for module in (data_verb, show_verb, show):
         monkeypatch.setattr(module, "out", out)
 
-    def call(*words: str | Path) -> tuple[int, str, str]:
+    def call(*given: str | Path) -> tuple[int, str, str]:
         code = 0
         try:
-            command.main([str(word) for word in words])
+            command.main([str(word) for word in given])
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
         captured = capsys.readouterr()
@@ -265,7 +270,8 @@ def test_a_half_drawn_folder_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "words", ["", "data", "data demo", "show", "bench", "bench overhead", "bench data"]
+    "words",
+    ["", "data", "data demo", "show", "bench", "bench overhead", "bench checkpoint", "bench data"],
 )
 def test_help_of_each_verb(run: Run, words: str) -> None:
     code, out, err = run(*words.split(), "--help")
@@ -287,6 +293,14 @@ def test_version(run: Run) -> None:
         ("data demo", "the following arguments are required: DIR; see: harness data demo --help"),
         ("show", "the following arguments are required: what; see: harness show --help"),
         ("show runs --al", "unrecognized arguments: --al; see: harness --help"),
+        (
+            "bench checkpoint --every 0",
+            "--every: must be at least 1, not 0; see: harness bench check",
+        ),
+        (
+            "bench overhead --threads -1",
+            "--threads: must be at least 0, not -1; see: harness bench",
+        ),
         ("bench data", "the following arguments are required: DIR; see: harness bench data --help"),
     ],
 )

@@ -363,6 +363,7 @@ CONTRADICTIONS = {
     "--model.bn-images 32 --train.global-batch 100": "model.bn_images: a train.global_batch of 100",
     "--model.stride-in 1x1 --model.weights torchvision:X": "model.stride_in: torchvision's",
     "--optim.nesterov --optim.momentum 0": "optim.nesterov: needs optim.momentum over 0",
+    "--engine.compile --engine.bucket-mb 0.5": "engine.bucket_mb: 0.5 is too small for compiled",
     "--schedule.drop-epochs 60,30": "schedule.drop_epochs: (60.0, 30.0) must be over 0 and rise",
     "--schedule.drop-epochs 30,30": "schedule.drop_epochs: (30.0, 30.0) must",
     "--schedule.drop-epochs -30,30": "schedule.drop_epochs: (-30.0, 30.0) must",

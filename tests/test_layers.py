@@ -14,18 +14,19 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files"},
+    {"config", "world", "console", "signals", "files", "deadline"},
     {"rules"},
     {"cli"},
-    {"models", "data", "optim", "checkpoint", "counts", "record"},
+    {"models", "data", "optim", "checkpoint", "counts", "record", "probes"},
     {"resolve", "pulse"},
     {"engine"},
-    {"train"},
+    {"artefacts", "train"},
     {"resume", "result", "attempt"},
     {"report"},
     {"keeper"},
     {"run"},
     {"bench", "results", "doctor"},
+    {"verbs"},
     {"__main__", "launch"},
 ]
 """From bottom to top; a file may import what lies in lower rows, and its own package."""

@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TRAIN, train
+from helpers import TINY, TRAIN, train, wait_for_rows
+from wandb_standin import StandIn
+
+from harness.record.wandb import FINISH_TIMEOUT_S
+
+pytest_plugins = ["wandb_fixtures"]
 
 TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "3")
 
@@ -27,8 +32,7 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     )  # fmt: skip
     folder = tmp_path / "runs" / "stopped"
     rows = folder / "rows.jsonl"
-    while job.poll() is None and not (rows.exists() and rows.stat().st_size):
-        time.sleep(0.1)
+    wait_for_rows(folder, job)
     job.send_signal(by)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 128 + by
@@ -46,3 +50,31 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     done = train(*flags, cwd=tmp_path)
     assert done.returncode == 2
     assert f"step-{last['step']:09d}.pt: was taken by another run" in done.stderr
+
+
+def test_a_wandb_server_that_hangs_does_not_keep_the_stop(
+    tmp_path: Path, photos: Path, server: StandIn
+) -> None:
+    flags = [*TINY, *TERMS, "--data.train", str(photos), "--data.val", str(photos)]
+    flags += ["--run.name", "unheard", "--log.wandb", "online", "--schedule.epochs", "3"]
+    folder = tmp_path / "runs" / "unheard"
+    job = subprocess.Popen(
+        [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_rows(folder, job)
+    server.hang()
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    ended_at = time.time()
+    assert job.returncode == 143, said
+    # What comes after the state is the mirror's end.
+    assert ended_at - (folder / "state").stat().st_mtime < FINISH_TIMEOUT_S
+    server.heal()
+    done = train(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
+    assert {row["kind"] for row in rows} == {"train", "val"}, "the stop was written over"
+    assert rows[-1]["step"] == 24
+    history = server.run((folder / "run_id").read_text().strip()).history
+    assert [row["progress/step"] for row in history] == [row["step"] for row in rows]

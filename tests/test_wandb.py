@@ -17,7 +17,8 @@ from wandb_standin import StandIn
 
 from harness.record import wandb as mirror_module
 from harness.record.schema import Result, Row
-from harness.record.wandb import WandbMirror, choose_mode
+from harness.record.wandb import WandbMirror
+from harness.record.wandb_account import choose_mode
 from harness.record.wandb_keys import KEYS, NOT_MIRRORED, result_for_wandb, row_for_wandb
 
 pytest_plugins = ["wandb_fixtures"]

@@ -114,10 +114,9 @@ def test_a_server_that_hangs_holds_up_nothing_and_the_next_attempt_sends_the_res
 ) -> None:
     child = start_child(tmp_path)
     wait_until(lambda: server.has_rows("r1"), "a row has come")
-    fault = server.hang()
+    server.hang()
     end = end_child(child, timeout_s)
-    assert fault.hits
-    assert end["status"].startswith("incomplete: ")
+    assert end["status"].startswith("incomplete: "), "no request was answered"
     assert end["finish_s"] < at_most_s
     assert end["exit_s"] < 5
     assert (child.returncode, end["errors"]) == (7, "")

@@ -5,63 +5,81 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
-from harness import config as cfg
 from harness import engine
-from harness.bench.turns import Arm, in_turns, report
-from harness.console import out
-from harness.data import Batch, open_sets
+from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
+from harness.bench.turns import Arm, in_turns, ratios, report
+from harness.console import count, out
+from harness.data import Batch
 from harness.pulse import Pulse
 from harness.record.clock import Clock
-from harness.resolve import Resolved, resolve
 from harness.signals import Signals
 from harness.train import Training, set_up, train_epoch
-from harness.world import Ballot, from_environment, process_group
+from harness.world import Ballot
 
 
-def measure(
-    model: str, *, image_px: int, batch: int, steps: int, turns: int, compiled: bool
-) -> float:
-    """Images per second of `train.train_epoch` (all of it: DDP, counts, digests, rows) and of a
-    bare loop: same network, precision and layout, tensors in memory.
+def measure(work: Work) -> float:
+    """Images per second of all ranks of `train.train_epoch` (all of it: DDP, counts, digests,
+    rows), of the same without the ranks' vote after each step, and of a bare loop: same network,
+    precision and layout, tensors in memory, under DDP too where there are several ranks.
 
     Returns:
         The ratio harness / bare, median over turns.
+
+    Raises:
+        BadInput: as World's.
     """
-    config = cfg.Config(
-        run=cfg.Run(name="overhead"),
-        model=cfg.Model(name=model),  # type: ignore[arg-type]
-        data=cfg.Data(source="synthetic", image_px=image_px, synthetic_images=batch * steps),
-        train=cfg.Train(global_batch=batch),
-        schedule=cfg.Schedule(epochs=2 * turns + 2, decay="constant"),
-        engine=cfg.Engine(compile=compiled),
-        eval=cfg.Eval(local_batch=batch),
-        log=cfg.Log(every_steps=steps),
-    )
-    world = from_environment("auto", {})
-    train_set, _ = open_sets(config)
-    assert train_set is not None
-    resolved = resolve(config, world, train_set)
-    out.print("\n".join(resolved.lines()[:5]))
-    with process_group(world, timeout_s=60):
-        clock = Clock(world.device)
-        pulse = Pulse(Ballot(timeout_s=60), Signals(), None, lambda: False)
-        t = set_up(resolved, engine.network(resolved, train_set.classes), clock, pulse)
-        epochs = config.schedule.epochs
-        batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
-        images = next(batches)
+    world = world_of_bench()
+    with opened(work.config(world), world) as run:
+        ballot = Ballot(TIMEOUT_S)
+        voting = Pulse(ballot, Signals(), None, lambda: False)
+        silent = Pulse(_NoBallot(TIMEOUT_S), Signals(), None, lambda: False)
+        net = engine.network(run.resolved, run.train_set.classes)
+        t = set_up(run.resolved, net, Clock(world.device), voting)
         arms = [
-            Arm("harness", lambda: _harness(t, batches)),
-            Arm("bare loop", _Bare(resolved, images, train_set.classes, steps)),
+            Arm("harness", lambda: _harness(t, run.batches, voting)),
+            Arm("harness, no vote", lambda: _harness(t, run.batches, silent)),
+            Arm("bare loop", _Bare(run, next(run.batches), work.steps)),
         ]
+        _explain(world.size)
         for arm in arms:
             arm.turn()  # not measured: first touches of memory
-        return report(in_turns(arms, turns), f"training on synthetic images, {steps} steps a turn")
+        measured = in_turns(arms, work.turns)
+        ratio = report(measured, f"training on synthetic images, {work.steps} steps a turn")
+        low, middle, high = 100 * (
+            1 - np.quantile(ratios(measured, *list(measured)[:2]), (1, 0.5, 0))
+        )
+        out.print(
+            f"the vote of {count(world.size, 'rank')} costs {middle:.2f} % of the throughput "
+            f"(turn by turn {low:.2f} to {high:.2f})"
+        )
+        ballot.close()
+    return ratio
 
 
-def _harness(t: Training, batches: Iterator[Batch]) -> float:
+def _explain(ranks: int) -> None:
+    """What each arm is."""
+    ddp = "nothing else" if ranks == 1 else "DDP as the harness sets it up, nothing else"
+    out.print(
+        "harness: the loop of a run, with DDP, counts, digests, rows, and a vote of all ranks "
+        "after each step\n"
+        "harness, no vote: the same, but nobody could save by time or stop on a signal\n"
+        f"bare loop: forward, loss, backward, SGD; {ddp}"
+    )
+
+
+class _NoBallot(Ballot):
+    """Where nobody votes."""
+
+    def cast(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
+        return stop, save
+
+
+def _harness(t: Training, batches: Iterator[Batch], pulse: Pulse) -> float:
+    t.pulse = pulse
     with t.clock.account("train"):
         before_s, before = t.clock.train_s, t.images_seen
         for _ in train_epoch(t, batches):
@@ -72,16 +90,19 @@ def _harness(t: Training, batches: Iterator[Batch]) -> float:
 class _Bare:
     """About twenty lines, as one would write them: the least that trains."""
 
-    def __init__(self, resolved: Resolved, batch: Batch, classes: int, steps: int) -> None:
-        self.model = engine.place(engine.network(resolved, classes), resolved).train()
+    def __init__(self, run: Opened, batch: Batch, steps: int) -> None:
+        self.resolved, self.batch, self.steps = run.resolved, batch, steps
+        model = engine.place(engine.network(run.resolved, run.train_set.classes), run.resolved)
+        self.model: nn.Module = model.train()
+        if run.resolved.world.size > 1:
+            self.model = engine.data_parallel(model, run.resolved)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )
-        self.resolved, self.batch, self.steps = resolved, batch, steps
 
     def __call__(self) -> float:
         device = self.resolved.world.device
-        _wait(device)
+        wait_for(device)
         began = time.perf_counter()
         for _ in range(self.steps):
             with engine.autocast(self.resolved):
@@ -90,10 +111,5 @@ class _Bare:
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        _wait(device)
-        return len(self.batch.labels) * self.steps / (time.perf_counter() - began)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        wait_for(device)
+        return self.resolved.split.global_batch * self.steps / (time.perf_counter() - began)

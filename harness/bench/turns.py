@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from harness.console import out, track
@@ -30,18 +31,22 @@ def in_turns(arms: Sequence[Arm], turns: int) -> dict[str, list[float]]:
 
 def report(measured: dict[str, list[float]], title: str) -> float:
     """Print each arm's rate and its ratio to the last arm's, turn by turn; the first's ratio."""
-    *_, base = measured
+    first, *_, base = measured
     table = Table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, rates in measured.items():
-        ratios = np.array(rates) / np.array(measured[base])
-        low, middle, high = np.quantile(ratios, [0, 0.5, 1])
+        low, middle, high = np.quantile(ratios(measured, name, base), [0, 0.5, 1])
         table.add_row(
             name, f"{np.median(rates):,.1f}", f"{min(rates):,.1f}", f"{max(rates):,.1f}",
             f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}",
         )  # fmt: skip
     out.print(title)
     out.print(table)
-    first = next(iter(measured.values()))
-    return float(np.median(np.array(first) / np.array(measured[base])))
+    return float(np.median(ratios(measured, first, base)))
+
+
+def ratios(measured: dict[str, list[float]], arm: str, base: str) -> NDArray[np.float64]:
+    """One arm's rate by another's, turn by turn."""
+    pairs = zip(measured[arm], measured[base], strict=True)
+    return np.array([one / other for one, other in pairs])

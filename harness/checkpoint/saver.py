@@ -71,6 +71,12 @@ class Saver:
         if self._under_way is not None:
             self._under_way.result(timeout_s)
 
+    def last_before(self, step: int) -> Path | None:
+        """The newest checkpoint of an earlier step; what is not earlier is put aside."""
+        self.wait()
+        self.last = store.last_before(self._folder, step)
+        return self.last
+
     def _write(self, state: State, about: dict[str, Any]) -> None:
         self.staging.wait()
         if not _is_finite(state):

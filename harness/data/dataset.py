@@ -98,7 +98,7 @@ def open_folder(root: Path) -> Dataset:
     Raises:
         BadInput: missing, empty or flat folder, empty class, header that does not parse.
     """
-    folders = _class_folders(root)
+    folders = class_folders(root)
     key = _state_of(folders)
     # Whoever may write there has indexed it for those who may not; it is replaced whole, so that
     # reading needs no lock.
@@ -165,7 +165,12 @@ def cache_folder() -> Path:
     return folder
 
 
-def _class_folders(root: Path) -> list[Path]:
+def class_folders(root: Path) -> list[Path]:
+    """The folders of a tree, one per class, in the order of their labels.
+
+    Raises:
+        BadInput: missing, empty or flat folder.
+    """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
@@ -175,7 +180,7 @@ def _class_folders(root: Path) -> list[Path]:
     folders = [Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")]
     if folders:
         return folders
-    if any(_is_image(e.name) for e in entries):
+    if any(is_image(e.name) for e in entries):
         raise BadInput(
             f"{root}: images lie flat in it, without class folders; move each into a folder named "
             "after its class (for ImageNet's validation images: by the labels of the devkit)"
@@ -183,7 +188,7 @@ def _class_folders(root: Path) -> list[Path]:
     raise BadInput(f"{root}: is empty; give a folder with one folder of images per class")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     """By its suffix; macOS leaves a `._name.jpg` beside a `name.jpg`, which is none."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
@@ -198,7 +203,7 @@ def _build(root: Path, folders: list[Path]) -> dict[str, NDArray[Any]]:
     names: list[bytes] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        files = sorted(e.name for e in os.scandir(folder) if _is_image(e.name))
+        files = sorted(e.name for e in os.scandir(folder) if is_image(e.name))
         if not files:
             raise BadInput(f"{folder}: holds no {', '.join(SUFFIXES)} file; remove it or fill it")
         names += [os.fsencode(f"{folder.name}/{name}") for name in files]

@@ -90,11 +90,20 @@ CLASSES: dict[str, Painter] = {
 
 def ensure(split: str) -> Path:
     """Folder of the demo set's `train` or `val`, drawn into the cache folder on first use."""
-    root = cache_folder() / f"demo-v{DEMO_VERSION}"
+    root = _folder()
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
             draw(root)
     return root / split
+
+
+def drawn(split: str) -> Path | None:
+    """The same folder if it is there already."""
+    return _folder() / split if _folder().is_dir() else None
+
+
+def _folder() -> Path:
+    return cache_folder() / f"demo-v{DEMO_VERSION}"
 
 
 def draw(root: Path) -> None:

@@ -110,7 +110,9 @@ def _flags(asked: cfg.Config, ranks: int) -> dict[str, str]:
     """What is set for the trial unless the command says otherwise."""
     batch = asked.train.global_batch
     # Several buckets, as the order of their sums must survive: small ones for small networks.
-    bucket_mb = min(asked.engine.bucket_mb, 0.05 if asked.model.name in cfg.CIFAR_MODELS else 2.0)
+    small = 0.05 if asked.model.name in cfg.CIFAR_MODELS else 2.0
+    least = 1.0 if asked.engine.compile is True else 0.0
+    bucket_mb = max(min(asked.engine.bucket_mb, small), least)
     return {
         "--log.wandb": "offline",
         "--log.every-steps": str(LOG_EVERY),

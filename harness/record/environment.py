@@ -185,6 +185,19 @@ def driver_version() -> str | None:
     return version[0] if version else None
 
 
+def compiler_version() -> str | None:
+    """First line of what the C++ compiler that inductor calls says of itself; null without one."""
+    told = _output(os.environ.get("CXX", "g++"), "--version")
+    return told.splitlines()[0] if told else None
+
+
+def cpu_info() -> dict[str, str]:
+    """/proc/cpuinfo of one core: those of a machine do not differ in what matters here."""
+    # Of equal keys the last stays.
+    pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 def _device(device: torch.device | None) -> dict[str, Any]:
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -199,9 +212,7 @@ def _device(device: torch.device | None) -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    # Of equal keys the last stays: the cores of one machine do not differ in these.
-    pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    facts = cpu_info()
     flags = facts.get("flags", facts.get("Features", "")).split()
     return {
         "model": facts.get("model name", platform.machine()),

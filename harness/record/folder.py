@@ -18,6 +18,7 @@ from harness import cli
 from harness.config import Config, differing, fingerprint, flat
 from harness.errors import BadInput
 from harness.files import write_atomic
+from harness.record import stacks
 from harness.record.lease import Lease
 from harness.record.process import process_age_s
 
@@ -83,8 +84,8 @@ def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -
 def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
     """Take the run folder for an attempt: a new one, or that of a run that has not finished.
 
-    An old one is moved aside first where asked. What an earlier attempt left as its failure gets
-    that attempt's number.
+    An old one is moved aside first where asked. What an earlier attempt left as its failure, and
+    the stacks of its ranks, get that attempt's number.
 
     Raises:
         BadInput: it cannot be written, or another job works in it.
@@ -104,6 +105,7 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
         number = len(attempts(path)) + 1
         if (path / "failure.json").exists():
             (path / "failure.json").replace(path / f"failure-{number - 1}.json")
+        stacks.set_aside(path, number - 1)
     except OSError as error:
         raise BadInput(
             f"{path}: {error.strerror}; set --run.root to a folder you can write"
@@ -129,10 +131,24 @@ def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> flo
         seen = max(lease.previous.last_seen, _modified_at(folder.rows))
         line["previous_s"] = max(0.0, seen - before[-1]["began_at"])
     # All lines anew: what a kill cut short would else take the next line with it.
-    lines = [json.dumps(each) for each in (*before, line | facts)]
-    write_text(folder.path / "attempts.jsonl", "\n".join(lines) + "\n")
+    _write_attempts(folder.path, [*before, line | facts])
     folder.set_state("running")
     return float(sum(each.get("previous_s", 0.0) for each in (*before, line)))
+
+
+def add_to_attempt(path: Path, facts: dict[str, Any]) -> None:
+    """Write down what is known of the newest attempt only since it has begun.
+
+    Raises:
+        OSError: it cannot be written; the file is what it was.
+    """
+    *before, line = attempts(path)
+    _write_attempts(path, [*before, line | facts])
+
+
+def _write_attempts(path: Path, lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_text(path / "attempts.jsonl", text)
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
@@ -172,8 +188,8 @@ def read_state(path: Path) -> str:
         return "unknown"
 
 
-def record_failure(path: Path, rank: int, error: BaseException) -> None:
-    """Leave failure.json and the state in this run's own folder, unless another rank was first."""
+def record_failure(path: Path, rank: int, error: BaseException) -> bool:
+    """Leave failure.json and the state in the run's folder; False if another rank was first."""
     report = {
         "rank": rank,
         "host": socket.gethostname(),
@@ -182,10 +198,15 @@ def record_failure(path: Path, rank: int, error: BaseException) -> None:
         "message": str(error),
         "stack": "".join(traceback.format_exception(error)),
     }
-    # Where the folder cannot be written any more, the message on the console must do.
-    with suppress(OSError), (path / "failure.json").open("x") as file:
-        file.write(json.dumps(report, indent=2) + "\n")
-        write_text(path / "state", "failed\n")
+    try:
+        with (path / "failure.json").open("x") as file:
+            file.write(json.dumps(report, indent=2) + "\n")
+            write_text(path / "state", "failed\n")
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # where the folder cannot be written any more, the message on the console must do
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

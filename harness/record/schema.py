@@ -84,7 +84,8 @@ class Result(BaseModel):
     mode: Literal["train", "eval"]
     attempt: int = _field("how often the run was started until it finished")
     attempts: list[dict[str, Any]] = _field(
-        "each start: when, where, on how many ranks, from which step, how the one before ended"
+        "each start: when, where, on how many ranks, from which step, how the one before ended; "
+        "compile_s and how many graphs all ranks compiled, and found compiled"
     )
     started_at: str = _field("UTC, ISO 8601")
     finished_at: str = _field("UTC, ISO 8601")

@@ -7,10 +7,8 @@ process and exit hooks within its time limit, so that nothing of W&B is left at 
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import json
-import netrc
 import os
 import shlex
 import signal
@@ -20,14 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
+from harness.record.wandb_account import Mode
 from harness.record.wandb_keys import result_for_wandb, row_for_wandb
 
 if TYPE_CHECKING:
     import wandb
 
-Mode = Literal["online", "offline", "off"]
 Ending = tuple[dict[str, Any], int]  # summary and exit code
 FINISH_TIMEOUT_S = 5.0
 LIVE_EVERY_S = 5.0
@@ -47,44 +44,6 @@ SETTINGS: dict[str, Any] = {
     "finish_timeout_raises": True,
 }
 """Settings of the client; names that an older client lacks are left out."""
-
-WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "off"}
-PUBLIC_HOSTS = frozenset({"api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com"})
-
-
-def choose_mode(
-    asked: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
-) -> tuple[Mode, str | None]:
-    """The mode to run in, and one line that says why where a user might wonder."""
-    if asked != "auto":
-        return asked, None
-    if named := WANDB_MODES.get(environ.get("WANDB_MODE", "")):
-        return named, None
-    if _has_key(environ):
-        return "online", None
-    return "offline", (
-        "no key found, so rows are mirrored offline; to go online run `wandb login` or set "
-        "WANDB_API_KEY, for no mirror give --log.wandb off"
-    )
-
-
-def _has_key(environ: Mapping[str, str]) -> bool:
-    """Whether the client would find a key in one of its places; imports and asks nothing."""
-    folder = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
-    settings = configparser.ConfigParser(interpolation=None)
-    with contextlib.suppress(OSError, configparser.Error):
-        settings.read(folder / "settings")
-    if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys():
-        return True
-    if settings.has_option("default", "api_key"):
-        return True
-    server = environ.get("WANDB_BASE_URL") or settings.get("default", "base_url", fallback="")
-    host = urlsplit(server).netloc
-    try:
-        known = netrc.netrc(Path(environ.get("NETRC") or "~/.netrc").expanduser()).hosts.keys()
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool(known & (PUBLIC_HOSTS if not host or host in PUBLIC_HOSTS else {host}))
 
 
 @dataclass(kw_only=True, eq=False)

@@ -11,10 +11,22 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import BadInput
+from harness.record import rank_log
 from harness.record.folder import read_state
 from harness.record.schema import Result, Row
 
 M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a run, as the rank tells that failed first, and the end of that rank's log."""
+
+    message: str
+    rank: int | None = None
+    host: str | None = None
+    log: Path | None = None
+    last_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class LoadedRun:
     state: str
     rows: list[Row]
     result: Result | None
-    failure: str | None
+    failure: Failure | None
 
 
 def load_run(path: Path) -> LoadedRun:
@@ -41,7 +53,7 @@ def load_run(path: Path) -> LoadedRun:
         result = _parse(Result, (path / "result.json").read_text(), path / "result.json")
     failure = None
     if (path / "failure.json").exists():
-        failure = _message(path / "failure.json")
+        failure = _failure(path)
     return LoadedRun(path, read_state(path), list(_rows(path / "rows.jsonl")), result, failure)
 
 
@@ -71,12 +83,16 @@ def _rows(path: Path) -> Iterator[Row]:
         yield _parse(Row, line, f"{path}: line {number}")
 
 
-def _message(path: Path) -> str:
+def _failure(path: Path) -> Failure:
     """What a failure says; the machine may have stopped while it was written."""
+    file = path / "failure.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["message"])
+        told = json.loads(file.read_text(encoding="utf-8"))
+        rank, message = int(told["rank"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
-        return f"{path}: cannot be read"
+        return Failure(f"{file}: cannot be read")
+    log, lines = rank_log.path_of(path, rank), tuple(rank_log.last_lines(path, rank))
+    return Failure(message, rank, told.get("host"), log if lines else None, lines)
 
 
 def _parse(model: type[M], text: str, where: Path | str) -> M:

@@ -7,25 +7,19 @@ from rich.text import Text
 
 from harness.console import count, duration, out
 from harness.record.schema import Result
-from harness.results.load import LoadedRun
+from harness.results.load import Failure, LoadedRun
 
 
 def show_run(run: LoadedRun) -> None:
     """One run: what it was, what came out, where its time went."""
     # Text, and no markup: a path or a message may hold brackets.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
-    if run.failure:
-        out.print(Text(run.failure, "red"))
     if run.result is None:
         _show_last_row(run)
-        return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _facts(run.result).items():
-        table.add_row(Text(name, "dim"), Text(value))
-    out.print(table)
-    out.print(_time_table(run.result))
-    for note in run.result.notes:
-        out.print(Text(f"note: {note}"))
+    else:
+        _show_result(run.result)
+    if run.failure:
+        _show_failure(run.failure)
 
 
 def show_runs(runs: list[LoadedRun]) -> None:
@@ -49,6 +43,27 @@ def show_runs(runs: list[LoadedRun]) -> None:
             f"{result.world_size} x {result.device}" if result else "",
         )
     out.print(table)
+
+
+def _show_result(result: Result) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _facts(result).items():
+        table.add_row(Text(name, "dim"), Text(value))
+    out.print(table)
+    out.print(_time_table(result))
+    for note in result.notes:
+        out.print(Text(f"note: {note}"))
+
+
+def _show_failure(failure: Failure) -> None:
+    """Who failed first and why, under the end of what that rank said."""
+    if failure.log is not None:
+        out.print(f"end of {failure.log}:")
+        for line in failure.last_lines:
+            out.print(f"    {line}")
+    where = f" on {failure.host}" if failure.host else ""
+    who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
+    out.print(Text(f"{who}{failure.message}", "red"))
 
 
 def _show_last_row(run: LoadedRun) -> None:

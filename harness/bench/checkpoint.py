@@ -1,0 +1,231 @@
+"""Checkpoint: what saving costs a training: its throughput, each stall, the time to the disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rich.table import Table
+
+from harness import attempt as attempts
+from harness import config as cfg
+from harness import engine
+from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
+from harness.bench.turns import Arm, in_turns, report
+from harness.checkpoint import Staging
+from harness.console import out
+from harness.errors import BadInput, RunFailed
+from harness.keeper import Keeper
+from harness.pulse import Pulse
+from harness.record.clock import Clock
+from harness.record.recorder import Recorder
+from harness.report import Report
+from harness.signals import Signals
+from harness.train import end_epoch, set_up, train_epoch
+from harness.world import Ballot, World
+
+SAVES = 2
+"""Per turn: one at the end of an epoch, one within."""
+
+
+@dataclass
+class Times:
+    """What was measured of the checkpoints, on rank 0."""
+
+    stall_s: list[float] = field(default_factory=list)
+    """Charged to the account `checkpoint`."""
+    copy_s: list[float] = field(default_factory=list)
+    """Of the copy off the device alone, between the turns."""
+    on_disk_s: list[float] = field(default_factory=list)
+    """From its begin until a checkpoint is published."""
+    bytes: int = 0
+
+
+def measure(work: Work, folder: Path) -> float:
+    """Images per second of the loop of a run with checkpoints and without, in turns.
+
+    A turn with checkpoints begins with the one that ends an epoch and takes another halfway; none
+    is left out. Its time is that of the accounts `train` and `checkpoint`, and ends when the last
+    checkpoint is on the disk.
+
+    Args:
+        folder: an existing one on the disk that is to be measured; checkpoints lie in a temporary
+            folder in it.
+
+    Returns:
+        The ratio with / without, median over turns.
+
+    Raises:
+        BadInput: nothing can be written there.
+        RunFailed: checkpoints could not be written; why was printed.
+    """
+    world = world_of_bench()
+    with _temporary(folder, world) as root:
+        config = work.config(
+            world,
+            run=cfg.Run(name="bench", root=str(root)),
+            checkpoint=cfg.Checkpoint(every_minutes=0, keep=SAVES),
+        )
+        with opened(config, world) as run, ExitStack() as closing:
+            turns = _Turns(run, work.steps // SAVES, closing)
+            arms = [
+                Arm("with checkpoints", turns.with_checkpoints),
+                Arm("without", turns.without),
+            ]
+            for arm in arms:
+                arm.turn()  # not measured: first touches of memory
+            turns.times = Times()
+            measured = in_turns(arms, work.turns)
+            every = work.steps // SAVES
+            title = f"training on synthetic images, a checkpoint every {every} steps into {folder}"
+            ratio = report(measured, title)
+            if world.is_main:
+                _print_stalls(turns.times, turns.step_ms())
+            return ratio
+
+
+@contextmanager
+def _temporary(folder: Path, world: World) -> Iterator[Path]:
+    """Rank 0's temporary folder; the others write nothing."""
+    if not world.is_main:
+        yield folder
+        return
+    with ExitStack() as removing:
+        try:
+            made = TemporaryDirectory(
+                prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True
+            )
+            root = Path(removing.enter_context(made))
+        except OSError as error:
+            raise BadInput(
+                f"--folder: {folder}: {error.strerror}; name an existing folder you can write"
+            ) from None
+        yield root
+
+
+class _Turns:
+    """A run that has begun, in its folder: what run.py does in an epoch, without validating.
+
+    Rows are read, but not shown: in both arms alike.
+    """
+
+    def __init__(self, run: Opened, every: int, closing: ExitStack) -> None:
+        self.train_set, self.batches = run.train_set, run.batches
+        self.plain, config = run.resolved, run.resolved.config
+        saving = config.checkpoint.model_copy(update={"every_steps": every})
+        self.saving = replace(run.resolved, config=config.model_copy(update={"checkpoint": saving}))
+        self.times, self.copies = Times(), Staging()
+        self.watchers: list[threading.Thread] = []
+        self.published: set[Path | None] = set()
+        attempt = attempts.begin(run.resolved, run.train_set, run.val_set)
+        assert attempt is not None, "a new folder"
+        closing.callback(attempt.release)
+        main, clock = run.resolved.world.is_main, Clock(run.resolved.world.device)
+        rows = Recorder(attempt.folder.rows, total_steps=0) if main else None
+        self.report = Report(
+            run.resolved, attempt.folder, main, run.val_set, run.train_set, clock, rows
+        )
+        self.keeper = Keeper(attempt, self.report)
+        ballot = Ballot(TIMEOUT_S)
+        pulse = Pulse(ballot, Signals(), None, self.keeper.due)
+        net = engine.network(run.resolved, run.train_set.classes)
+        self.t = set_up(run.resolved, net, clock, pulse)
+        self.keeper.go_on(self.t)
+        closing.callback(ballot.close)
+
+    def with_checkpoints(self) -> float:
+        """Images per second."""
+        self.t.resolved = self.saving
+        return self._turn(saves=True)
+
+    def without(self) -> float:
+        """Images per second."""
+        self.t.resolved = self.plain
+        return self._turn(saves=False)
+
+    def step_ms(self) -> float:
+        """Median over all steps."""
+        return self.t.clock.step_ms(50) or 0.0
+
+    def _turn(self, *, saves: bool) -> float:
+        t = self.t
+        before_s, before = self._spent_s("train", "checkpoint"), t.images_seen
+        with t.clock.account("train"):
+            if saves:
+                self._save()  # of the end of the epoch before
+            for pause in train_epoch(t, self.batches):
+                if pause.save:
+                    self._save()
+            self.report.digests.append(end_epoch(t, self.train_set))
+        if saves:
+            with t.clock.account("checkpoint"):
+                self.keeper.settle()
+            self._see_that_all_are_there()
+        rate = (t.images_seen - before) / (self._spent_s("train", "checkpoint") - before_s)
+        self._copy_alone()
+        return rate
+
+    def _spent_s(self, *accounts: str) -> float:
+        spent_s = self.t.clock.accounts_s
+        return sum(spent_s.get(name, 0.0) for name in accounts)
+
+    def _save(self) -> None:
+        began, before_s = time.perf_counter(), self._spent_s("checkpoint")
+        self.keeper.save(self.t, must=True)
+        self.times.stall_s.append(self._spent_s("checkpoint") - before_s)
+        self.watchers.append(threading.Thread(target=self._watch, args=(began,)))
+        self.watchers[-1].start()
+
+    def _watch(self, began: float) -> None:
+        self.keeper.settle()
+        self.times.on_disk_s.append(time.perf_counter() - began)
+        self.published.add(self.keeper.last)
+
+    def _see_that_all_are_there(self) -> None:
+        while self.watchers:
+            self.watchers.pop().join()
+        published, self.published = self.published, set()
+        if self.report.writes:
+            if len(published) < SAVES or self.keeper.last is None:
+                raise RunFailed("a checkpoint could not be written: nothing is measured")
+            self.times.bytes = self.keeper.last.stat().st_size
+
+    def _copy_alone(self) -> None:
+        """The copy that each checkpoint must make, by itself."""
+        t = self.t
+        state = {"model": t.model.net.state_dict(), "optimizer": t.optimizer.state_dict()}
+        wait_for(t.resolved.world.device)
+        began = time.perf_counter()
+        self.copies.copy(state)
+        self.copies.wait()
+        self.times.copy_s.append(time.perf_counter() - began)
+
+
+def _print_stalls(times: Times, step_ms: float) -> None:
+    stall, copy = (1000 * np.array(s) for s in (times.stall_s, times.copy_s))
+    beyond = stall - np.median(copy)
+    table = Table("per checkpoint", "p50, ms", "most, ms", "p50, % of a step")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = {
+        "stall: training is held up": stall,
+        "of which the copy off the device": copy,
+        "beyond the copy": beyond,
+        "until it is on the disk": 1000 * np.array(times.on_disk_s),
+    }
+    for name, each_ms in rows.items():
+        middle = float(np.median(each_ms))
+        table.add_row(
+            name, f"{middle:,.1f}", f"{each_ms.max():,.1f}", f"{100 * middle / step_ms:.1f}"
+        )
+    out.print(table)
+    out.print(
+        f"{len(stall)} checkpoints of {times.bytes / 1e6:,.1f} MB, a step takes {step_ms:,.1f} ms; "
+        "in a run: --checkpoint.every-steps, --checkpoint.every-minutes"
+    )

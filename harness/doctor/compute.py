@@ -1,0 +1,135 @@
+"""Compute: how many CPU cores a rank has, and how fast it computes on its device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from harness import probes
+from harness.config import CIFAR_MODELS
+from harness.doctor import limits
+from harness.doctor.check import Asked, Check, Facts, green, span, yellow
+from harness.models import build
+from harness.models.describe import layers, total
+from harness.resolve import resolve_precision
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def look(asked: Asked) -> Facts:
+    """Cores that this rank may run on, how fast it multiplies matrices, and what follows."""
+    return _cores(asked) | _compute(asked)
+
+
+def _cores(asked: Asked) -> Facts:
+    return {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "cores_quota": cpu_quota(),
+        "local_ranks": asked.local_ranks,
+    }
+
+
+def _compute(asked: Asked) -> Facts:
+    config, device = asked.config, asked.world.device
+    # Alone before a run, this process stands for all ranks of its node.
+    several = device.type == "cuda" and asked.world.size == 1
+    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
+    torch.set_num_threads(asked.threads)
+    wanted = config.engine.precision
+    if wanted in ("tf32", "fp16") and not asked.world.on_gpu:
+        wanted = "fp32"  # the GPU that it was asked for is missing: another check says so
+    precision = resolve_precision(wanted, on_gpu=asked.world.on_gpu)
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    dtype = _DTYPES.get(precision, torch.float32)
+    flops = [
+        probes.matmul_flops(each, dtype, limit_s=limits.COMPUTE_S)
+        for each in (devices if several else [device])
+    ]
+    with torch.device("meta"):
+        network = build(config.model, 10 if config.model.name in CIFAR_MODELS else 1000)
+    gmacs = total(layers(network, config.data.image_px)).gmacs
+    # Forward once, backward twice; a multiply-add is two operations.
+    bound = limits.SHARE_OF_MATMUL[device.type] * sum(flops) / (6e9 * gmacs)
+    return {
+        "matmul_tflops": [each / 1e12 for each in flops],
+        "precision": precision,
+        "images_per_second_bound": bound,
+        "checkpoint_mb": 2 * 4 * sum(p.numel() for p in network.parameters()) / 1e6,
+        "bucket_bytes": probes.bucket_bytes(network.parameters(), config.engine.bucket_mb),
+    }
+
+
+def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
+    """The checks of one node, from the facts of its ranks; the first is local rank 0."""
+    return [_judge_cores(ranks, asked), _judge_compute(ranks, asked)]
+
+
+def cpu_quota(
+    member_of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Cores that the control group (v2 or v1) grants in all; null for no limit."""
+    try:
+        lines = member_of.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        tops = [root, root / "unified"] if not controllers else [root / "cpu", root / controllers]
+        read = _quota_v1 if controllers else _quota_v2
+        for top in tops:
+            folder = top / path.lstrip("/")
+            quotas += [read(each) for each in (folder, *folder.parents) if each.is_relative_to(top)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
+    cores = set().union(*(facts["cores"] for facts in ranks))
+    quotas = [facts["cores_quota"] for facts in ranks if facts["cores_quota"] is not None]
+    here = min([len(cores), *quotas])
+    per_rank = here / ranks[0]["local_ranks"]
+    need = limits.CORES_PER_GPU if asked.world.on_gpu else limits.CORES_PER_CPU_RANK
+    value = f"{per_rank:.3g} per rank ({len(cores)} cores"
+    value += f", of which the control group grants {min(quotas):.3g})" if quotas else ")"
+    if per_rank < need:
+        how = f"at least {need} per rank: raise sbatch --cpus-per-task, or start fewer ranks"
+        return yellow("CPU cores", value, how)
+    return green("CPU cores", value)
+
+
+def _judge_compute(ranks: Sequence[Facts], asked: Asked) -> Check:
+    rates = [rate for facts in ranks for rate in facts["matmul_tflops"]]
+    bound = sum(facts["images_per_second_bound"] for facts in ranks)
+    what = "GPU" if asked.world.on_gpu else "rank"
+    value = (
+        f"{span(rates, '.3g')} TFLOP/s in {ranks[0]['precision']} per {what}: at most "
+        f"{bound:,.0f} images/s of {asked.config.model.name} on this node"
+    )
+    middle = sorted(rates)[len(rates) // 2]
+    slow = [n for n, rate in enumerate(rates) if rate < limits.SLOW_GPU * middle]
+    # On a CPU the ranks share caches and clocks, and whatever else runs takes its part.
+    if slow and asked.world.on_gpu:
+        what = f"{value}; slow: GPU {', '.join(map(str, slow))}"
+        return yellow("matrix product", what, "all wait for it: see clocks and throttling")
+    return green("matrix product", value)

@@ -1,0 +1,258 @@
+"""Files: shared memory, limits, and the disks that a run writes to and reads from."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness import probes
+from harness.data import demo
+from harness.data.dataset import READERS, cache_folder
+from harness.data.sample import some_files
+from harness.deadline import NoAnswer, within
+from harness.doctor import limits
+from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
+from harness.errors import HarnessError
+
+MIB, GIB = 2**20, 2**30
+SHM = Path("/dev/shm")
+
+
+def look(asked: Asked) -> Facts:
+    """This rank's limits; its node's disks, by local rank 0; the data, by every rank at once."""
+    facts: Facts = {
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
+    }
+    if asked.world.local_rank == 0:
+        facts |= {
+            "shm_free_gib": _shm_free_gib(),
+            "infiniband": _infiniband(),
+            "run_folder": _disk(lambda: Path(asked.config.run.root), limits.RUN_FOLDER_MIB),
+            "cache_folder": _disk(cache_folder, limits.CACHE_MIB),
+            "temporary_folder": _disk(_temporary, limits.CACHE_MIB),
+        }
+    return facts | {"data": _data(asked)}
+
+
+def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
+    """The checks of one node, from the facts of its ranks; the first is local rank 0."""
+    first = ranks[0]
+    return [
+        _judge_shm(first, asked),
+        _judge_open_files(ranks, asked),
+        _judge_memlock(first, asked),
+        _judge_run_folder(first, asked),
+        _judge_cache("cache folder", first["cache_folder"], "set HARNESS_CACHE to another folder"),
+        _judge_cache("temporary folder", first["temporary_folder"], "set TMPDIR to a local disk"),
+        _judge_data(ranks, asked),
+    ]
+
+
+def _shm_free_gib() -> float | None:
+    try:
+        return shutil.disk_usage(SHM).free / GIB
+    except OSError:
+        return None
+
+
+def _infiniband() -> bool:
+    folder = Path("/sys/class/infiniband")
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _temporary() -> Path:
+    """Where torch.compile keeps what it makes, unless that folder is named by itself."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
+
+
+def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
+    """Free space and write speed of a folder, or of the nearest above it that exists."""
+
+    def measure() -> Facts:
+        asked_for = folder().absolute()
+        there = next(each for each in (asked_for, *asked_for.parents) if os.path.lexists(each))
+        free_gib = shutil.disk_usage(there).free / GIB
+        speed = probes.write_speed(there, size_mib, limit_s=limits.WRITE_S)
+        return {
+            "path": str(asked_for),
+            "free_gib": free_gib,
+            "write_mb_per_s": speed / 1e6,
+            "disk": _file_system(there),
+            "error": None,
+        }
+
+    try:
+        return within(limits.WRITE_DEADLINE_S, measure)
+    except NoAnswer as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": error.strerror or str(error)}
+    except HarnessError as error:
+        return {"error": str(error)}
+
+
+def _file_system(path: Path) -> str:
+    """Kind of the file system that a path lies on, such as ext4 or nfs4."""
+    best, kind, real = "", "unknown", os.path.realpath(path)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount = before.split()[4].encode().decode("unicode_escape")
+        under = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if under and len(mount) >= len(best):
+            best, kind = mount, after.split()[0]
+    return kind
+
+
+def _data(asked: Asked) -> Facts:
+    """How fast this rank's reader gets random files of the training set."""
+    data = asked.config.data
+    name = data.train if asked.config.run.mode == "train" else data.val
+    if data.source == "synthetic" or name is None:
+        drawn = data.source == "synthetic"
+        return {"skipped": "images are synthetic" if drawn else "no folder; give --data.train DIR"}
+
+    def measure() -> Facts:
+        root = demo.drawn("train") if name == "demo" else Path(name)
+        if root is None:
+            return {"skipped": "the demo set is drawn on first use"}
+        files = some_files(root, limits.READ_FILES, seed=asked.world.rank)
+        paths = [files.path(n) for n in range(len(files))]
+        read = READERS[data.read]
+        # Alone before a run, this process stands for all ranks of its node.
+        threads = asked.loader_threads * asked.local_ranks // asked.world.local_size
+        reading = probes.read_speed(
+            lambda n: read(files, n), paths, threads=threads, limit_s=limits.READ_S
+        )
+        return {
+            "images_per_second": reading.files / reading.seconds,
+            "mb_per_s": reading.size_bytes / reading.seconds / 1e6,
+            "kb_per_image": reading.size_bytes / reading.files / 1e3,
+            "cached_pct": reading.cached_pct,
+            "all_in_s": reading.seconds if len(files) < limits.READ_FILES else None,
+            "path": str(root),
+        }
+
+    try:
+        return within(limits.READ_DEADLINE_S, measure)
+    except NoAnswer as error:
+        return {"error": f"{name}: {error}"}
+    except HarnessError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        return {"error": f"{error.filename or name}: {error.strerror}"}
+
+
+def _judge_shm(facts: Facts, asked: Asked) -> Check:
+    free, data = facts["shm_free_gib"], asked.config.data
+    do = "mount a larger one: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
+    if free is None:
+        return red("/dev/shm", "is not there", do)
+    ranks = asked.local_ranks
+    need_gib, what = 0.0, "DALI needs none of it"
+    if data.source == "torchvision":
+        # Each worker of a DataLoader makes two batches ahead, and hands them over through it.
+        batch = asked.local_images * 3 * data.image_px**2 / GIB
+        need_gib, what = 2 * asked.loader_threads * batch * ranks, "two batches per worker"
+    if asked.world.on_gpu and asked.ranks > 1:
+        need_gib, what = need_gib + limits.SHM_OF_NCCL_MIB * ranks / 1024, f"{what}, and NCCL"
+    value = f"{free:,.2f} GiB free; {what}"
+    if free < need_gib:
+        return red("/dev/shm", f"{value}: {need_gib:,.2f} GiB", do)
+    return green("/dev/shm", value)
+
+
+def _judge_open_files(ranks: Sequence[Facts], asked: Asked) -> Check:
+    data = asked.config.data
+    limit = min(facts["open_files"] for facts in ranks)
+    need = limits.SPARE_FILES
+    if data.source == "dali" and data.read == "mmap":
+        # Each image that DALI may be working on is a map, which holds its file open.
+        images = asked.config.train.max_local_batch or asked.local_images
+        batches = 2 * data.prefetch_batches + 2
+        need += batches * (min(images, asked.local_images) + asked.config.eval.local_batch)
+    value = f"{limit:,} allowed, up to {need:,} needed"
+    if 0 <= limit < need:
+        return red(
+            "open files", value, f"ulimit -Hn {2 * need} before the start; or --data.read pread"
+        )
+    return green("open files", value)
+
+
+def _judge_memlock(facts: Facts, asked: Asked) -> Check:
+    limit = facts["memlock"]
+    unlimited = limit == resource.RLIM_INFINITY
+    value = "unlimited" if unlimited else f"{limit / MIB:,.0f} MiB"
+    if not facts["infiniband"]:
+        return green("locked memory", f"{value}; no InfiniBand here needs it")
+    if not unlimited and asked.world.on_gpu:
+        do = "ulimit -l unlimited (Slurm: PropagateResourceLimits, LimitMEMLOCK of slurmd)"
+        return yellow("locked memory", f"{value}: too little for InfiniBand", do)
+    return green("locked memory", value)
+
+
+def _judge_run_folder(facts: Facts, asked: Asked) -> Check:
+    disk, checkpoint = facts["run_folder"], facts["checkpoint_mb"]
+    do = "set --run.root to a folder that can be written"
+    if disk["error"]:
+        return red("run folder", f"{asked.config.run.root}: {disk['error']}", do)
+    save_s, kept = checkpoint / disk["write_mb_per_s"], asked.config.checkpoint.keep + 1
+    value = f"{_told(disk)}: a checkpoint of {checkpoint:,.0f} MB in {save_s:,.1f} s"
+    if disk["free_gib"] * GIB < kept * checkpoint * 1e6:
+        return red("run folder", f"{value}; no room for {kept}", "make room, or set --run.root")
+    if save_s > limits.CHECKPOINT_S:
+        do = f"jobs are killed {limits.CHECKPOINT_S:.0f} s after a signal: use a faster --run.root"
+        return yellow("run folder", value, do)
+    return green("run folder", value)
+
+
+def _judge_cache(name: str, disk: Facts, do: str) -> Check:
+    if disk["error"]:
+        return red(name, disk["error"], do)
+    value = _told(disk)
+    if disk["free_gib"] < limits.CACHE_GIB["red"]:
+        return red(name, value, f"make room, or {do}")
+    if disk["free_gib"] < limits.CACHE_GIB["yellow"]:
+        return yellow(name, value, f"make room, or {do}")
+    if name == "temporary folder" and disk["disk"] in limits.NETWORK_DISKS:
+        do = "torch.compile's cache belongs on a local disk: set TMPDIR"
+        return yellow(name, value, do)
+    return green(name, value)
+
+
+def _told(disk: Facts) -> str:
+    return (
+        f"{disk['path']} ({disk['disk']}): {disk['free_gib']:,.1f} GiB free, "
+        f"writes {disk['write_mb_per_s']:,.0f} MB/s"
+    )
+
+
+def _judge_data(ranks: Sequence[Facts], asked: Asked) -> Check:
+    name, reads = "training data", [facts["data"] for facts in ranks]
+    for facts, read in zip(ranks, reads, strict=True):
+        if "error" in read:
+            what = f"{read['error']}" + (f" (rank {facts['rank']})" if len(ranks) > 1 else "")
+            return red(name, what, "mount it, or give another --data.train")
+        if "skipped" in read:
+            return not_checked(name, read["skipped"])
+    rate = sum(read["images_per_second"] for read in reads)
+    need = sum(facts["images_per_second_bound"] for facts in ranks)
+    cached = [read["cached_pct"] for read in reads if read["cached_pct"] is not None]
+    # Where the kernel does not drop them, it is no disk that is measured.
+    how = "cold" if cached and max(cached) < 10 else "from memory, at least in part"
+    value = (
+        f"{reads[0]['path']}: {rate:,.0f} images/s, {sum(r['mb_per_s'] for r in reads):,.0f} MB/s "
+        f"{how} ({span([read['kb_per_image'] for read in reads])} KB each)"
+    )
+    whole_s = max(read["all_in_s"] or limits.READ_S for read in reads)
+    if rate < need and whole_s > limits.SMALL_SET_S:
+        do = (
+            f"up to {need:,.0f} images/s could be trained on: copy the data to a local disk, or "
+            "expect the first epoch to wait"
+        )
+        return yellow(name, value, do)
+    return green(name, value)

@@ -1,0 +1,172 @@
+"""Nodes: the reports of several machines in one table, and which of them is unlike the others."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.table import Table
+from rich.text import Text
+
+from harness.console import count, out
+from harness.doctor import limits
+from harness.doctor.check import Check, Status, worst
+from harness.doctor.report import COLOURS, Node, Report
+from harness.doctor.software import MUST_AGREE, SHOULD_AGREE
+from harness.errors import EXIT_FAILED, EXIT_GOOD, BadInput
+
+SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)
+"""Facts in which all nodes of a job should be equal."""
+
+COLUMNS = {
+    "gpus": "GPUs",
+    "cores": "cores",
+    "matmul_tflops": "TFLOP/s",
+    "read_images_per_second": "reads images/s",
+    "run_folder_mb_per_s": "writes MB/s",
+    "temporary_folder_mb_per_s": "temporary MB/s",
+    "driver": "driver",
+}
+"""Fact -> heading of its column."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A node, and what is wrong with it or unlike the others."""
+
+    host: str
+    status: Status
+    words: str
+
+
+def join(paths: Sequence[Path]) -> int:
+    """Print the table of all nodes and the outliers; the exit code: 1 on red.
+
+    Raises:
+        BadInput: a file that cannot be read.
+    """
+    nodes = [node for path in paths for node in read(path)]
+    found = [*_red(nodes), *outliers(nodes)]
+    _print_table(nodes)
+    for each in found:
+        out.print(Text(f"{each.status}: {each.host}: {each.words}", COLOURS[each.status]))
+    bad = {each.host for each in found if each.status == "red"}
+    unlike = {each.host for each in found} - bad
+    out.print(Text(_verdict(nodes, bad, unlike), "red" if bad else "yellow" if unlike else "green"))
+    return EXIT_FAILED if bad else EXIT_GOOD
+
+
+def read(path: Path) -> list[Node]:
+    """The nodes of one report; one that does not say what it must is a node that failed.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; give files of harness doctor --json") from None
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    try:
+        report = Report.model_validate_json(lines[-1] if lines else "")
+    except ValidationError:
+        said = text.strip().splitlines()[-1][:200] if text.strip() else "the file is empty"
+        check = Check(
+            name="report", status="red", value=f"{path} holds none: {said}",
+            do="the doctor did not come to its end there: see its log, or leave the node out",
+        )  # fmt: skip
+        return [Node(host=path.stem, facts={}, checks=[check])]
+    return [Node(host=report.host, facts=report.facts, checks=report.checks), *report.other_nodes]
+
+
+def outliers(nodes: Sequence[Node]) -> list[Finding]:
+    """Nodes that are unlike the others: other software or hardware, or slower by a stated margin.
+
+    A rate is held against the median of the *other* nodes, so that one bad node of two shows too.
+    """
+    there = [node for node in nodes if node.facts]
+    found = []
+    for name in SAME:
+        found += _unequal(there, name)
+    for name, margin_pct in limits.OUTLIERS.items():
+        rates = [
+            (node.host, node.facts[name]) for node in there if node.facts.get(name) is not None
+        ]
+        on_cpu = any(node.facts.get("gpus") == "none" for node in there)
+        if name == "matmul_tflops" and on_cpu:
+            margin_pct = limits.CPU_OUTLIER_PCT
+        for number, (host, rate) in enumerate(rates):
+            others = [other for _, other in rates[:number] + rates[number + 1 :]]
+            if others and rate < (1 - margin_pct / 100) * statistics.median(others):
+                below = 100 * (1 - rate / statistics.median(others))
+                words = (
+                    f"{name} {rate:,.4g}, {below:.0f} % below the median of the others, "
+                    f"{statistics.median(others):,.4g} (margin {margin_pct:.0f} %)"
+                )
+                found.append(Finding(host, "yellow", words))
+    return found
+
+
+def _red(nodes: Sequence[Node]) -> list[Finding]:
+    return [
+        Finding(node.host, "red", f"{check.name}: {check.value}; -> {check.do}")
+        for node in nodes
+        for check in node.checks
+        if check.status == "red"
+    ]
+
+
+def _unequal(nodes: Sequence[Node], name: str) -> list[Finding]:
+    values = Counter(_word(node.facts.get(name)) for node in nodes)
+    if len(values) < 2:
+        return []
+    (usual, most), (_, second) = values.most_common(2)
+    # Where no value has the majority, nobody can say who is wrong: all are named.
+    of_others = usual if most > second else "another"
+    status: Status = "red" if name in MUST_AGREE else "yellow"
+    found = ((node.host, _word(node.facts.get(name))) for node in nodes)
+    return [
+        Finding(host, status, f"{name} is {value}, on others {of_others}")
+        for host, value in found
+        if value != usual or most == second
+    ]
+
+
+def _word(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _print_table(nodes: Sequence[Node]) -> None:
+    shown = [name for name in COLUMNS if any(node.facts.get(name) is not None for node in nodes)]
+    table = Table("node", "status", *(COLUMNS[name] for name in shown), "red and yellow")
+    for column, name in zip(table.columns[2:], shown, strict=False):
+        column.justify = "left" if name in ("gpus", "driver") else "right"
+    for node in nodes:
+        status = worst(node.checks)
+        bad = [check.name for check in node.checks if check.status in ("red", "yellow")]
+        facts = (_cell(node.facts.get(name)) for name in shown)
+        table.add_row(
+            Text(node.host), Text(status, COLOURS[status]), *map(Text, facts), Text(", ".join(bad))
+        )
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+def _verdict(nodes: Sequence[Node], bad: set[str], unlike: set[str]) -> str:
+    total = count(len(nodes), "node")
+    if bad:
+        left_out = ",".join(sorted(bad))
+        return f"red: {len(bad)} of {total}: mend them, or leave out: sbatch --exclude {left_out}"
+    if unlike:
+        return f"yellow: of {total}, unlike the others: {', '.join(sorted(unlike))}"
+    return f"green: {total}, all alike"

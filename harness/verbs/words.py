@@ -1,0 +1,33 @@
+"""What the verbs' words are read with: mistakes are one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness.console import err
+from harness.errors import EXIT_BAD_INPUT
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one line and our exit code."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Say what is wrong, and end."""
+        what = message.removeprefix("argument ")
+        err.print(f"error: {what}; see: {self.prog} --help")
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def positive(text: str) -> int:
+    """argparse's type of a count."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def count(text: str) -> int:
+    """argparse's type of a count that may be 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return number

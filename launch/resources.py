@@ -1,0 +1,138 @@
+"""What a job asks of Slurm: the options of launch/submit.py, and sbatch's parameters from them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from typing import Any
+
+from harness.errors import BadInput
+
+_UNITS = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
+_SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options about size, time and place; names as Slurm has them."""
+    group = parser.add_argument_group("resources")
+    add = group.add_argument
+    add("--nodes", type=count, default=1, metavar="N", help="nodes (default 1)")
+    add(
+        "--gpus-per-node",
+        type=int,
+        default=8,
+        metavar="N",
+        help="GPUs of each node, with one rank each (default 8); 0: ranks on the CPU",
+    )
+    add(
+        "--tasks-per-node",
+        type=count,
+        default=1,
+        metavar="N",
+        help="ranks of each node where there is no GPU (default 1)",
+    )
+    add(
+        "--time",
+        type=minutes,
+        default=24 * 60,
+        metavar="TIME",
+        help="limit of one start, near which the job saves and queues again: 8h, 90m, 1d12h, or "
+        "as Slurm writes it, 1-12:00:00 (default 24h)",
+    )
+    add(
+        "--cpus-per-task",
+        type=count,
+        metavar="N",
+        help="CPU cores of each rank, on nodes that other jobs may share; by default the job has "
+        "its nodes to itself, with all their cores and memory",
+    )
+    add("--mem", metavar="SIZE", help="memory of each node, such as 200G")
+    for name in ("partition", "account", "qos", "constraint", "exclude"):
+        add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
+    add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
+        help="any other option of sbatch, such as --slurm reservation=may; repeatable")  # fmt: skip
+
+
+def minutes(text: str) -> int:
+    """A time limit in minutes, rounded up: `8h`, `90m`, `1d12h`, and all that Slurm takes.
+
+    Raises:
+        ArgumentTypeError: it is neither, or nothing.
+    """
+    if text and (units := _UNITS.fullmatch(text)):
+        days, hours, mins, seconds = (float(part or 0) for part in units.groups())
+    elif slurm := _SLURM.fullmatch(text):
+        days, hours, mins, seconds = _as_slurm_reads(*slurm.groups())
+    else:
+        days = hours = mins = seconds = 0
+    if not (total := math.ceil(days * 24 * 60 + hours * 60 + mins + seconds / 60)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 8h, 90m or 1-12:00:00")
+    return total
+
+
+def _as_slurm_reads(
+    days: str | None, first: str, second: str | None, third: str | None
+) -> tuple[float, float, float, float]:
+    """Days, hours, minutes, seconds: MIN, MIN:SEC, H:MIN:SEC, DAY-H, DAY-H:MIN, DAY-H:MIN:SEC."""
+    numbers = [float(part) for part in (first, second, third) if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, mins, seconds = (*numbers, 0, 0)[:3]
+    return float(days or 0), hours, mins, seconds
+
+
+def ranks_per_node(options: argparse.Namespace) -> int:
+    """One per GPU; where there is none, as many as were asked for."""
+    return int(options.gpus_per_node or options.tasks_per_node)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        BadInput: names them.
+    """
+    if options.gpus_per_node < 0:
+        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
+    if options.gpus_per_node and options.tasks_per_node != 1:
+        raise BadInput(
+            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
+        )
+    if options.signal_delay_s >= 60 * options.time:
+        raise BadInput(
+            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
+            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
+        )
+
+
+def parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """sbatch's parameters as submitit's SlurmExecutor names them."""
+    tasks = ranks_per_node(options)
+    other = dict(word.split("=", 1) if "=" in word else (word, True) for word in options.slurm)
+    alone = options.cpus_per_task is None
+    named = {
+        "nodes": options.nodes,
+        "ntasks_per_node": tasks,
+        "gpus_per_node": options.gpus_per_node or None,
+        "cpus_per_task": options.cpus_per_task,
+        "exclusive": alone or None,
+        "mem": options.mem or ("0" if alone else None),  # 0: all of it
+        "time": options.time,
+        "signal_delay_s": options.signal_delay_s,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "exclude": options.exclude,
+        # Also where the site's default is to give a job up with its node.
+        "additional_parameters": {"requeue": True, **other},
+    }
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def count(text: str) -> int:
+    """argparse's type of a number of things."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number

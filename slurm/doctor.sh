@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Looks at each node by itself, all at once, and joins what they say in one table with the outliers:
+#
+#   sbatch --partition gpu --nodes 16 slurm/doctor.sh
+#   sbatch --partition gpu --nodelist gpu[01-04] slurm/doctor.sh configs/resnet50_90ep.yaml \
+#       --data.train /imagenet/train --data.val /imagenet/val
+#
+# With a config and flags it looks at what that run would use: its data, its run folder. The table stands
+# at the end of doctor-JOB.log here, each node's JSON in doctor-JOB/. A red node makes the job FAILED.
+# In an allocation of your own (salloc) start it as it is. What your site needs: see common.sh.
+#
+#SBATCH --job-name=doctor
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=00:10:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
+here=$(dirname "$(realpath "$0")")
+if [ ! -f "$here/common.sh" ]; then
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
+fi
+source "$here/common.sh"
+
+[ -n "${SLURM_JOB_ID:-}" ] || submit "$0" configs/quickstart.yaml "$@"
+set_words configs/quickstart.yaml "$@"
+set_variables
+limit_s="${HARNESS_DOCTOR_S:-180}"
+
+told="doctor-$SLURM_JOB_ID"
+mkdir -p "$told"
+files=()
+for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    files+=("$told/$node.json")
+    # A node that hangs must not keep the others from being told of.
+    (timeout --kill-after=10 "$limit_s" srun --nodes=1 --ntasks=1 --nodelist="$node" \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
+        python -m harness doctor --json "${words[@]}" ||
+        [ $? -lt 124 ] || echo "no answer within $limit_s s") >"${files[-1]}" 2>&1 &
+done
+wait
+python -m harness doctor nodes "${files[@]}"
