@@ -10,28 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-ModelName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    "resnet1202",
-]
-
 STREAM_VERSION = 1  # raised when the same seed would give other orders or crops
-CIFAR_MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
+
+# He et al. 2015: the networks for ImageNet and for CIFAR, and the ones without shortcuts.
+ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+CifarResNet = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"]
+Plain = Literal["plain18", "plain34"]
+CifarPlain = Literal["plain20", "plain32", "plain44", "plain56"]
+# Huang et al. 2017: for ImageNet by depth; for CIFAR by depth and growth rate.
+DenseNet = Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet264"]
+CifarDenseNet = Literal[
+    "densenet_40_12", "densenet_100_12", "densenet_100_24",
+    "densenet_bc_100_12", "densenet_bc_250_24", "densenet_bc_190_40",
+]  # fmt: skip
+ModelName = Literal[ResNet, CifarResNet, Plain, CifarPlain, DenseNet, CifarDenseNet]
+
+CIFAR_MODELS = get_args(Literal[CifarResNet, CifarPlain, CifarDenseNet])
 BOTTLENECK_MODELS = ("resnet50", "resnet101", "resnet152")
+RESIDUAL_MODELS = get_args(Literal[ResNet, CifarResNet])
+DENSE_MODELS = get_args(Literal[DenseNet, CifarDenseNet])
 
 Changes = Literal["result", "speed", "result and speed", "nothing"]
 """What another value of a setting may change: this decides which fingerprints hold it."""
@@ -90,11 +92,13 @@ class Run(Section):
 
 
 class Model(Section):
-    """The network (He et al. 2015)."""
+    """The network (He et al. 2015; Huang et al. 2017)."""
 
     name: ModelName = setting(
         "resnet50",
-        "18 to 152: the ImageNet networks; 20 to 1202: the paper's 6n+2 CIFAR networks.",
+        "resnet18 to 152, plain18 and 34 (no shortcuts), densenet121 to 264: the ImageNet "
+        "networks; resnet20 to 1202, plain20 to 56: 6n+2 layers for CIFAR; densenet_40_12: for "
+        "CIFAR, 40 layers, growth rate 12; bc: with bottlenecks and compression.",
         changes="result and speed",
     )
     stem: Literal["auto", "imagenet", "cifar"] = setting(
@@ -124,6 +128,27 @@ class Model(Section):
         "by default torch's uniform one.",
         changes="result",
         gt=0,
+    )
+    bn_images: int | None = setting(
+        None,
+        "Images over which BN takes its statistics (Goyal et al.: 32), of which the local batch "
+        "must be a multiple; by default the local batch.",
+        changes="result and speed",
+        ge=1,
+    )
+    dropout: float = setting(
+        0.0,
+        "DenseNet: share of values dropped after each convolution but the first (Huang et al. "
+        "2017: 0.2 on CIFAR without augmentation).",
+        changes="result and speed",
+        ge=0,
+        lt=1,
+    )
+    memory_saving: bool = setting(
+        False,
+        "DenseNet: compute concatenations and their BN again in the backward pass, which saves "
+        "most of the memory (Pleiss et al. 2017).",
+        changes="speed",
     )
     weights: str | None = setting(
         None,

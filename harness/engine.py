@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -156,6 +157,17 @@ def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
     model.eval()
     with torch.inference_mode(), autocast(resolved):
         model(as_nchw(images))
+
+
+def seed_dropout(resolved: Resolved, micro_step: int) -> None:
+    """Let the masks follow from seed, rank and micro-step alone: a run that goes on draws them too.
+
+    Nothing else draws from torch's generator while training. No micro-step is seeded without
+    dropout.
+    """
+    if resolved.config.model.dropout:
+        key = resolved.config.run.seed, resolved.world.rank, micro_step
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 def graph_counts() -> dict[str, int]:

@@ -56,7 +56,8 @@ class Resolved:
         """What is about to run, for a person."""
         config, world, split = self.config, self.world, self.split
         rows = {
-            "network": f"{config.model.name} at {config.data.image_px} px",
+            "network": f"{config.model.name} at {config.data.image_px} px"
+            + (f", BN over {images} images" if (images := config.model.bn_images) else ""),
             "devices": f"{world.size} x {_device_name(world.device)}",
             "computing": f"{self.precision}, "
             f"{'channels_last' if config.engine.channels_last else 'NCHW'}, "
@@ -84,7 +85,7 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         BadInput: the global batch does not divide, or the hardware lacks what was asked.
     """
     if train:
-        split = split_batch(config.train, world.size)
+        split = split_batch(config.train, world.size, config.model.bn_images or 1)
     else:
         local_batch = config.eval.local_batch
         split = Split(local_batch * world.size, local_batch, 1, world.size)
@@ -106,15 +107,23 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     )
 
 
-def split_batch(train: cfg.Train, world_size: int) -> Split:
+def split_batch(train: cfg.Train, world_size: int, bn_images: int = 1) -> Split:
     """Cut the global batch over ranks, and into as few micro-batches as memory allows.
 
     Raises:
-        BadInput: it does not divide; names the nearest that do. Or only into tiny micro-batches.
+        BadInput: it does not divide; names the nearest that do. Or only into tiny micro-batches,
+            or into none that is a multiple of `bn_images`.
     """
     each = per_rank(train.global_batch, world_size)
     most = min(train.max_local_batch or each, each)
-    local_batch = next(n for n in range(most, 0, -1) if each % n == 0)
+    if each % bn_images or most < bn_images:
+        raise BadInput(
+            f"model.bn_images: {each} images per rank, at most {most} at once, cannot be cut "
+            f"into local batches that are multiples of {bn_images}; choose train.global_batch as "
+            f"a multiple of {bn_images * world_size}, or another number of ranks"
+            + (f", and train.max_local_batch at least {bn_images}" if most < bn_images else "")
+        )
+    local_batch = next(n for n in range(most, 0, -1) if each % n == 0 and n % bn_images == 0)
     if 2 * local_batch < most:
         raise BadInput(
             f"train.max_local_batch: {each} images per rank cannot be cut evenly into parts of "

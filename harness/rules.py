@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from harness.config import BOTTLENECK_MODELS, CIFAR_MODELS, Config
+from harness.config import (
+    BOTTLENECK_MODELS,
+    CIFAR_MODELS,
+    DENSE_MODELS,
+    RESIDUAL_MODELS,
+    Config,
+    Model,
+)
 from harness.errors import BadInput
 
 
@@ -23,7 +30,12 @@ Rules = list[tuple[bool, str]]
 
 def rules(config: Config) -> Rules:
     """All rules about settings that must go together."""
-    return [*_data_rules(config), *_model_rules(config), *_other_rules(config)]
+    return [
+        *_data_rules(config),
+        *_model_rules(config),
+        *network_rules(config.model),
+        *_other_rules(config),
+    ]
 
 
 def _data_rules(config: Config) -> Rules:
@@ -59,23 +71,63 @@ def _data_rules(config: Config) -> Rules:
 
 
 def _model_rules(config: Config) -> Rules:
-    model = config.model
+    model, batch = config.model, config.train.global_batch
+    group = model.bn_images or 1
     return [
         (
             config.run.mode == "eval" and model.weights is None,
             "run.mode: eval scores published weights; name them with --model.weights",
         ),
         (
-            model.name in CIFAR_MODELS and model.stem == "imagenet",
-            f"model.stem: {model.name} is a CIFAR network and has no imagenet stem",
-        ),
-        (
-            model.stride_in == "1x1" and model.name not in BOTTLENECK_MODELS,
-            f"model.stride_in: the blocks of {model.name} have no 1x1 convolution; leave it at 3x3",
-        ),
-        (
             model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"),
             "model.stride_in: torchvision's weights were trained with the stride in the 3x3",
+        ),
+        (
+            config.run.mode == "train" and batch % group > 0,
+            f"model.bn_images: a train.global_batch of {batch} is no multiple of {group}; "
+            f"use {_around(batch, group)}",
+        ),
+    ]
+
+
+def _around(batch: int, divisor: int) -> str:
+    """The multiples below and above: `96 or 128`."""
+    below = batch // divisor * divisor
+    return " or ".join(str(images) for images in (below, below + divisor) if images)
+
+
+def network_rules(model: Model) -> Rules:
+    """Which settings fit which network."""
+    name, dense = model.name, model.name in DENSE_MODELS
+    residual = name in RESIDUAL_MODELS
+    return [
+        (
+            dense and model.stem != "auto",
+            f"model.stem: {name} has its own; leave it at auto",
+        ),
+        (
+            name in CIFAR_MODELS and model.stem == "imagenet",
+            f"model.stem: {name} is a CIFAR network and has no imagenet stem",
+        ),
+        (
+            not residual and model.shortcut != "auto",
+            f"model.shortcut: {name} has no shortcuts; leave it at auto",
+        ),
+        (
+            not residual and model.zero_gamma,
+            f"model.zero_gamma: {name} has no residual blocks; leave it at false",
+        ),
+        (
+            name not in BOTTLENECK_MODELS and model.stride_in == "1x1",
+            f"model.stride_in: {name} has no 1x1 convolution that could stride; leave it at 3x3",
+        ),
+        (
+            not dense and model.dropout > 0,
+            f"model.dropout: only DenseNets have dropout, {name} does not; leave it at 0",
+        ),
+        (
+            not dense and model.memory_saving,
+            f"model.memory_saving: only DenseNets have it, {name} does not; leave it at false",
         ),
     ]
 
@@ -110,10 +162,8 @@ def per_rank(batch: int, ranks: int) -> int:
         BadInput: it does not divide; names the nearest that do.
     """
     if batch % ranks:
-        below = batch // ranks * ranks
-        near = [str(n) for n in (below, below + ranks) if n]
         raise BadInput(
             f"train.global_batch: {batch} does not divide over {ranks} ranks; "
-            f"use {' or '.join(near)}"
+            f"use {_around(batch, ranks)}"
         )
     return batch // ranks

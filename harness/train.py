@@ -96,6 +96,7 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
         with t.clock.waiting_for_data():
             batch = next(batches)
         last = micro == split.accumulate - 1
+        engine.seed_dropout(t.resolved, t.step * split.accumulate + micro)
         with nullcontext() if last else t.ddp.no_sync():
             with engine.autocast(t.resolved):
                 logits = t.ddp(batch.images)

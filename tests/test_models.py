@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any, get_args
 
 import pytest
@@ -26,6 +27,10 @@ IMAGENET = {
     "resnet50": (25_557_032, 4.089),
     "resnet101": (44_549_160, 7.801),
     "resnet152": (60_192_808, 11.514),
+    "densenet121": (7_978_856, 2.834),
+    "densenet161": (28_681_000, 7.728),
+    "densenet169": (14_149_480, 3.360),
+    "densenet201": (20_013_928, 4.291),
 }
 CIFAR = {
     # name: parameters in millions and to how many digits (He et al. 2015, table 6)
@@ -35,7 +40,31 @@ CIFAR = {
     "resnet56": (0.85, 2),
     "resnet110": (1.7, 1),
     "resnet1202": (19.4, 1),
+    # Huang et al. 2017, table 2
+    "densenet_40_12": (1.0, 1),
+    "densenet_100_12": (7.0, 1),
+    "densenet_100_24": (27.2, 1),
+    "densenet_bc_100_12": (0.8, 1),
+    "densenet_bc_250_24": (15.3, 1),
+    "densenet_bc_190_40": (25.6, 1),
 }
+EXACT = {
+    # of which no paper prints as many digits
+    "plain18": (11_515_688, 1.795),
+    "plain34": (21_623_848, 3.644),
+    "densenet264": (33_337_704, 5.752),
+    "plain20": (269_722, 0.041),
+    "plain32": (464_154, 0.069),
+    "plain44": (658_586, 0.097),
+    "plain56": (853_018, 0.125),
+    "densenet_40_12": (1_019_722, 0.265),
+    "densenet_100_12": (6_979_642, 1.770),
+    "densenet_100_24": (27_249_082, 6.889),
+    "densenet_bc_100_12": (769_162, 0.288),
+    "densenet_bc_250_24": (15_324_406, 5.419),
+    "densenet_bc_190_40": (25_624_430, 9.302),
+}
+"""Parameters, and GMACs at 224 px, or 32."""
 
 
 def network(name: str, classes: int = 1000, **settings: Any) -> nn.Module:
@@ -80,7 +109,9 @@ def images(count: int, side_px: int) -> Tensor:
 
 
 def test_every_name_of_the_config_has_a_model() -> None:
-    assert set(MODELS) == set(get_args(config.ModelName)) == {*IMAGENET, *CIFAR}
+    assert set(MODELS) == set(get_args(config.ModelName)) == {*IMAGENET, *CIFAR, *EXACT}
+    cifar = {*CIFAR, "plain20", "plain32", "plain44", "plain56"}
+    assert set(config.CIFAR_MODELS) == cifar
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -103,7 +134,7 @@ def test_same_weights_give_torchvisions_output(name: str) -> None:
     assert expected.std() > 1e-3, "the comparison must not be one of zeros"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
 def test_same_weights_give_torchvisions_gradients_and_statistics(name: str) -> None:
     ours, theirs = pair(name)
     x, labels = images(4, 64), torch.tensor([1, 20, 300, 999])
@@ -156,10 +187,24 @@ def test_parameters_are_the_papers(name: str) -> None:
     assert round(parameters(on_meta(name, 10)) / 1e6, digits) == millions
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet56", "resnet110"])
-def test_six_n_plus_two_counts_the_layers(name: str) -> None:
-    weighted = [layer for layer in layers(on_meta(name, 10), 32) if "decay" in layer.decay]
-    assert len(weighted) == int(name.removeprefix("resnet"))
+@pytest.mark.parametrize("name", EXACT)
+def test_parameters_and_macs_do_not_change(name: str) -> None:
+    cifar = name in config.CIFAR_MODELS
+    sums = total(layers(on_meta(name, 10 if cifar else 1000), 32 if cifar else 224))
+    assert (sums.parameters, round(sums.gmacs, 3)) == EXACT[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet1202"}))
+def test_the_number_in_a_name_counts_the_layers(name: str) -> None:
+    """Convolutions and the classifier; projections are not counted (He et al. 2015, 3.3)."""
+    cifar = name in config.CIFAR_MODELS
+    weighted = [
+        layer
+        for layer in layers(on_meta(name, 10), 32 if cifar else 64)
+        if "decay" in layer.decay and "downsample" not in layer.name
+    ]
+    # The blocks of Huang et al. 2017, table 1, make 265 of DenseNet-264.
+    assert len(weighted) - (name == "densenet264") == int(re.findall(r"\d+", name)[0])
 
 
 @pytest.mark.parametrize(("stride_in", "strides"), [("3x3", (1, 2)), ("1x1", (2, 1))])
@@ -216,6 +261,17 @@ def test_padding_shortcut_keeps_every_second_pixel_between_zeros() -> None:
     assert torch.equal(y[:, 2:5], x[:, :, ::2, ::2])
     assert not y[:, :2].any()
     assert not y[:, 5:].any()
+
+
+def test_a_plain_network_is_its_resnet_without_the_way_around() -> None:
+    plain, residual = on_meta("plain34"), on_meta("resnet34", shortcut="A")
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {
+        k: v.shape for k, v in residual.state_dict().items()
+    }
+    block = network("plain20", 10).train().get_submodule("layer2.0")
+    x = images(2, 8).repeat(1, 6, 1, 1)[:, :16]
+    y = torch.relu(block.bn1(block.conv1(x)))
+    assert torch.equal(block(x), torch.relu(block.bn2(block.conv2(y))))
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
@@ -288,6 +344,13 @@ def test_one_graph_without_breaks_and_logits_in_bf16_under_autocast(
         ({"name": "resnet20", "stem": "imagenet"}, 10, "model.stem: resnet20 is a CIFAR network"),
         ({"name": "resnet34", "stride_in": "1x1"}, 10, "model.stride_in: .* no 1x1 convolution"),
         ({"name": "resnet50"}, 0, "at least 1 class, not 0"),
+        ({"name": "densenet121", "stem": "cifar"}, 10, "model.stem: densenet121 has its own; "),
+        ({"name": "densenet121", "stride_in": "1x1"}, 10, "model.stride_in: densenet121 has no"),
+        ({"name": "plain34", "shortcut": "B"}, 10, "model.shortcut: plain34 has no shortcuts; "),
+        ({"name": "plain18", "zero_gamma": True}, 10, "model.zero_gamma: plain18 has no residual"),
+        ({"name": "densenet121", "zero_gamma": True}, 9, "zero_gamma: densenet121 has no residual"),
+        ({"name": "resnet50", "dropout": 0.2}, 10, "model.dropout: only DenseNets have dropout, "),
+        ({"name": "resnet50", "memory_saving": True}, 10, "model.memory_saving: only DenseNets"),
     ],
 )
 def test_impossible_combinations(settings: dict[str, Any], classes: int, message: str) -> None:

@@ -196,6 +196,32 @@ def test_torchvision_weights_come_from_its_cache(hub: Path) -> None:
     assert equal(model, source.state_dict())
 
 
+def test_torchvisions_old_densenet_file_loads_as_torchvision_loads_it(hub: Path) -> None:
+    """Its names hold dots, as `norm.1`, and it has no batch counts."""
+    source = network("densenet121", 1000).state_dict()
+    kept = {key: value for key, value in source.items() if "num_batches" not in key}
+    old = renamed(kept, r"(denselayer\d+\.(norm|conv))([12])", r"\1.\3")
+    assert "features.denseblock4.denselayer16.norm.2.running_var" in old
+    entry = torchvision.models.DenseNet121_Weights.IMAGENET1K_V1
+    hub.mkdir(parents=True)
+    torch.save(old, hub / Path(entry.url).name)
+    model = network("densenet121", 1000)
+    load_weights(model, "torchvision:IMAGENET1K_V1", "densenet121")
+    assert equal(model, source)
+    assert equal(torchvision.models.densenet121(weights=entry), source)
+
+
+def test_densenets_classifier_may_have_any_published_name(tmp_path: Path) -> None:
+    source, model = network("densenet_40_12"), network("densenet_40_12")
+    torch.save(renamed(source.state_dict(), r"^classifier\.", "fc."), tmp_path / "weights.pt")
+    load_weights(model, str(tmp_path / "weights.pt"), "densenet_40_12")
+    assert equal(model, source.state_dict())
+    line = refusal(network("densenet_40_12", 100), str(tmp_path / "weights.pt"))
+    assert line.endswith(
+        "its classifier.weight is 10x448, here 100x448; probably another number of classes"
+    )
+
+
 def test_torchvision_weights_for_another_number_of_classes(hub: Path) -> None:
     planted(hub, network("resnet18", 1000))
     line = refusal(network("resnet18", 10), "torchvision:IMAGENET1K_V1", "resnet18")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -57,7 +57,6 @@ def layers(model: nn.Module, image_px: int) -> list[Layer]:
     hooks = [
         module.register_forward_hook(partial(_note, found, name))
         for name, module in model.named_modules()
-        if not list(module.children())
     ]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     # Two images, as BN in train mode refuses to take the variance of a single value.
@@ -74,11 +73,15 @@ def layers(model: nn.Module, image_px: int) -> list[Layer]:
 def _note(
     found: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
 ) -> None:
-    """Add the layer that has just run to `found`."""
+    """Add the layer that has just run to `found`; of its parts together only a change of shape."""
+    shape = tuple(output.shape[1:])
+    if list(module.children()):
+        if shape != found[-1].output:
+            found.append(Layer(name, _kind(module), shape, 0, (), 0))
+        return
     parameters = list(module.parameters())
     if not parameters and output.shape == inputs[0].shape:
         return
-    shape = tuple(output.shape[1:])
     found.append(
         Layer(
             name,
@@ -106,10 +109,11 @@ def _kind(module: nn.Module) -> str:
     kind = type(module).__name__
     if isinstance(module, nn.Conv2d):
         return f"{kind} {_by(module.kernel_size)}/{module.stride[0]}"
-    if isinstance(module, nn.MaxPool2d):
+    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return f"{kind} {module.kernel_size}x{module.kernel_size}/{module.stride}"
-    if isinstance(module, nn.Sequential):
-        return f"{len(module)} {type(module[0]).__name__}"
+    kinds = {type(part).__name__ for part in module.children()}
+    if isinstance(module, nn.Sequential) and len(kinds) == 1:
+        return f"{len(module)} {kinds.pop()}"
     return kind
 
 
@@ -136,11 +140,14 @@ def total(rows: Iterable[Layer]) -> Total:
 
 
 def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
-    """`layers(model, ...)` summed up to one row per top-level child of the model."""
+    """`layers(model, ...)` summed up to one row per stage: each part of the model that is no list.
+
+    A part that is a list of unlike parts, as DenseNet's `features`, has a row for each of these.
+    """
     rows = list(rows)
     summed = []
-    for name, child in model.named_children():
-        own = [row for row in rows if row.name.split(".")[0] == name]
+    for name, child in _parts(model):
+        own = [row for row in rows if f"{row.name}.".startswith(f"{name}.")]
         if own:
             summed.append(
                 Layer(
@@ -153,6 +160,16 @@ def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
                 )
             )
     return summed
+
+
+def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Children by name, with the children of a plain list of unlike ones in its place."""
+    for name, child in model.named_children():
+        kinds = {type(part) for part in child.children()}
+        if type(child) is nn.Sequential and len(kinds) > 1:
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
 
 
 def print_model(

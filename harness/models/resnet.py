@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Stem = Literal["imagenet", "cifar"]
-Shortcut = Literal["A", "B", "C"]
+Shortcut = Literal["A", "B", "C", "none"]
 StrideIn = Literal["3x3", "1x1"]
 
 
@@ -27,12 +27,12 @@ def _conv(channels_in: int, channels_out: int, kernel_px: int, stride: int = 1) 
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2015, fig. 5 left)."""
+    """Two 3x3 convolutions around a shortcut (He et al. 2015, fig. 5 left), or without (fig. 3)."""
 
     expansion = 1
 
     def __init__(
-        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module
+        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module | None
     ) -> None:
         super().__init__()
         self.conv1 = _conv(channels_in, width, 3, strides[0])
@@ -45,8 +45,9 @@ class BasicBlock(nn.Module):
         """(N, channels_in, H, W) -> (N, width, H / stride, W / stride)."""
         y = torch.relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        # In place as BN's backward pass needs its input, not its output.
-        y += self.downsample(x)
+        if self.downsample is not None:
+            # In place as BN's backward pass needs its input, not its output.
+            y += self.downsample(x)
         return torch.relu_(y)
 
 
@@ -56,7 +57,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module
+        self, channels_in: int, width: int, strides: tuple[int, int], shortcut: nn.Module | None
     ) -> None:
         super().__init__()
         channels_out = width * self.expansion
@@ -73,8 +74,9 @@ class Bottleneck(nn.Module):
         y = torch.relu_(self.bn1(self.conv1(x)))
         y = torch.relu_(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        # In place as BN's backward pass needs its input, not its output.
-        y += self.downsample(x)
+        if self.downsample is not None:
+            # In place as BN's backward pass needs its input, not its output.
+            y += self.downsample(x)
         return torch.relu_(y)
 
 
@@ -97,8 +99,12 @@ class PadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
-def _shortcut(option: Shortcut, channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """The way around a block (ibid., 3.3): identity, zero padding or a projection."""
+def _shortcut(
+    option: Shortcut, channels_in: int, channels_out: int, stride: int
+) -> nn.Module | None:
+    """The way around a block (ibid., 3.3): identity, zero padding, a projection; or none."""
+    if option == "none":
+        return None
     same_shape = channels_in == channels_out and stride == 1
     if same_shape and option != "C":
         return nn.Identity()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +25,10 @@ WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 """What torch.compile and DDP put before every key, one around the other in either order."""
 
 CLASSIFIERS = ("fc", "linear", "classifier", "head")
-"""What published files call the last layer; ours is the first."""
+"""What published files call the last layer."""
+
+OLD_DENSE_LAYER = re.compile(r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+"""torchvision's DenseNets were saved when names could hold dots: `norm.1` is `norm1` now."""
 
 
 def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
@@ -37,7 +42,7 @@ def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
         state = _from_torchvision(entry, model_name)
     else:
         state = _state_dict(_read(Path(spec)), spec)
-    state = _our_keys(state)
+    state = _our_keys(state, _classifier(model.state_dict()))
     _add_batch_counts(state, model)
     _check_fit(state, model, spec, model_name)
     model.load_state_dict(state, strict=True)
@@ -126,13 +131,20 @@ def _state_dict(content: Any, name: str) -> State:
     return dict(held)
 
 
-def _our_keys(state: State) -> State:
-    """The same tensors with wrappers' prefixes cut off and the classifier called `fc`."""
+def _classifier(keys: Iterable[str]) -> str:
+    """What a state dict, or a network, calls its last layer."""
+    found = {key.split(".")[0] for key in keys}
+    return next((name for name in CLASSIFIERS if name in found), CLASSIFIERS[0])
+
+
+def _our_keys(state: State, classifier: str) -> State:
+    """The same tensors with wrappers' prefixes cut off and the classifier named as ours is."""
     for prefix in WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    theirs = next((name for name in CLASSIFIERS if f"{name}.weight" in state), CLASSIFIERS[0])
-    names = {f"{theirs}.{part}": f"{CLASSIFIERS[0]}.{part}" for part in ("weight", "bias")}
+    state = {OLD_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
+    theirs = _classifier(state)
+    names = {f"{theirs}.{part}": f"{classifier}.{part}" for part in ("weight", "bias")}
     return {names.get(key, key): value for key, value in state.items()}
 
 
@@ -160,7 +172,7 @@ def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> No
     elif reshaped:
         key = reshaped[0]
         what = f"its {key} is {_shape(state[key])}, here {_shape(ours[key])}"
-        only_classifier = all(key.split(".")[0] == CLASSIFIERS[0] for key in reshaped)
+        only_classifier = all(key.split(".")[0] == _classifier(ours) for key in reshaped)
         cause = "another number of classes" if only_classifier else "another model or stem"
     else:
         return

@@ -1,4 +1,4 @@
-"""`harness show`: runs and networks, for a person."""
+"""`harness show`: runs, networks and published results, for a person."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from harness.errors import BadInput
 
 def add(verbs: Any) -> None:
     """The verb's words."""
-    show = verbs.add_parser("show", help="show a run, all runs, or a network")
-    show.add_argument("what", help="`runs`, `model`, or a run folder")
+    show = verbs.add_parser("show", help="show a run, all runs, a network, or published results")
+    show.add_argument("what", help="`runs`, `model`, `references`, or a run folder")
     show.add_argument(
-        "names", nargs="*", default=[], help="runs: folders (default runs/); model: its name"
-    )
+        "names", nargs="*", default=[],
+        help="runs: folders (default runs/); model: its name; references: ids, for all of each",
+    )  # fmt: skip
     show.add_argument("--layers", action="store_true", help="model: every layer, not every stage")
     show.add_argument("--image-px", type=int, default=0, help="model: input side, px (224, or 32)")
     show.add_argument("--classes", type=int, default=0, help="model: classes (1000, or 10)")
+    show.add_argument("--model", metavar="NAME", help="references: only for this network")
+    show.add_argument("--metric", help="references: only of this kind, such as top1")
     show.set_defaults(verb=_show)
 
 
@@ -37,6 +40,11 @@ def _show(options: argparse.Namespace) -> None:
             options.layers, out,
         )  # fmt: skip
         return
+    if options.what == "references":
+        _show_references(options)
+        return
+    if options.model or options.metric:
+        raise BadInput(f"show {options.what}: --model and --metric belong to `show references`")
     from harness.results import load, show
 
     if options.what == "runs":
@@ -45,3 +53,14 @@ def _show(options: argparse.Namespace) -> None:
         raise BadInput(f"show {options.what}: takes one run folder; several in a table: show runs")
     else:
         show.show_run(load.load_run(Path(options.what)))
+
+
+def _show_references(options: argparse.Namespace) -> None:
+    from harness.results import references, show_references
+
+    shelf = references.load_shelf()
+    for name in options.names:
+        show_references.show_reference(references.find(shelf, name))
+    if not options.names:
+        rows = references.pick(shelf, model=options.model, metric=options.metric)
+        show_references.show_references(rows)

@@ -1,0 +1,144 @@
+"""The shelf: published results, each with its protocol and its source (references.yaml)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.config import ModelName
+from harness.errors import BadInput
+
+SHELF = Path(__file__).with_name("references.yaml")
+
+Metric = Literal[
+    "top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
+    "scaling_efficiency_pct",
+]  # fmt: skip
+ACCURACIES = ("top1", "top5")
+
+
+class Reference(BaseModel):
+    """One published number, and what one must know to compare with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    id: str = Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", description="Safe in a URL.")
+    model: ModelName
+    variant: str | None = Field(None, min_length=1, description="How it differs from ours.")
+    dataset: Literal["imagenet", "cifar10", "cifar100"]
+    protocol: str | None = Field(
+        None, min_length=1, description="Crop, size and averaging; or what was timed."
+    )
+    metric: Metric
+    value: float = Field(gt=0, description="Accuracies in percent; of all GPUs together.")
+    std: float | None = Field(None, ge=0, description="Standard deviation over n runs.")
+    n: int | None = Field(None, ge=1, description="Runs; null: not said.")
+    gpus: int | None = Field(None, ge=1)
+    gpu: str | None = Field(None, min_length=1)
+    precision: Literal["fp32", "tf32", "fp16", "mixed"] | None = None
+    global_batch: int | None = Field(None, ge=1, description="Images per step.")
+    epochs: float | None = Field(None, gt=0)
+    target_top1_pct: float | None = Field(None, gt=0, lt=100, description="What ended the run.")
+    recipe: str | None = Field(None, min_length=1)
+    note: str | None = Field(None, min_length=1)
+    source: str = Field(min_length=8, description="Publication and place in it.")
+    evidence: Literal["primary", "copy", "derived"] = Field(
+        description="The number was read in the source, in a copy of it, or computed from such."
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Reference:
+        """Refuse what no such number can be, or what nobody could compare with."""
+        rules = [
+            (self.metric in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
+            (self.metric in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
+            (self.std is not None and self.n == 1, "one run has no std"),
+            (self.metric == "images_per_second" and not self.gpus, "a throughput needs its gpus"),
+            (
+                self.metric == "epochs_to_target" and self.target_top1_pct is None,
+                "epochs to a target need target_top1_pct",
+            ),
+            (
+                self.metric == "minutes_to_train" and not self.epochs and not self.target_top1_pct,
+                "a time to train needs epochs or target_top1_pct",
+            ),
+        ]
+        for broken, message in rules:
+            if broken:
+                raise ValueError(message)
+        return self
+
+
+def load_shelf(path: Path = SHELF) -> list[Reference]:
+    """All references of a file, in its order.
+
+    Raises:
+        BadInput: not such a file; names the row and what is wrong with it.
+    """
+    try:
+        groups = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = [
+            {key: value for key, value in group.items() if key != "rows"} | row
+            for group in groups
+            for row in group["rows"]
+        ]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
+    except (TypeError, KeyError, AttributeError):
+        raise BadInput(f"{path}: must be a list of sources, each with its `rows`") from None
+    found: dict[str, Reference] = {}
+    for row in rows:
+        try:
+            reference = Reference.model_validate(row)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(["", *map(str, wrong["loc"])])
+            raise BadInput(f"{path}: {row.get('id')}{where}: {wrong['msg']}") from None
+        if reference.id in found:
+            raise BadInput(f"{path}: {reference.id}: this id is given twice")
+        found[reference.id] = reference
+    return list(found.values())
+
+
+def pick(shelf: Iterable[Reference], *, model: str | None, metric: str | None) -> list[Reference]:
+    """The references for a model and of a metric; None stands for any.
+
+    Raises:
+        BadInput: no such model or metric, with the nearest name; or no reference is both.
+    """
+    rows = list(shelf)
+    if model is not None:
+        _known(model, [row.model for row in rows], "--model: no reference for")
+    if metric is not None:
+        _known(metric, [row.metric for row in rows], "--metric: no reference gives")
+    picked = [row for row in rows if model in (None, row.model) and metric in (None, row.metric)]
+    if not picked:
+        has = dict.fromkeys(row.metric for row in rows if row.model == model)
+        raise BadInput(f"--metric: no reference for {model} gives {metric}, only {', '.join(has)}")
+    return picked
+
+
+def find(shelf: Iterable[Reference], name: str) -> Reference:
+    """The reference with this id.
+
+    Raises:
+        BadInput: there is none; names the nearest.
+    """
+    rows = {row.id: row for row in shelf}
+    _known(name, list(rows), "show references: no reference")
+    return rows[name]
+
+
+def _known(name: str, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is not among the known ones, with the nearest of them."""
+    names = list(dict.fromkeys(known))
+    if name not in names:
+        near = [known for known in names if known.startswith(name)]
+        near += difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names[:12])}"
+        raise BadInput(f"{what} {name}; {hint}")
