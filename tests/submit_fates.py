@@ -132,12 +132,12 @@ LIMIT = ("--time", "2m", "--signal-delay-s", "60")
 """Slurm looks every half a minute, and may be as early."""
 
 
-def case(befalls: Callable[[Job], None]) -> Callable[[Place, str], str]:
+def case(befalls: Callable[[Job], None], *limit: str) -> Callable[[Place, str], str]:
     """A run that is submitted and disturbed, as slurm_cases.py has them; returns the job's id."""
 
     def once(place: Place, name: str) -> str:
         size = ("--nodes", str(RANKS), "--gpus-per-node", "0", "--cpus-per-task", "4")
-        (job,) = submit(place.slurm, place.cwd, CONFIG, *place.flags(name), *size, *LIMIT)
+        (job,) = submit(place.slurm, place.cwd, CONFIG, *place.flags(name), *size, *limit)
         job.wait_for_row(1)
         befalls(job)
         return job.name
@@ -146,4 +146,4 @@ def case(befalls: Callable[[Job], None]) -> Callable[[Place, str], str]:
 
 
 SUBMITTED = {f"submit_{name}": case(fate) for name, fate in FATES.items()}
-SUBMITTED["submit_reach_limit"] = case(reach_limit)
+SUBMITTED["submit_reach_limit"] = case(reach_limit, *LIMIT)
