@@ -45,8 +45,12 @@ def test_the_copy_is_the_source_with_its_index(source: Path, tmp_path: Path) -> 
 
 
 def test_what_is_there_is_not_read_again(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("launch.stage.VERIFY_S", 600.0)
     copy = stage(source, tmp_path / "local")
     inodes = {path: path.stat().st_ino for path in copy.rglob("*")}
     capsys.readouterr()
@@ -58,7 +62,10 @@ def test_what_is_there_is_not_read_again(
     assert f"{files} files there already" in said
 
 
-def test_only_what_differs_is_copied_again(source: Path, tmp_path: Path) -> None:
+def test_only_what_differs_is_copied_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.stage.VERIFY_S", 600.0)
     copy = stage(source, tmp_path / "local")
     first, second, third, *_ = sorted(path for path in copy.rglob("*.jpg"))
     flipped = bytearray(first.read_bytes())
