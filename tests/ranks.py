@@ -35,3 +35,6 @@ def _rank(
         "MASTER_PORT": str(port),
     }
     queue.put((rank, function(*args)))
+    # Not the interpreter's own end, in which torch's threads now and then abort the process (seen
+    # twice in fifty: "terminate called without an active exception"); all has been said by now.
+    os._exit(0)
