@@ -22,7 +22,8 @@ from harness.rules import check
 DEFAULT_CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 EPILOG = """\
-Defaults, then CONFIG.yaml, then the flags. Lists are written 30,60,80; no value is null.
+Defaults, then CONFIG.yaml (and before it the file that it `extends`), then the flags.
+Lists are written 30,60,80; no value is null.
 examples:
   torchrun launch/train.py                          the quickstart, on data that it draws by itself
   torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml \\
@@ -91,7 +92,7 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
     """
     path, words = _split(argv)
     flags = _read_flags(words, prog)
-    values = read_yaml(path)
+    values, origin = _read_chain(path)
     for field, text in flags.items():
         section, _, key = field.partition(".")
         if isinstance(part := values.setdefault(section, {}), dict):
@@ -99,9 +100,11 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise BadInput(_one_line(error.errors()[0], path, flags)) from None
+        mistake = error.errors()[0]
+        file = origin.get(_field(mistake), path)
+        raise BadInput(_one_line(mistake, file, flags)) from None
     if config.run.name is None:
-        config = _named(config, path.stem, label or os.environ.get("SLURM_JOB_ID"))
+        config = _named(config, _title(path), label or os.environ.get("SLURM_JOB_ID"))
     return config
 
 
@@ -129,6 +132,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: must hold sections such as `model:`, not a {kind}")
     # A section whose settings are all commented out is empty, not null.
     return {str(name): {} if part is None else part for name, part in values.items()}
+
+
+def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A file's values over those of the file that it `extends`, and which file each is from."""
+    values = read_yaml(path)
+    extended = values.pop("extends", None)
+    if extended is None:
+        base: dict[str, Any] = {}
+        origin: dict[str, Path] = {}
+    elif not isinstance(extended, str) or not extended:
+        raise BadInput(f"{path}: extends: must name one config file, relative to this one")
+    elif path.resolve() in above:
+        raise BadInput(f"{path}: extends: goes round in a circle")
+    else:
+        base, origin = _read_chain(path.parent / extended, (*above, path.resolve()))
+    for name, part in values.items():
+        if isinstance(part, dict) and isinstance(base.get(name), dict):
+            base[name] |= part
+        else:
+            base[name] = part
+        keys = part if isinstance(part, dict) else ()
+        origin |= {name: path} | {f"{name}.{key}": path for key in keys}
+    return base, origin
 
 
 def dump(config: Config) -> str:
@@ -228,9 +254,20 @@ def _named(config: Config, stem: str, label: str | None) -> Config:
     return config.model_copy(update={"run": run})
 
 
+def _title(path: Path) -> str:
+    """What a run of a config file is called: `configs/he2015/resnet50.yaml` is he2015-resnet50."""
+    parts = path.with_suffix("").parts
+    folders = [i for i, part in enumerate(parts[:-1]) if part == "configs"]
+    return "-".join(parts[folders[-1] + 1 :] if folders else parts[-1:])
+
+
+def _field(mistake: ErrorDetails) -> str:
+    return ".".join(map(str, mistake["loc"][:2]))
+
+
 def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
     """A mistake as `where it was given: what is wrong`."""
-    field = ".".join(map(str, mistake["loc"][:2]))
+    field = _field(mistake)
     where = _flag(field) if field in flags else f"{path}: {field}"
     known = dict(fields())
     if field not in known and (mistake["type"] == "extra_forbidden" or "." in field):

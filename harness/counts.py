@@ -141,6 +141,17 @@ class EvalCounts:
         return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
 
 
+def mean_of_views(logits: Tensor, views: int) -> Tensor:
+    """Logits of each image from those of its views, which follow one another: [n views, classes].
+
+    The mean of the views' probabilities (Krizhevsky et al. 2012, 4.1), as its logarithm.
+    """
+    if views == 1:
+        return logits
+    each = logits.double().view(-1, views, logits.shape[1])
+    return each.softmax(dim=2).mean(dim=1).log()
+
+
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """How many labels are the first, and among the first five guesses: int64 [2]."""
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -13,41 +13,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import models
+from harness.data import mean_of_training
 from harness.data.batch import as_nchw
 from harness.models.weights import load_weights
+from harness.pixels import Pixels
 from harness.resolve import Resolved
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Classifier(nn.Module):
-    """uint8 images [n, 3, px, px] to logits [n, classes]: normalise, then the network.
+    """uint8 images [n, 3, px, px] to logits [n, classes]: normalise, then the network."""
 
-    Normalising here, inside what is compiled, lets the loader move a quarter of the bytes.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self,
-        net: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        *,
-        channels_last: bool,
-    ) -> None:
+    def __init__(self, net: nn.Module, pixels: Pixels, *, channels_last: bool) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.pixels = net, pixels
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        std_255 = torch.tensor(std) * 255
-        self.register_buffer("scale", (1 / std_255).view(1, 3, 1, 1), persistent=False)
-        shift = -torch.tensor(mean) / torch.tensor(std)
-        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch."""
-        pixels = images.float() * self.scale + self.shift
+    def forward(self, images: Tensor, *shifts: Tensor | None) -> Tensor:
+        """Logits of a batch; `shifts` are what `Pixels.of` says of it."""
+        pixels = self.pixels(images, *shifts)
         logits: Tensor = self.net(pixels.contiguous(memory_format=self.layout))
         return logits
 
@@ -86,8 +71,8 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     Compiled in place, so that the keys of its state stay clean.
     """
     config = resolved.config
-    channels_last = config.engine.channels_last
-    model = Classifier(net, config.data.mean, config.data.std, channels_last=channels_last)
+    pixels = Pixels(config.data, mean_of_training(config.data))
+    model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
         # Static shapes: training and validation get a graph of their own, never a dynamic one.
@@ -132,16 +117,13 @@ def warm_up(
     changes the order of sums: without these steps a resumed run would differ in the last bit.
     Weights, BN statistics and random state are afterwards what they were before.
     """
-    px, device = resolved.config.data.image_px, resolved.world.device
-
-    def blank(n: int) -> Tensor:
-        return as_nchw(torch.zeros((n, px, px, 3), dtype=torch.uint8, device=device))
-
+    n, device = resolved.split.local_batch, resolved.world.device
+    shifts = ddp.module.pixels.of(np.zeros((n, 15), dtype=np.int64), device)
     with _state_kept(ddp):
         ddp.train()
         for _ in range(2 if resolved.config.engine.static_graph else 1):
             with autocast(resolved):
-                logits = ddp(blank(resolved.split.local_batch))
+                logits = ddp(_blank(n, resolved), *shifts)
             nn.functional.cross_entropy(
                 logits.float(), logits.new_zeros(len(logits)).long()
             ).backward()
@@ -152,11 +134,14 @@ def warm_up(
 
 def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
     """Compile the validation graph."""
-    px, n = resolved.config.data.image_px, resolved.config.eval.local_batch
-    images = torch.zeros((n, px, px, 3), dtype=torch.uint8, device=resolved.world.device)
     model.eval()
     with torch.inference_mode(), autocast(resolved):
-        model(as_nchw(images))
+        model(_blank(resolved.eval_images * resolved.eval_views, resolved))
+
+
+def _blank(n: int, resolved: Resolved) -> Tensor:
+    px, device = resolved.config.data.image_px, resolved.world.device
+    return as_nchw(torch.zeros((n, px, px, 3), dtype=torch.uint8, device=device))
 
 
 def seed_dropout(resolved: Resolved, micro_step: int) -> None:

@@ -68,7 +68,7 @@ class Keeper:
                 return
             self._saver.wait()  # also for the sake of what went wrong with the one before
             state = resume.state(t, sums, self._saver.staging) | self._report.state()
-            whole = t.resolved.ends_epoch(t.step)
+            whole = t.ends_epoch
             about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
             self._saver.save(state, about | state["of"])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from harness import config as cfg
+from harness.events import Event, count
 
 
 def peak_lr(optim: cfg.Optim, global_batch: int) -> float:
@@ -16,19 +17,33 @@ def peak_lr(optim: cfg.Optim, global_batch: int) -> float:
 
 
 def learning_rate(
-    step: int, *, schedule: cfg.Schedule, peak: float, start: float, steps_per_epoch: int
+    step: int,
+    *,
+    schedule: cfg.Schedule,
+    peak: float,
+    start: float,
+    steps_per_epoch: int,
+    events: Sequence[Event] = (),
 ) -> float:
     """Learning rate of an optimiser step, counted from 0.
 
-    1. Gradual warm-up: from `start` to `peak` in equal increments (Goyal et al. 2017, 2.2).
+    1. Warm-up: gradual, from `start` to `peak` in equal increments, or constant, `start` throughout
+       (Goyal et al. 2017, 2.2); or `start` until an event ends it (He et al. 2015, 4.2).
     2. step: the peak times drop_factor for each drop epoch reached (He et al. 2015, 3.4).
-    3. cosine: half a cosine from the end of the warm-up to 0 (Loshchilov and Hutter 2017).
+    3. plateau: the peak times drop_factor for each drop among the events.
+    4. cosine: half a cosine from the end of the warm-up to 0 (Loshchilov and Hutter 2017).
     """
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
-        return start + (peak - start) * step / warmup_steps
+        gradual = schedule.warmup == "gradual"
+        return start + (peak - start) * step / warmup_steps if gradual else start
+    if schedule.warmup_until_top1_pct is not None and not count(events, "warmed up", step):
+        return start
+    if schedule.decay == "plateau":
+        return peak * schedule.drop_factor ** count(events, "dropped", step)
     if schedule.decay == "step":
-        reached = sum(step >= round(epoch * steps_per_epoch) for epoch in schedule.drop_epochs)
+        in_steps = [round(epoch * steps_per_epoch) for epoch in schedule.drop_epochs]
+        reached = sum(step >= drop for drop in schedule.drop_steps or in_steps)
         return peak * schedule.drop_factor**reached
     if schedule.decay == "cosine":
         whole = schedule.epochs * steps_per_epoch - warmup_steps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.record.stacks import Stacks
 from harness.signals import Signals
-from harness.world import Ballot
+from harness.world import Agreed, Ballot
 
 
 @dataclass
@@ -16,15 +16,19 @@ class Pulse:
 
     Attributes:
         save_due: whether it is time for a checkpoint; rank 0's answer counts for all.
+        time_is_up: whether the training ends here; so does its.
     """
 
     ballot: Ballot
     signals: Signals
     stacks: Stacks | None
     save_due: Callable[[], bool]
+    time_is_up: Callable[[], bool] = lambda: False
 
-    def beat(self) -> tuple[bool, bool]:
-        """Whether all ranks are to stop, and to save, here; raised on any rank one beat before."""
+    def beat(self) -> Agreed:
+        """What all ranks are to do here; raised on any rank one beat before."""
         if self.stacks is not None:
             self.stacks.alive()
-        return self.ballot.cast(stop=self.signals.received is not None, save=self.save_due())
+        return self.ballot.cast(
+            stop=self.signals.received is not None, save=self.save_due(), end=self.time_is_up()
+        )

@@ -10,14 +10,15 @@ from torch import nn
 
 from harness import config as cfg
 from harness import engine, result
-from harness.console import count, out
+from harness.console import count, duration, out
 from harness.counts import Score
 from harness.data import Images
+from harness.events import after_validation
 from harness.record.clock import Clock
 from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
-from harness.record.schema import EpochDigest, Result, Row
+from harness.record.schema import EpochDigest, Result, Row, RunEvent, Target
 from harness.record.wandb import WandbMirror
 from harness.record.wandb_account import choose_mode
 from harness.resolve import Resolved
@@ -40,6 +41,7 @@ class Report:
     digests: list[EpochDigest] = field(default_factory=list)
     scores: list[tuple[float, Score]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    target: Target | None = None
     last_eval_s: float = 0.0
     graphs_warm: dict[str, int] = field(default_factory=dict)
 
@@ -92,8 +94,30 @@ class Report:
         if self.mirror is not None:
             self.mirror.live(row.model_dump(exclude_none=True))
 
+    def scored(self, score: Score, t: Training | None) -> None:
+        """Keep a score, and let the training know what follows from it; a collective."""
+        self.scores.append((t.epoch if t else 0.0, score))
+        if t is None:
+            return
+        # Rank 0 alone has the scores of earlier attempts.
+        history = [(epoch, each.top1_pct) for epoch, each in self.scores]
+        schedule, world = self.resolved.config.schedule, self.resolved.world
+        found = world.from_main(after_validation(history, schedule, t.step))
+        t.events += found
+        if any(event.kind == "target reached" for event in found):
+            assert schedule.stop_at_top1_pct is not None
+            self.target = Target(
+                top1_pct=schedule.stop_at_top1_pct,
+                val_top1_pct=score.top1_pct,
+                epoch=t.epoch,
+                step=t.step,
+                train_s=self.clock.train_s,
+                wall_s=self.clock.total_s,
+            )
+
     def validated(self, score: Score, val_s: float, t: Training | None) -> None:
-        """A validation is done, after some training or none."""
+        """Write down a validation, after some training or none."""
+        events = [event.kind for event in t.events if event.step == t.step] if t else []
         row = self._row("val", t).model_copy(
             update={
                 "val_loss": score.loss,
@@ -101,9 +125,9 @@ class Report:
                 "val_top5_pct": score.top5_pct,
                 "val_images": score.images,
                 "val_s": val_s,
+                "events": events or None,
             }
         )
-        self.scores.append((row.epoch, score))
         self.last_eval_s = val_s
         self.write(row)
 
@@ -169,6 +193,11 @@ class Report:
         speed = done.images_per_second
         rate = f", {speed:,.0f} images/s ({_what_rate_means(done)})" if speed else ""
         out.print(f"validation top-1 {done.val_top1_pct:.2f} %{rate}")
+        if (target := done.target) is not None:
+            out.print(
+                f"{target.top1_pct:g} % reached after {target.epoch:g} epochs: "
+                f"{duration(target.train_s)} of training, {duration(target.wall_s)} in all"
+            )
         for note in done.notes:
             out.print(f"note: {note}")
         if self.mirror is not None:
@@ -243,8 +272,11 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         images_seen=t.images_seen if t else 0,
         digests=report.digests,
         wandb="off" if report.mirror is None else report.mirror.status,
-        **result.data_facts(config.data, report.train_set, report.val_set),
+        **result.data_facts(config, report.train_set, report.val_set),
         **result.engine_facts(resolved, training=t is not None),
+        events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
+        target=report.target,
+        references=list(config.run.references),
         **result.accuracy(report.scores),
         **result.speed(resolved, report.clock, t, report.graphs_warm),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from harness.console import count
 from harness.data import Images, Loader
 from harness.data.stream import Split
 from harness.errors import BadInput
+from harness.events import Event
 from harness.optim import learning_rate, peak_lr, warmup_start_lr
 from harness.rules import per_rank
 from harness.world import World
@@ -33,23 +35,25 @@ class Resolved:
     threads: int
     folder: Path
 
-    def end_of_epoch(self, step: int) -> int:
-        """Steps done at the end of the epoch, or of the run, after `step` steps."""
-        whole = (step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        return min(whole, self.total_steps)
+    @property
+    def eval_views(self) -> int:
+        """Crops of each validation image."""
+        return 10 if self.config.eval.views == "ten_crop" else 1
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch, or the run, ends with this step."""
-        return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
+    @property
+    def eval_images(self) -> int:
+        """Validation images per rank in one forward, which has all views of each."""
+        return self.config.eval.local_batch // self.eval_views
 
-    def lr(self, step: int) -> float:
-        """Learning rate of an optimiser step, counted from 0."""
+    def lr(self, step: int, events: Sequence[Event] = ()) -> float:
+        """Learning rate of an optimiser step, counted from 0, after what was decided before it."""
         return learning_rate(
             step,
             schedule=self.config.schedule,
             peak=self.peak_lr,
             start=warmup_start_lr(self.config),
             steps_per_epoch=self.steps_per_epoch,
+            events=events,
         )
 
     def lines(self) -> list[str]:
@@ -72,7 +76,8 @@ class Resolved:
                 "peak lr": f"{self.peak_lr:g} = {config.optim.lr_per_256:g} per 256 images",
                 "length": f"{config.schedule.epochs} epochs x {self.steps_per_epoch} steps"
                 + ("" if self.total_steps == config.schedule.epochs * self.steps_per_epoch
-                   else f", stopped after {self.total_steps} steps"),
+                   else f", stopped after {self.total_steps} steps")
+                + _stopping_rules(config.schedule),
             }  # fmt: skip
         rows["folder"] = str(self.folder)
         return [f"{name:>12}: {value}" for name, value in rows.items()]
@@ -149,6 +154,13 @@ def resolve_precision(asked: str, *, on_gpu: bool) -> str:
     has = torch.cpu.get_capabilities()
     fast = has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16")
     return "bf16" if fast else "fp32"
+
+
+def _stopping_rules(schedule: cfg.Schedule) -> str:
+    target, minutes = schedule.stop_at_top1_pct, schedule.max_minutes
+    return (f", or to {target:g} % top-1" if target is not None else "") + (
+        f", or {minutes:g} minutes of training" if minutes is not None else ""
+    )
 
 
 def _device_name(device: torch.device) -> str:

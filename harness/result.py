@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from harness import __version__, engine
@@ -54,14 +55,14 @@ def _iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
 
 
-def data_facts(data: cfg.Data, train_set: Images | None, val_set: Images) -> dict[str, Any]:
+def data_facts(config: cfg.Config, train_set: Images | None, val_set: Images) -> dict[str, Any]:
     """What was trained and validated on."""
     return {
         "classes": val_set.classes,
         "train_images": len(train_set) if train_set else None,
         "train_digest": train_set.digest if train_set else None,
         "val_digest": val_set.digest,
-        "protocol": protocol(data),
+        "protocol": protocol(config),
     }
 
 
@@ -97,7 +98,16 @@ def accuracy(scores: Sequence[tuple[float, Score]]) -> dict[str, Any]:
         "val_images": last.images,
         "best_val_top1_pct": best.top1_pct,
         "best_epoch": best_epoch,
+        "median_last5_top1_pct": _median_of_last(5, scores),
     }
+
+
+def _median_of_last(epochs: int, scores: Sequence[tuple[float, Score]]) -> float | None:
+    """Of the last epochs' top-1, if each was validated: Goyal et al. 2017, 5.1."""
+    last = scores[-epochs:]
+    each_one = all(after - before <= 1 for (before, _), (after, _) in pairwise(last))
+    whole = len(last) == epochs and each_one
+    return median(score.top1_pct for _, score in last) if whole else None
 
 
 def speed(

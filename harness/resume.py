@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness.checkpoint import Staging, State, capture, restore
+from harness.events import Event
 from harness.train import Training
 
 
@@ -25,7 +26,11 @@ def open_sums(t: Training) -> dict[str, torch.Tensor]:
 
 def state(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> State:
     """All that is needed to go on from here, copied to host memory."""
-    position = {"step": t.step, "images_seen": t.images_seen, "events": t.events}
+    position = {
+        "step": t.step,
+        "images_seen": t.images_seen,
+        "events": [tuple(event) for event in t.events],
+    }
     taken = capture(t.model.net, t.optimizer, t.scaler, staging)
     return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state()}
 
@@ -46,7 +51,8 @@ def go_on(t: Training, state: State | None, spent_s: float) -> None:
     momenta = [each["momentum_buffer"] for each in t.optimizer.state.values()]
     world.broadcast_([*t.model.net.state_dict().values(), *momenta])
     t.scaler.load_state_dict(small["scaler"])
-    t.step, t.events = small["step"], small["events"]
+    t.step = small["step"]
+    t.events = [Event(*each) for each in small["events"]]
     per_rank = t.resolved.split.global_batch // world.size
     t.counts.go_on(small["correct"], small["losses"], world, per_rank)
     if world.is_main:

@@ -32,6 +32,7 @@ def rules(config: Config) -> Rules:
     """All rules about settings that must go together."""
     return [
         *_data_rules(config),
+        *_pixel_rules(config),
         *_model_rules(config),
         *network_rules(config.model),
         *_other_rules(config),
@@ -42,13 +43,26 @@ def _data_rules(config: Config) -> Rules:
     data = config.data
     return [
         (
-            data.source != "synthetic" and data.val is None,
+            data.source != "synthetic" and data.val is None and not data.holdout_images,
             "data.val: no validation folder given; set --data.val DIR (or `demo`)",
         ),
         (
-            data.source != "synthetic" and data.train is None and config.run.mode == "train",
+            data.holdout_images > 0 and (data.val is not None or data.source == "synthetic"),
+            "data.holdout_images: takes validation images from data.train; leave data.val out, and "
+            "data.source must not be synthetic",
+        ),
+        (
+            data.source != "synthetic"
+            and data.train is None
+            and (config.run.mode == "train" or data.holdout_images > 0 or data.mean_image),
             "data.train: no training folder given; set --data.train DIR (or `demo`)",
         ),
+    ]
+
+
+def _pixel_rules(config: Config) -> Rules:
+    data = config.data
+    return [
         (
             0 < data.eval_resize_px < data.image_px,
             f"data.eval_resize_px: {data.eval_resize_px} px is smaller than the crop of "
@@ -61,6 +75,32 @@ def _data_rules(config: Config) -> Rules:
         (
             not 0 < data.crop_ratio[0] <= data.crop_ratio[1],
             f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0",
+        ),
+        (
+            data.augment == "scale_jitter"
+            and not data.image_px <= data.jitter_px[0] <= data.jitter_px[1],
+            f"data.jitter_px: {data.jitter_px} is not least <= most, both at least data.image_px "
+            f"{data.image_px}",
+        ),
+        (
+            data.mean_image
+            and (
+                data.augment not in ("pad_crop", "none")
+                or data.eval_resize_px > 0
+                or data.source == "synthetic"
+                or config.eval.views != "centre"
+            ),
+            "data.mean_image: is for images that are not resized; needs data.augment pad_crop or "
+            "none, data.eval_resize_px 0, eval.views centre, and data.source not synthetic",
+        ),
+        (
+            data.mean_image and data.pad_px > 8,
+            f"data.pad_px: {data.pad_px} is too much with data.mean_image; make it at most 8",
+        ),
+        (
+            config.eval.views == "ten_crop" and config.eval.local_batch < 10,
+            f"eval.local_batch: {config.eval.local_batch} is less than the 10 views of one image; "
+            "make it a multiple of 10",
         ),
         (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
         (
@@ -133,15 +173,27 @@ def network_rules(model: Model) -> Rules:
 
 
 def _other_rules(config: Config) -> Rules:
-    drops = config.schedule.drop_epochs
+    schedule = config.schedule
+    drops = schedule.drop_epochs
+    drop_steps = schedule.drop_steps
     return [
         (
             config.optim.nesterov and config.optim.momentum == 0,
             "optim.nesterov: needs optim.momentum over 0",
         ),
         (
+            schedule.warmup_until_top1_pct is not None
+            and (schedule.warmup_start_lr is None or schedule.warmup_epochs > 0),
+            "schedule.warmup_until_top1_pct: needs schedule.warmup_start_lr, the rate until then, "
+            "and schedule.warmup_epochs 0",
+        ),
+        (
             list(drops) != sorted(set(drops)) or min(drops, default=1) <= 0,
             f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
+        ),
+        (
+            list(drop_steps) != sorted(set(drop_steps)) or min(drop_steps, default=1) <= 0,
+            f"schedule.drop_steps: {drop_steps} must be over 0 and rise from drop to drop",
         ),
         (
             config.engine.compile is True and config.engine.bucket_mb < 1,

@@ -65,7 +65,8 @@ def run(config: cfg.Config, world: World) -> None:
         signals = Signals()
         signals.catch()
         stacks = Stacks(folder.path, folder.attempt, world.rank, partial(_hangs, attempt, world))
-        pulse = Pulse(Ballot(config.engine.timeout_s), signals, stacks, keeper.due)
+        ballot = Ballot(config.engine.timeout_s)
+        pulse = Pulse(ballot, signals, stacks, keeper.due, partial(_time_is_up, report))
         stacks.expect_life(config.engine.warm_up_timeout_s)
         try:
             report.begin(attempt.keep_bytes)
@@ -115,6 +116,11 @@ def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
             pulse.stacks.disarm()
 
 
+def _time_is_up(report: Report) -> bool:
+    minutes, clock = report.resolved.config.schedule.max_minutes, report.clock
+    return minutes is not None and report.writes and clock.train_s >= 60 * minutes
+
+
 def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
     """End this process from another thread; the main one gets no turn any more."""
     path = attempt.folder.path
@@ -137,17 +143,17 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
         t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
     keeper.go_on(t)
-    val_loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
+    val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     val_batches = _started(val_loader)
     epoch, step = divmod(t.step, resolved.steps_per_epoch)
     train_loader = resolved.loader.train(
         train_set, resolved.split, epoch=epoch, step=step, epochs=resolved.config.schedule.epochs
     )
-    batches = _started(train_loader) if t.step < resolved.total_steps else train_loader
+    batches = _started(train_loader) if t.step < t.last_step else train_loader
     _limit_waiting(report, pulse)
-    if resolved.ends_epoch(t.step):  # a checkpoint lies between training and evaluation
+    if t.ends_epoch:  # a checkpoint lies between training and evaluation
         _validate(report, t, val_batches)
-    while t.step < resolved.total_steps:
+    while t.step < t.last_step:
         _train_epoch(report, t, batches, keeper)
         _validate(report, t, val_batches)
     train_loader.close()
@@ -169,7 +175,7 @@ def _train_epoch(report: Report, t: Training, batches: Iterator[Batch], keeper: 
 def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
     """Evaluate, if this epoch's turn has come."""
     resolved = report.resolved
-    last = t.step == resolved.total_steps
+    last = t.step == t.last_step
     if t.step // resolved.steps_per_epoch % resolved.config.eval.every_epochs and not last:
         return
     _evaluate(report, t.model, batches, t.pulse, t)
@@ -181,6 +187,7 @@ def _evaluate(
     with report.clock.account("evaluate"):
         before_s = report.clock.wall_s
         score = evaluate(model, batches, len(report.val_set), report.resolved, pulse)
+        report.scored(score, t)
         report.validated(score, report.clock.wall_s - before_s, t)
 
 
@@ -192,7 +199,7 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     with _artefacts_kept(report), report.clock.account("compile"):
         engine.warm_up_eval(model, resolved)
     report.warmed_up()
-    loader = resolved.loader.eval(report.val_set, resolved.config.eval.local_batch)
+    loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     batches = _started(loader)
     _limit_waiting(report, pulse)
     _evaluate(report, model, batches, pulse, None)

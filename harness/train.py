@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import engine
-from harness.counts import EvalCounts, Score, TrainCounts
+from harness.counts import EvalCounts, Score, TrainCounts, mean_of_views
 from harness.data import Batch, Images
 from harness.data.digest import Digest, digest_of, hexadecimal
 from harness.data.stream import order
 from harness.errors import RunFailed
+from harness.events import Event, after_period, last_step
 from harness.optim import set_lr, sgd
 from harness.pulse import Pulse
 from harness.record.clock import Clock
@@ -40,8 +41,19 @@ class Training:
     pulse: Pulse
     attempt: int = 1
     digest: Digest = field(default_factory=Digest)
-    events: list[int] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     step: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole training, as far as is known."""
+        return last_step(self.events, self.resolved.total_steps)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether an epoch, or the run, ends here."""
+        whole = self.step % self.resolved.steps_per_epoch == 0
+        return self.step > 0 and (whole or self.step == self.last_step)
 
     @property
     def epoch(self) -> float:
@@ -92,6 +104,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
 def train_step(t: Training, batches: Iterator[Batch]) -> None:
     """One step of SGD over a global batch; the host reads nothing from the device."""
     split, smoothing = t.resolved.split, t.resolved.config.train.label_smoothing
+    shifts, device = t.model.pixels.of, t.resolved.world.device
     for micro in range(split.accumulate):
         with t.clock.waiting_for_data():
             batch = next(batches)
@@ -99,14 +112,14 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
         engine.seed_dropout(t.resolved, t.step * split.accumulate + micro)
         with nullcontext() if last else t.ddp.no_sync():
             with engine.autocast(t.resolved):
-                logits = t.ddp(batch.images)
+                logits = t.ddp(batch.images, *shifts(batch.rows, device))
             loss = nn.functional.cross_entropy(
                 logits.float(), batch.labels, label_smoothing=smoothing
             )
             t.scaler.scale(loss / split.accumulate).backward()
         t.counts.add(loss, logits, batch.labels, share=1 / split.accumulate)
         t.digest.add(batch.rows)
-    set_lr(t.optimizer, t.resolved.lr(t.step))
+    set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
@@ -120,15 +133,18 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
     Raises:
         StopAgreed: after the pause for the checkpoint.
     """
-    config, end = t.resolved.config, t.resolved.end_of_epoch(t.step)
+    config = t.resolved.config
     every, save_every = config.log.every_steps, config.checkpoint.every_steps
     t.model.train()
     t.clock.mark()
-    while t.step < end:
+    ends = False
+    while not ends:
         train_step(t, batches)
         t.clock.mark()
-        stop, save = t.pulse.beat()
-        ends = t.step == end  # the epoch's digest, checkpoint and then a stop come after
+        stop, save, end = t.pulse.beat()
+        if end:
+            t.events.append(Event("time is up", t.step))
+        ends = t.ends_epoch  # the epoch's digest, checkpoint and then a stop come after
         row = _train_row(t) if ends or t.step % every == 0 else None
         stop = stop and not ends
         save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
@@ -149,21 +165,20 @@ def evaluate(
     Raises:
         StopAgreed: the score is not finished, the model is as it was.
     """
-    world, local_batch = resolved.world, resolved.config.eval.local_batch
+    world, views = resolved.world, resolved.eval_views
     # Each rank has seen other batches: rank 0's running statistics are the model's.
     world.broadcast_(list(model.buffers()))
     counts = EvalCounts(world.device)
     model.eval()
-    for _ in range(-(-images // (local_batch * world.size))):
-        stop, _save = pulse.beat()
-        if stop:
+    for _ in range(-(-images // (resolved.eval_images * world.size))):
+        if pulse.beat().stop:
             raise StopAgreed
         # Outside of inference mode: a tensor made within is of another kind, and recompiles.
         batch = next(batches)
         with torch.inference_mode():
             with engine.autocast(resolved):
                 logits = model(batch.images)
-            counts.add(logits.float(), batch.labels)
+            counts.add(mean_of_views(logits.float(), views), batch.labels[::views])
     score = counts.read(world)
     assert score.images == images, f"{score.images} validation images counted, not {images}"
     return score
@@ -199,6 +214,8 @@ def _train_row(t: Training) -> Row:
     """The log point: here, and only here, the host waits for the device."""
     period = t.counts.read(t.resolved.world, t.step)
     times = t.clock.read_period()
+    top1_pct = 100 * period.correct1 / period.images
+    t.events += after_period(top1_pct, t.events, t.resolved.config.schedule, t.step)
     steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
     return Row(
         kind="train",
@@ -208,9 +225,9 @@ def _train_row(t: Training) -> Row:
         images_seen=t.images_seen,
         train_s=t.clock.train_s,
         wall_s=t.clock.wall_s,
-        lr=t.resolved.lr(t.step - 1),
+        lr=t.resolved.lr(t.step - 1, t.events),
         loss=period.loss,
-        train_top1_pct=100 * period.correct1 / period.images,
+        train_top1_pct=top1_pct,
         train_top5_pct=100 * period.correct5 / period.images,
         images_per_second=period.images / times.train_s,
         step_ms_mean=steps_ms.mean().item(),
@@ -219,6 +236,7 @@ def _train_row(t: Training) -> Row:
         data_wait_pct=100 * times.data_wait_s / times.train_s,
         loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
         memory_peak_gib=memory_peak_gib(t.resolved.world),
+        events=[event.kind for event in t.events if event.step == t.step] or None,
     )
 
 

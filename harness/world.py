@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -107,23 +107,31 @@ def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> Wo
     return World(rank, local_rank, size, local_size, where)
 
 
+class Agreed(NamedTuple):
+    """What all ranks do at the same step: stop and leave the rest, save, end the training."""
+
+    stop: bool
+    save: bool
+    end: bool
+
+
 class Ballot:
     """Flags that any rank may raise and that all ranks learn of at the same step.
 
-    Each `cast` starts an all-reduce of two small numbers in host memory, in a group of its own, and
-    returns what the one before came to: neither the device nor the gradients' collectives are
+    Each `cast` starts an all-reduce of three small numbers in host memory, in a group of its own,
+    and returns what the one before came to: neither the device nor the gradients' collectives are
     waited for. A rank that is gone shows here within a step, as gloo's connections break at once.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        self._flags = torch.zeros(2, dtype=torch.int32)
+        self._flags = torch.zeros(3, dtype=torch.int32)
         self._under_way: dist.Work | None = None
 
-    def cast(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Raise flags or not; returns which of (stop, save) any rank had raised one call before."""
+    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
+        """Raise flags or not; returns which of them any rank had raised one call before."""
         agreed = self._outcome()
-        self._flags = torch.tensor([stop, save], dtype=torch.int32)
+        self._flags = torch.tensor([stop, save, end], dtype=torch.int32)
         self._under_way = dist.all_reduce(self._flags, group=self._group, async_op=True)
         return agreed
 
@@ -131,12 +139,11 @@ class Ballot:
         """Wait for the last vote, so that nobody leaves while another still needs an answer."""
         self._outcome()
 
-    def _outcome(self) -> tuple[bool, bool]:
+    def _outcome(self) -> Agreed:
         if self._under_way is not None:
             self._under_way.wait()
             self._under_way = None
-        stop, save = self._flags.tolist()
-        return bool(stop), bool(save)
+        return Agreed(*map(bool, self._flags.tolist()))
 
 
 def set_timeout(timeout_s: float) -> None:

@@ -499,12 +499,33 @@ def test_model_names_are_the_models() -> None:
     assert get_args(ModelName) == tuple(MODELS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.name)
-def test_every_config_loads(path: Path) -> None:
-    assert path.suffix == ".yaml"
-    config = cli.load([str(path), "--data.train", "a", "--data.val", "b"])
-    assert config.run.name == f"{path.stem}-s0"
-    assert path.read_text().startswith("# "), "the header says paper, command, expected accuracy"
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    """Section by section, and whose mistake it is is said."""
+    (tmp_path / "base.yaml").write_text(
+        "optim: {lr_per_256: 0.3, momentum: 0.8}\nmodel: {name: resnet18}"
+    )
+    (tmp_path / "deeper").mkdir()
+    middle, top = tmp_path / "deeper" / "middle.yaml", tmp_path / "top.yaml"
+    middle.write_text("extends: ../base.yaml\noptim: {momentum: 0.7}\ndata: {train: a, val: b}")
+    top.write_text("extends: deeper/middle.yaml\nmodel: {zero_gamma: true}")
+    config = cli.load([str(top), "--optim.nesterov"])
+    assert (config.optim.lr_per_256, config.optim.momentum, config.optim.nesterov) == (
+        0.3,
+        0.7,
+        True,
+    )
+    assert (config.model.name, config.model.zero_gamma) == ("resnet18", True)
+    middle.write_text("extends: ../base.yaml\noptim: {momentum: x}")
+    with pytest.raises(BadInput, match=r"middle\.yaml: optim\.momentum: expected number, got x"):
+        cli.load([str(top)])
+    for wrong, message in {
+        "extends: nowhere.yaml": r"nowhere\.yaml: No such file",
+        "extends: top.yaml": "extends: goes round in a circle",
+        "extends: [a, b]": r"top\.yaml: extends: must name one config file",
+    }.items():
+        top.write_text(wrong)
+        with pytest.raises(BadInput, match=message):
+            cli.load([str(top)])
 
 
 # Before torch.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data import stream
+from harness.data import laws
 from harness.data.batch import Batch
 from harness.data.dataset import Dataset, open_folder
 from harness.data.pipeline import DaliBatches
@@ -23,9 +23,9 @@ from harness.errors import RunFailed
 
 CPU = torch.device("cpu")
 PX = 64
-RESIZED = stream.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), PX, flip=True)
-CENTRE = stream.centre_crop(72, PX)
-PADDED = stream.pad_crop(4, 32, flip=True)
+RESIZED = laws.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), PX, flip=True)
+CENTRE = laws.centre_crop(72, PX)
+PADDED = laws.pad_crop(4, 32, flip=True)
 
 
 def samples_of(dataset: Dataset, law: Law, batch: int, epochs: int = 1) -> Iterator[Samples]:
@@ -144,7 +144,7 @@ def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
     image.save(tmp_path / "class0" / "a.jpg", exif=rotated, quality=95)
     dataset = open_folder(tmp_path)
     assert (dataset.width[0], dataset.height[0]) == (96, 64)
-    law = stream.centre_crop(0, 64)
+    law = laws.centre_crop(0, 64)
     ours = pixels(dali(dataset, law, batch=1)).astype(float)
     assert np.abs(ours - pixels(in_pillow(dataset, law, batch=1))).mean() < 0.5
 
@@ -165,7 +165,7 @@ def test_an_undecodable_image_is_named(tmp_path: Path, arm: str, content: bytes 
     if content is not None:
         # Of the same size, since a file that changed its size is found without decoding.
         bad.write_bytes(content.ljust(len(whole), b"\0"))
-    law = stream.centre_crop(0, 64)
+    law = laws.centre_crop(0, 64)
     # No worker processes here: forked from a process with DALI's threads, they may crash.
     batches = (
         dali(dataset, law)
@@ -193,8 +193,8 @@ def test_real_photos_look_as_in_pillow(shared_data: Path, tmp_path: Path) -> Non
     with tarfile.open(shared_data / "data" / "imagenet-sample-250.tar") as tar:
         tar.extractall(tmp_path, filter="data")
     dataset = open_folder(tmp_path / "imagenet-sample")
-    train_law = stream.resized_crop((0.08, 1), (3 / 4, 4 / 3), 224, flip=True)
-    for law in (train_law, stream.centre_crop(256, 224)):
+    train_law = laws.resized_crop((0.08, 1), (3 / 4, 4 / 3), 224, flip=True)
+    for law in (train_law, laws.centre_crop(256, 224)):
         ours = pixels(dali(dataset, law, 25, 224)).astype(float)
         difference = np.abs(ours - pixels(in_pillow(dataset, law, 25, 224)))
         assert difference.mean() < 0.2, "of 255"

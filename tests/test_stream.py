@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from harness.config import STREAM_VERSION
-from harness.data import stream
+from harness.data import laws, stream
 from harness.data.digest import Digest, digest_of
 from harness.data.stream import PADDING, Samples, Split, Stream
 
@@ -24,7 +24,7 @@ def make_stream(n: int = 1000, seed: int = 3, law: stream.Law | None = None) -> 
     rng = np.random.default_rng(0)
     width, height = rng.integers(40, 600, (2, n)).astype(np.int32)
     labels = rng.integers(0, 10, n).astype(np.int32)
-    law = law or stream.resized_crop(**IMAGENET, out_px=224, flip=True)
+    law = law or laws.resized_crop(**IMAGENET, out_px=224, flip=True)
     return Stream(seed, labels, width, height, law)
 
 
@@ -83,8 +83,8 @@ def test_golden_bits() -> None:
     """Changed bits mean another STREAM_VERSION: old results can no longer be compared."""
     digest = hashlib.sha256()
     for law in (
-        stream.resized_crop(**IMAGENET, out_px=224, flip=True),
-        stream.pad_crop(4, 32, flip=True),
+        laws.resized_crop(**IMAGENET, out_px=224, flip=True),
+        laws.pad_crop(4, 32, flip=True),
     ):
         digest.update(make_stream(seed=17, law=law).shuffled(4, 100, 300).rows().tobytes())
     digest.update(stream.draws(17, 4, "augment", 5, 7, 24).tobytes())
@@ -103,7 +103,7 @@ def test_the_crop_law_is_torchvisions(size: tuple[int, int]) -> None:
     """The quantiles of area, position and ratio agree with 20,000 crops by torchvision."""
     n, (width, height) = 20_000, size
     u = stream.draws(0, 0, "augment", 0, n, 24)
-    law = stream.resized_crop(**IMAGENET, out_px=224, flip=True)
+    law = laws.resized_crop(**IMAGENET, out_px=224, flip=True)
     ours = law.of(u, np.full(n, width), np.full(n, height)).window
     torch.manual_seed(0)
     crop, image = v2.RandomResizedCrop(224), torch.empty(3, height, width)
@@ -124,7 +124,7 @@ def test_the_crop_law_is_torchvisions(size: tuple[int, int]) -> None:
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), position=st.integers(0, 10**9))
 def test_windows_lie_within_the_image(width: int, height: int, position: int) -> None:
     u = stream.draws(0, 0, "augment", position, 4, 24)
-    law = stream.resized_crop(**IMAGENET, out_px=224, flip=True)
+    law = laws.resized_crop(**IMAGENET, out_px=224, flip=True)
     x, y, w, h = law.of(u, np.full(4, width), np.full(4, height)).window.T
     assert (x >= 0).all()
     assert (y >= 0).all()
@@ -137,14 +137,14 @@ def test_windows_lie_within_the_image(width: int, height: int, position: int) ->
 def test_half_are_flipped_and_none_when_switched_off() -> None:
     u = stream.draws(0, 0, "augment", 0, 10_000, 24)
     size = np.full(10_000, 32)
-    assert 0.48 < stream.pad_crop(4, 32, flip=True).of(u, size, size).flip.mean() < 0.52
-    assert stream.pad_crop(4, 32, flip=False).of(u, size, size).flip.sum() == 0
+    assert 0.48 < laws.pad_crop(4, 32, flip=True).of(u, size, size).flip.mean() < 0.52
+    assert laws.pad_crop(4, 32, flip=False).of(u, size, size).flip.sum() == 0
 
 
 def test_pad_crop_reaches_every_place_alike() -> None:
     u = stream.draws(0, 0, "augment", 0, 81_000, 24)
     size = np.full(len(u), 32)
-    cuts = stream.pad_crop(4, 32, flip=True).of(u, size, size).cut
+    cuts = laws.pad_crop(4, 32, flip=True).of(u, size, size).cut
     places, counts = np.unique(cuts, axis=0, return_counts=True)
     assert places.min() == -4
     assert places.max() == 4
@@ -155,7 +155,7 @@ def test_pad_crop_reaches_every_place_alike() -> None:
 @settings(max_examples=300, deadline=None)
 @given(width=st.integers(20, 1200), height=st.integers(20, 1200))
 def test_the_centre_crop_is_torchvisions(width: int, height: int) -> None:
-    geometry = stream.centre_crop(256, 224).of(
+    geometry = laws.centre_crop(256, 224).of(
         np.zeros((1, 24)), np.array([width]), np.array([height])
     )
     image = torch.zeros(1, height, width, dtype=torch.uint8)

@@ -43,9 +43,9 @@ def make_resolved(config: cfg.Config, world: World) -> tuple[Resolved, Images, I
     return resolve(config, world, train_set), train_set, val_set
 
 
-def fresh(resolved: Resolved) -> Training:
-    """A training from its beginning, for the four classes of `photos`."""
-    net = engine.network(resolved, classes=4)
+def fresh(resolved: Resolved, classes: int = 4) -> Training:
+    """A training from its beginning; `photos` has four classes."""
+    net = engine.network(resolved, classes)
     return set_up(resolved, net, Clock(resolved.world.device), pulse())
 
 
@@ -61,7 +61,7 @@ def alone(config: cfg.Config) -> Iterator[tuple[Training, Resolved, Images, Imag
     resolved, train_set, val_set = make_resolved(config, world)
     threads = torch.get_num_threads()
     with process_group(world, 60):
-        yield fresh(resolved), resolved, train_set, val_set
+        yield fresh(resolved, val_set.classes), resolved, train_set, val_set
     torch.set_num_threads(threads)
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from harness.bench.turns import Arm, in_turns, report
 from harness.console import out
-from harness.data import stream
+from harness.data import laws
 from harness.data.dataset import open_folder
 from harness.data.stream import Samples, Stream
 from harness.data.torch_loader import TorchBatches
@@ -89,7 +89,7 @@ def _rate(name: str, load: Load) -> float:
 
 def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
     dataset = open_folder(load.folder)
-    law = stream.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), load.image_px, flip=True)
+    law = laws.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), load.image_px, flip=True)
     images = Stream(0, dataset.labels, dataset.width, dataset.height, law)
 
     def endless() -> Iterator[Samples]:

@@ -18,7 +18,7 @@ from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.signals import Signals
 from harness.train import Training, set_up, train_epoch
-from harness.world import Ballot
+from harness.world import Agreed, Ballot
 
 
 def measure(work: Work) -> float:
@@ -74,8 +74,8 @@ def _explain(ranks: int) -> None:
 class _NoBallot(Ballot):
     """Where nobody votes."""
 
-    def cast(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
-        return stop, save
+    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
+        return Agreed(stop, save, end)
 
 
 def _harness(t: Training, batches: Iterator[Batch], pulse: Pulse) -> float:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness import config as cfg
-from harness.data import demo, stream
+from harness.data import demo, laws, stream
 from harness.data.batch import Batch, Batches
 from harness.data.dataset import Dataset, allow_open_files, open_folder, same_classes
-from harness.data.stream import Law, Samples, Split, Stream
+from harness.data.laws import Law
+from harness.data.mean import MeanImage, check_one_size, mean_image
+from harness.data.stream import Samples, Split, Stream
 from harness.data.synthetic import SyntheticBatches
 from harness.errors import BadInput
 from harness.world import World
@@ -54,42 +56,84 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
                 f"train.global_batch of {config.train.global_batch:,}"
             )
         train = _synthetic(data, data.synthetic_images, seed) if training else None
-        return train, _synthetic(data, data.synthetic_val_images, seed)
-    assert data.val is not None
-    val = _open(data.val, "val")
-    val_images = Images(_stream(val, eval_law(data), seed), len(val.classes), val)
+        views = eval_law(config).views
+        return train, _synthetic(data, data.synthetic_val_images, seed, views)
+    train_part, val = _open_datasets(data)
+    val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
+    if data.mean_image:
+        assert train_part is not None, "rules.py asks for data.train"
+        check_one_size(train_part, data.image_px)
+        check_one_size(val, data.image_px)
     if not training:
         return None, val_images
-    assert data.train is not None
-    train_set = _open(data.train, "train")
-    same_classes(train_set, val)
-    if len(train_set) < config.train.global_batch:
+    assert train_part is not None
+    same_classes(train_part, val)
+    if len(train_part) < config.train.global_batch:
         raise BadInput(
-            f"{train_set.root}: {len(train_set):,} images are fewer than one train.global_batch "
+            f"{train_part.root}: {len(train_part):,} images are fewer than one train.global_batch "
             f"of {config.train.global_batch:,}; lower it"
         )
-    _check_pad_crop(train_set, data)
-    train_images = Images(_stream(train_set, train_law(data), seed), len(val.classes), train_set)
+    _check_crops_fit(train_part, data)
+    train_images = Images(_stream(train_part, train_law(data), seed), len(val.classes), train_part)
     return train_images, val_images
+
+
+def mean_of_training(data: cfg.Data) -> MeanImage | None:
+    """The mean image that the config asks to subtract, if it does."""
+    if not data.mean_image:
+        return None
+    train_part, _ = _open_datasets(data)
+    assert train_part is not None
+    return mean_image(train_part, data.image_px)
+
+
+def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
+    """Training images, if a folder is given, and validation images: of a folder, or held out."""
+    train = _open(data.train, "train") if data.train else None
+    if not data.holdout_images:
+        assert data.val is not None
+        return train, _open(data.val, "val")
+    assert train is not None
+    if data.holdout_images >= len(train):
+        raise BadInput(
+            f"data.holdout_images: {data.holdout_images:,} of the {len(train):,} images in "
+            f"{train.root} leave none to train on; lower it"
+        )
+    stay, out = stream.held_out(len(train), data.holdout_images)
+    return train.part(stay, "without those held out"), train.part(out, "held out")
 
 
 def train_law(data: cfg.Data) -> Law:
     """The law of augmentation that the config names."""
+    law = _geometry_law(data)
+    return replace(law, colour=laws.pca_colour(data.colour_std)) if data.colour_std else law
+
+
+def _geometry_law(data: cfg.Data) -> Law:
     if data.augment == "resized_crop":
-        return stream.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
+        return laws.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
+    if data.augment == "scale_jitter":
+        return laws.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
     if data.augment == "pad_crop":
-        return stream.pad_crop(data.pad_px, data.image_px, flip=data.flip)
-    return eval_law(data)
+        return laws.pad_crop(data.pad_px, data.image_px, flip=data.flip)
+    return laws.centre_crop(data.eval_resize_px, data.image_px)
 
 
-def eval_law(data: cfg.Data) -> Law:
-    """Resize the shorter side, cut the centre."""
-    return stream.centre_crop(data.eval_resize_px, data.image_px)
+def eval_law(config: cfg.Config) -> Law:
+    """Resize the shorter side, cut the centre, or the ten views."""
+    crop = laws.ten_crop if config.eval.views == "ten_crop" else laws.centre_crop
+    return crop(config.data.eval_resize_px, config.data.image_px)
 
 
-def protocol(data: cfg.Data) -> str:
+def protocol(config: cfg.Config) -> str:
     """How validation images are shown, in words."""
+    data = config.data
     resize = f"shorter side to {data.eval_resize_px} px, " if data.eval_resize_px else ""
+    if config.eval.views == "ten_crop":
+        return (
+            f"{resize}10 crops {data.image_px} px (corners, centre, mirrored), mean of their "
+            "probabilities"
+        )
     return f"{resize}centre crop {data.image_px} px, single view"
 
 
@@ -131,14 +175,18 @@ class Loader:
         return self._batches(images, samples, split.local_batch)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
-        """This rank's batches of the validation set, again and again without end."""
+        """This rank's batches of the validation set, again and again without end.
+
+        Args:
+            local_batch: images; a batch has all views of each.
+        """
 
         def endless() -> Iterator[Samples]:
             world = self.world
             while True:
                 yield from stream.eval_samples(images.stream, local_batch, world.rank, world.size)
 
-        return self._batches(images, endless(), local_batch)
+        return self._batches(images, endless(), local_batch * images.stream.law.views)
 
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
         steps, data, device = images.stream.law.steps, self.data, self.world.device
@@ -165,14 +213,14 @@ def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:
     return Stream(seed, dataset.labels, dataset.width, dataset.height, law)
 
 
-def _synthetic(data: cfg.Data, images: int, seed: int) -> Images:
+def _synthetic(data: cfg.Data, images: int, seed: int, views: int = 1) -> Images:
     labels = np.arange(images, dtype=np.int32) % data.synthetic_classes
     side = np.full(images, data.image_px, dtype=np.int32)
-    law = stream.centre_crop(0, data.image_px)
+    law = (laws.centre_crop if views == 1 else laws.ten_crop)(0, data.image_px)
     return Images(Stream(seed, labels, side, side, law), data.synthetic_classes, None)
 
 
-def _check_pad_crop(dataset: Dataset, data: cfg.Data) -> None:
+def _check_crops_fit(dataset: Dataset, data: cfg.Data) -> None:
     if data.augment != "pad_crop":
         return
     shorter = np.minimum(dataset.width, dataset.height)

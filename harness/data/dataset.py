@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -56,6 +56,20 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, ids: NDArray[np.int64], what: str) -> Dataset:
+        """Some samples, by their rising ids; all classes stay. `what` goes into the digest."""
+        told = hashlib.sha256(f"{self.digest} {what}".encode())
+        told.update(ids.astype(np.int64).tobytes())
+        return replace(
+            self,
+            names=self.names[ids],
+            labels=self.labels[ids],
+            width=self.width[ids],
+            height=self.height[ids],
+            size_bytes=self.size_bytes[ids],
+            digest=told.hexdigest()[:16],
+        )
 
     def path(self, sample: int) -> Path:
         """File of a sample."""

@@ -16,7 +16,8 @@ from nvidia.dali import fn, pipeline_def, types
 
 from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import READERS, Dataset
-from harness.data.stream import Samples, Steps
+from harness.data.laws import Steps
+from harness.data.stream import Samples
 from harness.errors import RunFailed
 
 

@@ -8,7 +8,7 @@ drawn: a sample then owns a fixed number of words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.laws import WORDS, Floats, Ints, Law
+
 PADDING = -1
 """Label of the images that fill up the last validation batch: they are never counted."""
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-_PURPOSES = {"order": 0, "augment": 1}
+_PURPOSES = {"order": 0, "augment": 1, "colour": 2, "hold out": 3}
 _WORDS_PER_BLOCK = 4  # Philox's counter, and so `advance`, counts blocks of four 64-bit words
-_TRIES = 10
-_WORDS = 24  # of one sample: ten tries of (area, ratio), position x and y, flip, one spare
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Samples:
 
     An image is made by decoding `window` (x, y, w, h in source pixels), resizing it to `resized`
     (w, h), cutting the output's square at `cut` (x, y; black outside), and mirroring where `flip`.
+    Where the law says so, `colour` is then added to R, G and B (laws.COLOUR_UNITS to a full one).
     All arrays have one row per image.
     """
 
@@ -44,48 +42,24 @@ class Samples:
     resized: Ints
     cut: Ints
     flip: Ints
+    colour: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self) -> Ints:
-        """All of it as one table [n, 12], which travels with the batch."""
+        """All of it as one table [n, 12], or with colour [n, 15], which travels with the batch."""
         columns = (self.positions[:, None], self.ids[:, None], self.labels[:, None], self.window,
                    self.resized, self.cut, self.flip[:, None])  # fmt: skip
-        return np.concatenate(columns, axis=1)
+        colour = () if self.colour is None else (self.colour,)
+        return np.concatenate((*columns, *colour), axis=1)
 
     @staticmethod
     def from_rows(rows: Ints) -> Samples:
         """The inverse of `rows`."""
         return Samples(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:7], rows[:, 7:9],
-                       rows[:, 9:11], rows[:, 11])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Windows, sizes, cuts and flips of n images."""
-
-    window: Ints
-    resized: Ints
-    cut: Ints
-    flip: Ints
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Which steps the images need under a law of augmentation."""
-
-    window: bool = False  # decode a window only, else the whole image
-    resize: bool = False
-    cut: bool = False  # cut the output's square out of it, padding where it leaves the image
-
-
-@dataclass(frozen=True)
-class Law:
-    """A law of augmentation: (uniform words [n, 24], widths [n], heights [n]) -> Geometry."""
-
-    of: Callable[[Floats, Ints, Ints], Geometry]
-    steps: Steps
+                       rows[:, 9:11], rows[:, 11],
+                       rows[:, 12:15] if rows.shape[1] > 12 else None)  # fmt: skip
 
 
 def draws(seed: int, epoch: int, purpose: str, first: int, count: int, words: int) -> Floats:
@@ -111,60 +85,13 @@ def order(seed: int, epoch: int, size: int) -> Ints:
     return ids
 
 
-def resized_crop(
-    area: tuple[float, float], ratio: tuple[float, float], out_px: int, *, flip: bool
-) -> Law:
-    """torchvision's RandomResizedCrop: ten tries of (area, log ratio), else the centre."""
+def held_out(size: int, count: int) -> tuple[Ints, Ints]:
+    """Ids of a dataset that stay for training, and `count` that are held out; both rise.
 
-    def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        tries = u[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
-        wanted = (width * height)[:, None] * (area[0] + (area[1] - area[0]) * tries[..., 0])
-        low, high = np.log(ratio[0]), np.log(ratio[1])
-        aspect = np.exp(low + (high - low) * tries[..., 1])
-        w = np.rint(np.sqrt(wanted * aspect)).astype(np.int64)
-        h = np.rint(np.sqrt(wanted / aspect)).astype(np.int64)
-        fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
-        first = np.argmax(fits, axis=1)
-        each = np.arange(len(u))
-        w_fallback, h_fallback = _widest(width, height, ratio)
-        found = fits[each, first]
-        w = np.where(found, w[each, first], w_fallback)
-        h = np.where(found, h[each, first], h_fallback)
-        x = np.where(found, _uniform_int(u[:, 20], width - w + 1), (width - w) // 2)
-        y = np.where(found, _uniform_int(u[:, 21], height - h + 1), (height - h) // 2)
-        side = np.full((len(u), 2), out_px, dtype=np.int64)
-        window = np.stack([x, y, w, h], axis=1)
-        return Geometry(window, side, np.zeros_like(side), _coin(u[:, 22], flip))
-
-    return Law(law, Steps(window=True, resize=True))
-
-
-def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Law:
-    """The CIFAR papers' law: zeros around the image, then a random square (He et al. 2015, 4.2)."""
-
-    def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        x = _uniform_int(u[:, 20], width + 2 * pad_px - out_px + 1) - pad_px
-        y = _uniform_int(u[:, 21], height + 2 * pad_px - out_px + 1) - pad_px
-        size = np.stack([width, height], axis=1)
-        cut = np.stack([x, y], axis=1)
-        return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
-
-    return Law(law, Steps(cut=True))
-
-
-def centre_crop(resize_px: int, out_px: int) -> Law:
-    """torchvision's Resize(resize_px), unless 0, then CenterCrop(out_px): validation."""
-
-    def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        size = np.stack([width, height], axis=1)
-        if resize_px:
-            shorter = size.min(axis=1, keepdims=True)
-            size = np.where(size == shorter, resize_px, size * resize_px // shorter)
-        spare = size - out_px
-        cut = np.where(spare >= 0, np.rint(spare / 2).astype(np.int64), -(-spare // 2))
-        return Geometry(_whole(width, height), size, cut, np.zeros(len(width), dtype=np.int64))
-
-    return Law(law, Steps(resize=resize_px > 0, cut=True))
+    The same for every run, whatever its seed: runs are compared on the same images.
+    """
+    shuffled = np.argsort(_philox(0, 0, "hold out").random_raw(size), kind="stable")
+    return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
 
 @dataclass(frozen=True)
@@ -180,23 +107,32 @@ class Stream:
     def shuffled(self, epoch: int, first: int, count: int) -> Samples:
         """Positions first ... first + count of the shuffled epoch."""
         ids = order(self.seed, epoch, len(self.labels))[first : first + count]
-        u = draws(self.seed, epoch, "augment", first, count, _WORDS)
-        return self._samples(np.arange(first, first + count), ids, u)
+        u = draws(self.seed, epoch, "augment", first, count, WORDS)
+        colour = None
+        if self.law.colour is not None:
+            colour = self.law.colour(draws(self.seed, epoch, "colour", first, count, 4))
+        return self._samples(np.arange(first, first + count), ids, u, colour)
 
     def in_order(self, first: int, count: int) -> Samples:
-        """Positions first ... first + count unshuffled; those past the end are padding."""
+        """Positions first ... first + count unshuffled; those past the end are padding.
+
+        A law of several views gives them one after the other, image by image.
+        """
         positions = np.arange(first, first + count)
         real = positions < len(self.labels)
-        samples = self._samples(positions, np.where(real, positions, 0), np.zeros((count, _WORDS)))
-        samples.labels[~real] = PADDING
+        samples = self._samples(positions, np.where(real, positions, 0), np.zeros((count, WORDS)))
+        samples.labels[~real.repeat(self.law.views)] = PADDING
         return samples
 
-    def _samples(self, positions: Ints, ids: Ints, u: Floats) -> Samples:
+    def _samples(
+        self, positions: Ints, ids: Ints, u: Floats, colour: Ints | None = None
+    ) -> Samples:
         width, height = self.width[ids].astype(np.int64), self.height[ids].astype(np.int64)
-        geometry = self.law.of(u, width, height)
+        geometry, views = self.law.of(u, width, height), self.law.views
         labels = self.labels[ids].astype(np.int64)
-        return Samples(positions, ids, labels, geometry.window, geometry.resized, geometry.cut,
-                       geometry.flip)  # fmt: skip
+        return Samples(positions.repeat(views), ids.repeat(views), labels.repeat(views),
+                       geometry.window, geometry.resized, geometry.cut, geometry.flip,
+                       colour)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -236,23 +172,3 @@ def eval_samples(stream: Stream, local_batch: int, rank: int, world_size: int) -
 def _philox(seed: int, epoch: int, purpose: str) -> np.random.Philox:
     key = np.array([seed, epoch << 8 | _PURPOSES[purpose]], dtype=np.uint64)
     return np.random.Philox(key=key)
-
-
-def _uniform_int(u: Floats, bound: Ints) -> Ints:
-    return np.minimum((u * bound).astype(np.int64), bound - 1)
-
-
-def _coin(u: Floats, flip: bool) -> Ints:
-    return ((u < 0.5) & flip).astype(np.int64)
-
-
-def _whole(width: Ints, height: Ints) -> Ints:
-    zero = np.zeros_like(width)
-    return np.stack([zero, zero, width, height], axis=1)
-
-
-def _widest(width: Ints, height: Ints, ratio: tuple[float, float]) -> tuple[Ints, Ints]:
-    aspect = width / height
-    w = np.where(aspect > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
-    h = np.where(aspect < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
-    return w, h

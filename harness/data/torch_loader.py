@@ -15,7 +15,8 @@ from torch.utils import data
 
 from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset
-from harness.data.stream import Ints, Samples, Steps
+from harness.data.laws import Ints, Steps
+from harness.data.stream import Samples
 from harness.errors import RunFailed
 from harness.signals import leave_to_parent
 

@@ -94,15 +94,16 @@ def _line(row: Row, total_steps: int) -> str:
     at = f"epoch {row.epoch:6.2f}  step {row.step:,}/{total_steps:,}"
     if row.kind == "stop":
         return f"{at}  stopped"
+    decided = "".join(f"  {event}" for event in row.events or [])
     if row.kind == "val":
         return (
             f"{at}  validation: top-1 {row.val_top1_pct:.2f} %  top-5 {row.val_top5_pct:.2f} %  "
-            f"loss {row.val_loss:.4f}  ({row.val_images:,} images in {row.val_s:.1f} s)"
+            f"loss {row.val_loss:.4f}  ({row.val_images:,} images in {row.val_s:.1f} s){decided}"
         )
     return (
         f"{at}  loss {row.loss:.4f}  top-1 {row.train_top1_pct:5.1f} %  lr {row.lr:.4g}  "
         f"{row.images_per_second:,.0f} images/s  step {row.step_ms_p50:.0f} ms  "
-        f"data wait {row.data_wait_pct:.0f} %"
+        f"data wait {row.data_wait_pct:.0f} %{decided}"
     )
 
 

@@ -53,6 +53,7 @@ class Row(BaseModel):
         "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
     )
 
+    events: list[str] | None = _maybe("what was decided here, such as `dropped`: the next rate")
     val_loss: float | None = _maybe("mean validation loss")
     val_top1_pct: float | None = _maybe("validation top-1 accuracy")
     val_top5_pct: float | None = _maybe("validation top-5 accuracy")
@@ -70,6 +71,28 @@ class EpochDigest(BaseModel):
     order: str = _field("over (position, sample, window, flip): depends on the order")
     samples: str = _field("over the samples alone: samples + tail = dataset, whatever the order")
     tail: str = _field("over the samples of the ragged end that were left out")
+
+
+class RunEvent(BaseModel):
+    """A decision: a drop of the learning rate, the end of a warm-up or of the run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    step: int = _field("optimiser steps done when it was taken")
+
+
+class Target(BaseModel):
+    """Time to accuracy."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top1_pct: float = _field("what was asked")
+    val_top1_pct: float = _field("what was reached")
+    epoch: float
+    step: int
+    train_s: float = _field("in the account `train`, all attempts: waiting for data included")
+    wall_s: float = _field("of all attempts, start-up, validations and checkpoints included")
 
 
 class Result(BaseModel):
@@ -127,6 +150,12 @@ class Result(BaseModel):
     val_images: int = _field("each counted exactly once")
     best_val_top1_pct: float
     best_epoch: float
+    median_last5_top1_pct: float | None = _maybe(
+        "median over validations after each of the last 5 epochs (Goyal et al. 2017, 5.1)"
+    )
+    events: list[RunEvent] = _field("what the run decided from its history")
+    target: Target | None = _maybe("when schedule.stop_at_top1_pct was reached")
+    references: list[str] = _field("published rows that this is held against")
 
     images_per_second: float | None = _field(
         "images of all ranks / wall time of the account `train` (waiting for data included; "

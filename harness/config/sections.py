@@ -1,39 +1,12 @@
-"""Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
-
-Defaults, then a YAML file, then `--section.key value` flags (cli.py); all three are validated
-together by these models. Nothing here imports torch: a login node rejects a typo in well under a
-second.
-"""
+"""The sections: each setting with its unit, limits and meaning, and what it may change."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
-STREAM_VERSION = 1  # raised when the same seed would give other orders or crops
-
-# He et al. 2015: the networks for ImageNet and for CIFAR, and the ones without shortcuts.
-ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-CifarResNet = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"]
-Plain = Literal["plain18", "plain34"]
-CifarPlain = Literal["plain20", "plain32", "plain44", "plain56"]
-# Huang et al. 2017: for ImageNet by depth; for CIFAR by depth and growth rate.
-DenseNet = Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet264"]
-CifarDenseNet = Literal[
-    "densenet_40_12", "densenet_100_12", "densenet_100_24",
-    "densenet_bc_100_12", "densenet_bc_250_24", "densenet_bc_190_40",
-]  # fmt: skip
-ModelName = Literal[ResNet, CifarResNet, Plain, CifarPlain, DenseNet, CifarDenseNet]
-
-CIFAR_MODELS = get_args(Literal[CifarResNet, CifarPlain, CifarDenseNet])
-BOTTLENECK_MODELS = ("resnet50", "resnet101", "resnet152")
-RESIDUAL_MODELS = get_args(Literal[ResNet, CifarResNet])
-DENSE_MODELS = get_args(Literal[DenseNet, CifarDenseNet])
+from harness.config.names import ModelName
 
 Changes = Literal["result", "speed", "result and speed", "nothing"]
 """What another value of a setting may change: this decides which fingerprints hold it."""
@@ -53,7 +26,9 @@ def _as_list(value: Any) -> Any:
 
 
 Floats = Annotated[tuple[float, ...], BeforeValidator(_as_list)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_as_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_as_list)]
+Lengths = Annotated[tuple[int, int], BeforeValidator(_as_list)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_list)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Auto = Literal["auto"]
@@ -86,6 +61,10 @@ class Run(Section):
         0, "Seed of weights, data order and crops.", changes="result", ge=0, lt=2**63
     )
     dry_run: bool = setting(False, "Print what would be run, then stop.", changes="nothing")
+    references: Words = setting(
+        (), "Published rows that the result is held against; see harness show references.",
+        changes="nothing",
+    )  # fmt: skip
     restart: bool = setting(
         False, "Start over: move an old run folder of this name aside.", changes="nothing"
     )
@@ -189,9 +168,10 @@ class Data(Section):
     image_px: int = setting(
         224, "Side of the square images given to the network, px.", changes="result and speed", ge=8
     )
-    augment: Literal["resized_crop", "pad_crop", "none"] = setting(
+    augment: Literal["resized_crop", "scale_jitter", "pad_crop", "none"] = setting(
         "resized_crop",
-        "resized_crop: random area and ratio (ImageNet); pad_crop: zero pad, random crop (CIFAR).",
+        "resized_crop: random area and ratio (ImageNet); scale_jitter: shorter side to a random "
+        "length, random crop (He et al. 2015); pad_crop: zero pad, random crop (CIFAR).",
         changes="result and speed",
     )
     crop_area: Pair = setting(
@@ -200,10 +180,27 @@ class Data(Section):
     crop_ratio: Pair = setting(
         (3 / 4, 4 / 3), "resized_crop: least and most width / height.", changes="result"
     )
+    jitter_px: Lengths = setting(
+        (256, 480), "scale_jitter: least and most length of the shorter side, px.",
+        changes="result and speed",
+    )  # fmt: skip
     pad_px: int = setting(
         4, "pad_crop: zeros around the image, px.", changes="result", ge=0, le=256
     )
     flip: bool = setting(True, "Mirror half of the training images.", changes="result")
+    colour_std: float = setting(
+        0.0,
+        "PCA colour augmentation of ImageNet's colours (Krizhevsky et al. 2012: 0.1); 0: none.",
+        changes="result and speed",
+        ge=0,
+    )
+    holdout_images: int = setting(
+        0,
+        "Validate on so many images held out of data.train, the same in every run, in place of "
+        "data.val; 0: none.",
+        changes="result",
+        ge=0,
+    )
     eval_resize_px: int = setting(
         256,
         "Validation: shorter side before the centre crop, px; 0 leaves the image as it is.",
@@ -215,6 +212,12 @@ class Data(Section):
     )
     std: Triple = setting(
         (0.229, 0.224, 0.225), "Standard deviation of R, G, B in [0, 1].", changes="result"
+    )
+    mean_image: bool = setting(
+        False,
+        "Subtract the mean training image, pixel by pixel, before the crop, in place of data.mean "
+        "(He et al. 2015, 4.2: CIFAR); needs images of one size, data.image_px.",
+        changes="result and speed",
     )
     threads: int = setting(
         0, "Loader threads (DALI) or workers (torchvision) per rank; 0: the rank's cores.",
@@ -274,24 +277,64 @@ class Schedule(Section):
     """The learning rate over the steps, and the end."""
 
     epochs: int = setting(90, "Length, epochs.", changes="result", ge=1)
-    decay: Literal["step", "cosine", "constant"] = setting(
-        "step", "How the learning rate falls after the warm-up.", changes="result"
+    decay: Literal["step", "cosine", "constant", "plateau"] = setting(
+        "step",
+        "How the learning rate falls after the warm-up; plateau: when validation stops improving.",
+        changes="result",
     )
     drop_epochs: Floats = setting(
         (30.0, 60.0, 80.0), "step: epochs at which the rate drops.", changes="result"
     )
-    drop_factor: float = setting(
-        0.1, "step: what a drop multiplies the rate with.", changes="result", gt=0, le=1
+    drop_steps: Integers = setting(
+        (), "step: optimiser steps at which it drops, in place of drop_epochs.", changes="result"
     )
-    warmup_epochs: float = setting(
-        0.0, "Gradual warm-up, one increment per step, epochs.", changes="result", ge=0
+    drop_factor: float = setting(
+        0.1, "step, plateau: what a drop multiplies the rate with.", changes="result", gt=0, le=1
+    )
+    plateau_epochs: int = setting(
+        5,
+        "plateau: drop after so many epochs without a better top-1; then the count begins anew.",
+        changes="result",
+        ge=1,
+    )
+    plateau_gain_pct: float = setting(
+        0.1,
+        "plateau: how much higher than the best so far a top-1 must be to count as better, points.",
+        changes="result",
+        ge=0,
+    )
+    warmup_epochs: float = setting(0.0, "Length of the warm-up, epochs.", changes="result", ge=0)
+    warmup: Literal["gradual", "constant"] = setting(
+        "gradual",
+        "gradual: one increment per step up to the peak; constant: warmup_start_lr throughout "
+        "(Goyal et al. 2017, 2.2).",
+        changes="result",
     )
     warmup_start_lr: float | None = setting(
         None, "Rate at step 0 of the warm-up; by default lr_per_256, at most the peak.",
         changes="result", ge=0,
     )  # fmt: skip
+    warmup_until_top1_pct: float | None = setting(
+        None,
+        "Keep warmup_start_lr until the training top-1 over a log period is higher (He et al. "
+        "2015, 4.2, ResNet-110: 20).",
+        changes="result",
+        gt=0,
+        lt=100,
+    )
     max_steps: int | None = setting(
         None, "Stop after this many optimiser steps.", changes="result", ge=1
+    )
+    max_minutes: float | None = setting(
+        None, "Stop when training has taken so many minutes, validation and start-up left out.",
+        changes="result", gt=0,
+    )  # fmt: skip
+    stop_at_top1_pct: float | None = setting(
+        None,
+        "Stop after the first validation with at least this top-1 (MLPerf: 75.9).",
+        changes="result",
+        gt=0,
+        le=100,
     )
 
 
@@ -303,6 +346,11 @@ class Eval(Section):
     )
     local_batch: int = setting(
         256, "Images per rank in one forward.", changes="result and speed", ge=1
+    )
+    views: Literal["centre", "ten_crop"] = setting(
+        "centre",
+        "centre: one crop; ten_crop: corners and centre, mirrored too, mean of the probabilities.",
+        changes="result and speed",
     )
 
 
@@ -372,61 +420,3 @@ class Log(Section):
     project: str = setting("imagenet-harness", "W&B project.", changes="nothing", min_length=1)
     entity: str | None = setting(None, "W&B entity (user or team).", changes="nothing")
     tags: Words = setting((), "W&B tags, besides the automatic ones.", changes="nothing")
-
-
-class Config(BaseModel):
-    """Everything that was asked of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: Run = Run()
-    model: Model = Model()
-    data: Data = Data()
-    train: Train = Train()
-    optim: Optim = Optim()
-    schedule: Schedule = Schedule()
-    eval: Eval = Eval()
-    engine: Engine = Engine()
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The config as one flat dict of plain values, `section.key` -> value."""
-    sections = config.model_dump(mode="json")
-    return {f"{name}.{key}": value for name, section in sections.items()
-            for key, value in section.items()}  # fmt: skip
-
-
-def fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Every `section.key` with its field: type, default, meaning, limits."""
-    for name, section in Config.model_fields.items():
-        assert isinstance(section.annotation, type)
-        assert issubclass(section.annotation, Section)
-        for key, field in section.annotation.model_fields.items():
-            yield f"{name}.{key}", field
-
-
-def settings() -> Iterator[tuple[str, Changes]]:
-    """Every `section.key` with what it may change."""
-    for key, field in fields():
-        assert isinstance(field.json_schema_extra, dict), f"{key} was not made with setting()"
-        yield key, field.json_schema_extra["changes"]  # type: ignore[misc]
-
-
-def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
-    """Hash of all settings that may change the result, or the speed: 12 hex digits."""
-    values = flat(config)
-    chosen = {key: values[key] for key, changes in settings() if of in changes}
-    chosen |= {"stream_version": STREAM_VERSION} if of == "result" else {}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]:
-    """The `section.key (a, b)` of all settings that may change `of` and are not the same."""
-    left, right = flat(a), flat(b)
-    return [
-        f"{key} ({left[key]} there, {right[key]} here)"
-        for key, changes in settings()
-        if of in changes and left[key] != right[key]
-    ]

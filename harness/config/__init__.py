@@ -1,0 +1,136 @@
+"""Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
+
+Defaults, then a YAML file, then `--section.key value` flags (cli.py); all three are validated
+together by these models. Nothing here imports torch: a login node rejects a typo in well under a
+second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from harness.config.names import (
+    BOTTLENECK_MODELS,
+    CIFAR_MODELS,
+    DENSE_MODELS,
+    RESIDUAL_MODELS,
+    ModelName,
+)
+from harness.config.sections import (
+    Changes,
+    Checkpoint,
+    Data,
+    Engine,
+    Eval,
+    Log,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    Section,
+    Train,
+)
+
+__all__ = [
+    "BOTTLENECK_MODELS",
+    "CIFAR_MODELS",
+    "DENSE_MODELS",
+    "RESIDUAL_MODELS",
+    "Changes",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Engine",
+    "Eval",
+    "Log",
+    "Model",
+    "ModelName",
+    "Optim",
+    "Run",
+    "Schedule",
+    "Section",
+    "Train",
+    "differing",
+    "fields",
+    "fingerprint",
+    "flat",
+    "settings",
+]
+
+STREAM_VERSION = 1  # raised when the same seed would give other orders or crops
+
+
+class Config(BaseModel):
+    """Everything that was asked of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    eval: Eval = Eval()
+    engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The config as one flat dict of plain values, `section.key` -> value."""
+    sections = config.model_dump(mode="json")
+    return {f"{name}.{key}": value for name, section in sections.items()
+            for key, value in section.items()}  # fmt: skip
+
+
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every `section.key` with its field: type, default, meaning, limits."""
+    for name, section in Config.model_fields.items():
+        assert isinstance(section.annotation, type)
+        assert issubclass(section.annotation, Section)
+        for key, field in section.annotation.model_fields.items():
+            yield f"{name}.{key}", field
+
+
+def settings() -> Iterator[tuple[str, Changes]]:
+    """Every `section.key` with what it may change."""
+    for key, field in fields():
+        assert isinstance(field.json_schema_extra, dict), f"{key} was not made with setting()"
+        yield key, field.json_schema_extra["changes"]  # type: ignore[misc]
+
+
+def changing(config: Config, of: Literal["result", "speed"]) -> list[str]:
+    """The `section.key` of all settings that may change the result, or the speed, of this run."""
+    keys = [key for key, changes in settings() if of in changes]
+    if of == "result":
+        # When the run looks at its own history is part of what it does.
+        schedule = config.schedule
+        if schedule.decay == "plateau" or schedule.stop_at_top1_pct is not None:
+            keys.append("eval.every_epochs")
+        if schedule.warmup_until_top1_pct is not None:
+            keys.append("log.every_steps")
+    return keys
+
+
+def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
+    """Hash of all settings that may change the result, or the speed: 12 hex digits."""
+    values = flat(config)
+    chosen = {key: values[key] for key in changing(config, of)}
+    chosen |= {"stream_version": STREAM_VERSION} if of == "result" else {}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]:
+    """The `section.key (a, b)` of all settings that may change `of` and are not the same."""
+    left, right = flat(a), flat(b)
+    keys = dict.fromkeys(changing(a, of) + changing(b, of))
+    return [
+        f"{key} ({left[key]} there, {right[key]} here)" for key in keys if left[key] != right[key]
+    ]

@@ -1,0 +1,86 @@
+"""The mean image of a training set, which the CIFAR recipe of He et al. 2015 subtracts."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from zipfile import BadZipFile
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+
+from harness.console import track
+from harness.data.dataset import Dataset
+from harness.errors import BadInput, RunFailed
+
+MeanImage = NDArray[np.float64]
+"""[px, px, 3], R, G, B of 0 to 255."""
+
+_CHUNK, _THREADS = 1000, 4
+
+
+def check_one_size(dataset: Dataset, px: int) -> None:
+    """Refuse a data set of which a mean image makes no sense.
+
+    Raises:
+        BadInput: names the first image of another size.
+    """
+    other = np.flatnonzero((dataset.width != px) | (dataset.height != px))
+    if len(other):
+        first = int(other[0])
+        raise BadInput(
+            f"{dataset.path(first)}: is {dataset.width[first]} x {dataset.height[first]} px; "
+            f"data.mean_image needs all images to be data.image_px {px} x {px}"
+        )
+
+
+def mean_image(dataset: Dataset, px: int) -> MeanImage:
+    """The mean of all images, computed once and kept beside the index, by exact sums.
+
+    Raises:
+        RunFailed: an image does not decode.
+    """
+    path = dataset.index.with_name(
+        f"{dataset.index.name.split('.npz')[0]}-mean-{dataset.digest}.npy"
+    )
+    lock = path.with_suffix(".lock")
+    with FileLock(lock):
+        try:
+            kept: MeanImage = np.load(path)
+        except (OSError, ValueError, EOFError, BadZipFile):
+            kept = _compute(dataset, px)
+            part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part.npy")
+            np.save(part, kept)
+            part.replace(path)
+        lock.unlink(missing_ok=True)
+    return kept
+
+
+def _compute(dataset: Dataset, px: int) -> MeanImage:
+    def sum_of(chunk: range) -> NDArray[np.int64]:
+        total = np.zeros((px, px, 3), dtype=np.int64)
+        for sample in chunk:
+            total += _pixels(dataset, sample)
+        return total
+
+    everything = range(len(dataset))
+    chunks = [everything[first : first + _CHUNK] for first in everything[::_CHUNK]]
+    total = np.zeros((px, px, 3), dtype=np.int64)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sums = pool.map(sum_of, chunks)
+        for each in track(sums, total=len(chunks), what="mean image"):
+            total += each
+    return total / len(dataset)
+
+
+def _pixels(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
+    path = dataset.path(sample)
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise RunFailed(
+            f"{path}: sample {sample} does not decode ({error}); remove or replace it"
+        ) from None
