@@ -340,6 +340,7 @@ def test_an_empty_file_lacks_the_data(file: Path) -> None:
 
 
 TWO_FOLDERS = "--data.source dali --data.train a --data.val b "
+WHOLE = TWO_FOLDERS + "--data.mean-image --data.augment pad_crop --data.eval-resize-px 0 "
 CONTRADICTIONS = {
     "--data.source dali": "data.val: no validation folder given",
     "--data.source dali --data.val x": "data.train: no training folder given",
@@ -352,6 +353,16 @@ CONTRADICTIONS = {
     "--data.std 1,0,1": "data.std: (1.0, 0.0, 1.0) must be over 0",
     "--data.decode gpu": "data.decode: gpu needs",
     TWO_FOLDERS + "--data.decode gpu --engine.device cpu": "data.decode: gpu needs",
+    TWO_FOLDERS + "--data.holdout-images 5": "data.holdout_images: takes validation images from",
+    "--data.holdout-images 5": "data.holdout_images: takes validation images from",
+    "--data.augment scale_jitter --data.jitter-px 200,300": "data.jitter_px: (200, 300) is not",
+    "--data.augment scale_jitter --data.jitter-px 300,256": "data.jitter_px: (300, 256) is not",
+    TWO_FOLDERS + "--data.mean-image": "data.mean_image: is for images that are not resized",
+    WHOLE + "--data.pad-px 9": "data.pad_px: 9 is too much with data.mean_image",
+    WHOLE + "--eval.views ten_crop": "data.mean_image: is for images that are not resized",
+    "--eval.views ten_crop --eval.local-batch 9": "eval.local_batch: 9 is less than the 10 views",
+    "--schedule.warmup-until-top1-pct 20": "schedule.warmup_until_top1_pct: needs",
+    "--schedule.drop-steps 20,10": "schedule.drop_steps: (20, 10) must be over 0 and rise",
     "--run.mode eval": "run.mode: eval scores published weights",
     "--model.name resnet20 --model.stem imagenet": "model.stem: resnet20 is a CIFAR network",
     "--model.name densenet121 --model.stem cifar": "model.stem: densenet121 has its own",
@@ -396,6 +407,12 @@ def test_every_rule_is_tried() -> None:
         "--model.name densenet_40_12 --model.dropout 0.2 --model.memory-saving",
         "--model.name resnet18 --model.stem cifar",
         "--schedule.drop-epochs []",
+        "--schedule.drop-steps 10,20",
+        "--schedule.warmup-until-top1-pct 20 --schedule.warmup-start-lr 0.01",
+        "--data.source dali --data.train a --data.holdout-images 5",
+        "--data.augment scale_jitter --data.jitter-px 224,224",
+        "--eval.views ten_crop --eval.local-batch 10",
+        WHOLE + "--data.pad-px 8",
     ],
 )
 def test_the_edge_of_a_rule_is_accepted(file: Path, words: str) -> None:
@@ -424,7 +441,7 @@ def other_value(value: Any, annotation: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1 if isinstance(value, int) else value / 2 + 0.01
     if isinstance(value, tuple):
-        return [part / 2 for part in value] or ["tag"]
+        return [part / 2 for part in value] or [7 if int in get_args(annotation) else "tag"]
     kinds = [kind for kind in get_args(annotation) if isinstance(kind, type)]
     if value is None:
         return {int: 7, float: 0.5, str: "other"}[kinds[0]]
