@@ -3,7 +3,7 @@
     python tests/proof_of_training.py --train cifar10/train --val cifar10/test --work proof
 
 ResNet-20, the CIFAR schedule of He et al. 2015 divided by 16, in
-configs/he2015/cifar10_resnet20_4k.yaml and tests/plain_loop.py, which share nothing but the network.
+configs/he2015/cifar10_resnet20_4k.yaml and tests/plain_loop.py, which share only the network.
 What is done stays done: give the same command again after an interruption. Exit code 1 if the
 interval leaves the bounds, 3 if there are too few runs to tell.
 """
