@@ -1,7 +1,7 @@
 """A plain training of ResNet-20 on CIFAR-10, as tutorials write it: what the harness is held to.
 
-Pillow, torch's DataLoader, float32, eager, torch's own SGD and MultiStepLR; of the harness only the
-network, whose weights and outputs other tests hold against torchvision's.
+Pillow, torch's DataLoader, eager, bf16, torch's own SGD and MultiStepLR; of the harness only
+the network, whose weights and outputs other tests hold against torchvision's.
 
     python tests/plain_loop.py --train DIR --val DIR --seed 0
 """
@@ -40,13 +40,16 @@ def train(folder: str, val_folder: str, seed: int, workers: int) -> dict[str, An
         persistent_workers=workers > 0,
     )  # fmt: skip
     net = build(Model(name="resnet20"), len(train_set.classes))
+    net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, DROPS)
     net.train()
     for step, (images, labels) in enumerate(_endless(loader)):
         if step == STEPS:
             break
-        loss = nn.functional.cross_entropy(net(images), labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(images.to(memory_format=torch.channels_last))
+        loss = nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -56,7 +59,7 @@ def train(folder: str, val_folder: str, seed: int, workers: int) -> dict[str, An
     val_set = ImageFolder(val_folder, v2.Compose(whole))
     net.eval()
     correct = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for images, labels in DataLoader(val_set, 250, num_workers=workers):
             correct += int((net(images).argmax(1) == labels).sum())
     return {"seed": seed, "top1_pct": 100 * correct / len(val_set),
