@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers import ROOT, TINY, TRAIN, children, launcher, train, wait_for_rows
 from wandb_standin import StandIn
 
@@ -169,29 +168,6 @@ def test_a_killed_rank_takes_the_job_down(tmp_path: Path, photos: Path) -> None:
     assert "SIGKILL" in said[said.index("FAILED") :]
     for rank in ranks:
         assert not Path(f"/proc/{rank}").exists(), "no rank may be left behind"
-
-
-@pytest.mark.slow
-def test_the_quickstart_learns(tmp_path: Path) -> None:
-    done = train("--log.wandb", "off", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert result_of(tmp_path / "runs" / "quickstart-s0").val_top1_pct > 90
-    assert "see it with: harness show" in done.stdout.splitlines()[-1]
-
-
-@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
-def test_every_config_starts_here(tmp_path: Path, photos: Path, config: Path) -> None:
-    """Two steps of each recipe, with tiny overrides."""
-    asked = yaml.safe_load(config.read_text())
-    tiny = {"data.image-px": "32", "data.eval-resize-px": "32", "schedule.max-steps": "2",
-            "engine.compile": "false", "log.wandb": "off", "data.train": str(photos),
-            "data.val": str(photos), "train.global-batch": "8", "eval.local-batch": "16",
-            "run.name": "tiny"}  # fmt: skip
-    words = [word for key, value in tiny.items() for word in (f"--{key}", value)]
-    done = train(config, *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = result_of(tmp_path / "runs" / "tiny")
-    assert (result.steps, result.model) == (2, asked["model"]["name"])
 
 
 @pytest.mark.shared_data

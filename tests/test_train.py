@@ -60,6 +60,37 @@ def test_evaluation_is_exact_at_any_world_size(photos: Path) -> None:
             assert mean_loss == pytest.approx(loss / 101, rel=2e-2)
 
 
+def score_ten_crops(folder: Path) -> tuple[int, int, int, float]:
+    world = from_environment("cpu")
+    config = make_config(
+        folder, eval={"views": "ten_crop", "local_batch": 35}, engine={"precision": "fp32"}
+    )
+    resolved, _train_set, val_set = make_resolved(config, world)
+    with process_group(world, 60):
+        t = fresh(resolved)
+        batches = resolved.loader.eval(val_set, resolved.eval_images)
+        score = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
+    return score.images, score.correct1, score.correct5, score.loss
+
+
+def test_ten_crops_are_one_guess_per_image_at_any_world_size(photos: Path) -> None:
+    """The mean of the views' probabilities, Krizhevsky et al. 2012, 4.1; three images a batch."""
+    config = make_config(photos, eval={"views": "ten_crop"}, engine={"precision": "fp32"})
+    with alone(config) as (t, resolved, _, val_set):
+        t.model.eval()
+        correct1, loss = 0, 0.0
+        for batch in itertools.islice(resolved.loader.eval(val_set, 1), len(val_set)):
+            assert len(batch.images) == len(set(map(tuple, batch.rows[:, 9:]))) == 10
+            with torch.inference_mode():
+                probabilities = t.model(batch.images).softmax(dim=1).mean(dim=0)
+            correct1 += int(probabilities.argmax()) == int(batch.labels[0])
+            loss -= float(probabilities[batch.labels[0]].log())
+    for size in (1, 3):
+        for images, right, _, mean_loss in in_ranks(size, score_ten_crops, photos):
+            assert (images, right) == (101, correct1)
+            assert mean_loss == pytest.approx(loss / 101, rel=1e-4)
+
+
 class HostReads(TorchDispatchMode):
     """Counts what makes the host wait for the device's numbers."""
 

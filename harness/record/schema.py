@@ -16,6 +16,10 @@ def _field(meaning: str) -> Any:
     return Field(description=meaning)
 
 
+def _list(meaning: str) -> Any:
+    return Field(default_factory=list, description=meaning)
+
+
 def _maybe(meaning: str) -> Any:
     return Field(default=None, description=meaning)
 
@@ -153,9 +157,9 @@ class Result(BaseModel):
     median_last5_top1_pct: float | None = _maybe(
         "median over validations after each of the last 5 epochs (Goyal et al. 2017, 5.1)"
     )
-    events: list[RunEvent] = _field("what the run decided from its history")
+    events: list[RunEvent] = _list("what the run decided from its history")
     target: Target | None = _maybe("when schedule.stop_at_top1_pct was reached")
-    references: list[str] = _field("published rows that this is held against")
+    references: list[str] = _list("published rows that this is held against")
 
     images_per_second: float | None = _field(
         "images of all ranks / wall time of the account `train` (waiting for data included; "

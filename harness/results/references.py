@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import ModelName
+from harness.console import count
 from harness.errors import BadInput
 
 SHELF = Path(__file__).with_name("references.yaml")
@@ -103,6 +104,15 @@ def load_shelf(path: Path = SHELF) -> list[Reference]:
             raise BadInput(f"{path}: {reference.id}: this id is given twice")
         found[reference.id] = reference
     return list(found.values())
+
+
+def line(row: Reference) -> str:
+    """A reference in a line: `76.40 +- 0.12 % top1, 5 runs, centre crop 224 px of 256`."""
+    spread = "" if row.std is None else f" +- {row.std:g}"
+    unit = "% " if row.metric in ACCURACIES else ""
+    runs = f", {count(row.n, 'run')}" if row.n else ""
+    protocol = f", {row.protocol}" if row.protocol else ""
+    return f"{row.value:g}{spread} {unit}{row.metric}{runs}{protocol}"
 
 
 def pick(shelf: Iterable[Reference], *, model: str | None, metric: str | None) -> list[Reference]:

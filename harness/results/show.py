@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from harness.console import count, duration, out
 from harness.record.schema import Result
 from harness.results.load import Failure, LoadedRun
+from harness.results.references import line, load_shelf
 
 
 def show_run(run: LoadedRun) -> None:
@@ -59,8 +62,8 @@ def _show_failure(failure: Failure) -> None:
     """Who failed first and why, under the end of what that rank said."""
     if failure.log is not None:
         out.print(f"end of {failure.log}:")
-        for line in failure.last_lines:
-            out.print(f"    {line}")
+        for words in failure.last_lines:
+            out.print(f"    {words}")
     where = f" on {failure.host}" if failure.host else ""
     who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
     out.print(Text(f"{who}{failure.message}", "red"))
@@ -82,6 +85,17 @@ def _facts(r: Result) -> dict[str, str]:
         f"of {r.val_images:,}; {r.protocol})",
         "best": f"{r.best_val_top1_pct:.2f} % after epoch {r.best_epoch:g}",
     }
+    if r.median_last5_top1_pct is not None:
+        facts["last 5 epochs"] = f"{r.median_last5_top1_pct:.2f} % median top-1"
+    if (target := r.target) is not None:
+        facts["target"] = (
+            f"{target.top1_pct:g} % reached after {target.epoch:g} epochs: "
+            f"{duration(target.train_s)} of training, {duration(target.wall_s)} in all"
+        )
+    if r.events:
+        facts["on the way"] = ", ".join(f"{each.kind} at step {each.step:,}" for each in r.events)
+    if r.references:
+        facts["published"] = _published(r.references)
     if r.images_per_second is not None:
         facts |= {
             "images/s": f"{r.images_per_second:,.1f}  ({ranks}, waiting for data "
@@ -101,6 +115,15 @@ def _facts(r: Result) -> dict[str, str]:
         "fingerprints": f"result {r.result_fingerprint}, speed {r.speed_fingerprint}",
         "W&B": r.wandb,
     }
+
+
+def _published(names: Sequence[str]) -> str:
+    """The rows that a recipe names, a line each."""
+    shelf = {row.id: row for row in load_shelf()}
+    return "\n".join(
+        f"{line(shelf[name])} ({name})" if name in shelf else f"{name}: not on the shelf"
+        for name in names
+    )
 
 
 def _time_table(r: Result) -> Table:
