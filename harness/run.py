@@ -125,7 +125,8 @@ def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn
     """End this process from another thread; the main one gets no turn any more."""
     path = attempt.folder.path
     error = RunFailed(
-        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s; "
+        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
+        "(engine.warm_up_timeout_s while starting); "
         f"where it stands is in {path}/stacks"
     )
     rank_log.tell_job(f"error: {error}")

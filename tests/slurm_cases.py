@@ -15,6 +15,7 @@ from harness.doctor.compare import Difference, compare
 from harness.record import folder as run_folder
 
 ONE, MULTI = (ROOT / "slurm" / f"resnet50_{name}.sh" for name in ("8gpu", "multinode"))
+DOCTOR = ROOT / "slurm" / "doctor.sh"
 CONFIG = ROOT / "configs" / "resnet50_90ep.yaml"
 """The scripts' own."""
 FLAGS = [

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from helpers import TRAIN, train
-from slurm_cases import CASES, CONFIG, FLAGS, MULTI, ONE, RANKS, Place, attempts
+from slurm_cases import CASES, CONFIG, DOCTOR, FLAGS, MULTI, ONE, RANKS, Place, attempts
 from slurm_cluster import Cluster, cluster
 from wandb_standin import StandIn
 
 from harness import cli
+from harness.doctor import nodes
 
 pytest_plugins = ["slurm_fixtures", "wandb_fixtures"]
 pytestmark = pytest.mark.slurm
@@ -191,3 +192,22 @@ def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> 
     assert "0 of 8 expected" in told
     assert told.splitlines()[-1] == f"job {job}: not begun"
     assert not place.folder("missing").exists()
+
+
+def test_the_doctor_looks_at_each_node_by_itself(place: Place) -> None:
+    job = place.submit(DOCTOR, None, options=("--nodes=2", "--gpus-per-node=0"))
+    state, told = place.slurm.wait(job), place.slurm.log(job)
+    reports = [nodes.read(place.cwd / f"doctor-{job}" / f"node{n}.json") for n in (1, 2)]
+    assert [[node.host for node in report] for report in reports] == [["node1"], ["node2"]]
+    red = "red" in {check.status for report in reports for node in report for check in node.checks}
+    assert state == ("FAILED" if red else "COMPLETED"), told
+    assert "node1" in told
+    assert "node2" in told
+
+
+def test_the_doctor_is_red_where_gpus_are_missing(place: Place) -> None:
+    flags = ("--engine.device", "auto")
+    job = place.submit(DOCTOR, None, *flags, options=("--nodes=2",))
+    assert place.slurm.wait(job) == "FAILED"
+    red = [line for line in place.slurm.log(job).splitlines() if "0 of 8 expected" in line]
+    assert [line.split(": ")[:2] for line in red] == [["red", "node1"], ["red", "node2"]]

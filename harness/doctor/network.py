@@ -173,7 +173,9 @@ def _judge_clocks(ranks: Sequence[Facts]) -> Check:
 
 
 def _judge_wandb(facts: Facts) -> Check:
-    name, found = "W&B", facts["wandb"]
+    name, found = "W&B", facts.get("wandb")
+    if found is None:
+        return not_checked(name, "rank 0 did not say")
     if found["mode"] == "off":
         return not_checked(name, "log.wandb is off")
     if found["mode"] == "offline":
