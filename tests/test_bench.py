@@ -50,6 +50,7 @@ def test_checkpoints_are_written_and_their_cost_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "the folder is left as it was"
 
 
+@pytest.mark.slow
 def test_the_vote_of_several_ranks_is_measured() -> None:
     done = bench("overhead", *TINY, "--steps", "3", ranks=2)
     assert done.returncode == 0, done.stderr
@@ -59,6 +60,7 @@ def test_the_vote_of_several_ranks_is_measured() -> None:
     assert re.search(r"the vote of 2 ranks costs \S+ % of the throughput", done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["missing", "file"])
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, what: str) -> None:
     (tmp_path / "file").touch()

@@ -103,6 +103,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_there_is_always_a_whole_one(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(5):

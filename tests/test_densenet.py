@@ -186,6 +186,7 @@ def test_saving_memory_saves_most_of_it() -> None:
     assert held[1] < 0.45 * held[0]
 
 
+@pytest.mark.slow
 def test_saving_memory_saves_most_of_it_compiled() -> None:
     """What the forward graph hands to the backward graph, split as inductor splits it."""
     held = []
@@ -246,6 +247,7 @@ def digests_under_ddp() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_saving_memory_under_ddp() -> None:
     for rank in in_ranks(2, digests_under_ddp):
         assert rank["False True"] == rank["False False"]

@@ -292,6 +292,7 @@ def doctor(
     return done
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_by_itself(icons: Path, tmp_path: Path) -> None:
     words = ("--ranks", "1", "--steps", "4", "--optim.lr-per-256", "1e30")
     done = doctor(icons, tmp_path, *words)

@@ -125,6 +125,7 @@ def test_alone_it_prints_one_json_object_and_leaves_nothing(icons: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_three_ranks_give_one_screen(icons: Path, tmp_path: Path) -> None:
     done = doctor(*flags(icons), ranks=3, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -139,6 +140,7 @@ def test_three_ranks_give_one_screen(icons: Path, tmp_path: Path) -> None:
     assert "next: torchrun --nproc-per-node 3 launch/train.py --model.name resnet20" in lines[-1]
 
 
+@pytest.mark.slow
 def test_expected_gpus_missing_with_several_ranks(icons: Path, tmp_path: Path) -> None:
     done = doctor(*flags(icons), "--expect-gpus", "99", ranks=3, cwd=tmp_path)
     assert done.returncode == 1
@@ -148,6 +150,7 @@ def test_expected_gpus_missing_with_several_ranks(icons: Path, tmp_path: Path) -
     assert last.startswith("red: GPUs (1 node")
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_all(icons: Path, tmp_path: Path) -> None:
     script = """
 import os
@@ -198,6 +201,7 @@ def test_run_folder_that_cannot_be_written(healthy: Report, icons: Path, tmp_pat
     assert changed(healthy, look(words)) == {"run folder": "red"}
 
 
+@pytest.mark.slow
 def test_full_disks(
     healthy: Report, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +228,7 @@ def test_too_little_shared_memory(
         assert changed(healthy, look([*flags(icons), *torchvision])) == {"/dev/shm": "red"}
 
 
+@pytest.mark.slow
 def test_too_few_open_files(icons: Path, tmp_path: Path) -> None:
     def lower() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))

@@ -78,8 +78,8 @@ def resume_in_the_middle(
     "changes",
     [
         {},
-        {"engine": {"static_graph": True}},
-        {"train": {"max_local_batch": 2}},
+        pytest.param({"engine": {"static_graph": True}}, marks=pytest.mark.slow),
+        pytest.param({"train": {"max_local_batch": 2}}, marks=pytest.mark.slow),
         {"engine": {"static_graph": True}, "train": {"max_local_batch": 2}},
     ],
     ids=["plain", "static graph", "accumulating", "static graph, accumulating"],
@@ -100,6 +100,7 @@ def test_a_resumed_run_has_the_same_bits(
     assert len({rank["statistics"] for rank in ranks}) == 3, "BN's statistics do not"
 
 
+@pytest.mark.slow
 def test_it_is_the_warm_up_that_makes_it_so(photos: Path, tmp_path: Path) -> None:
     """Without throw-away steps DDP rebuilds its buckets later in a resumed run: other sums."""
     ranks = in_ranks(3, resume_in_the_middle, photos, tmp_path, {}, False)
@@ -142,6 +143,7 @@ def test_another_world_size_sees_the_same_images(photos: Path, tmp_path: Path) -
         assert rank["before"] == [0, 0, 0], "only rank 0 takes up the digest"
 
 
+@pytest.mark.slow
 def test_another_log_period_may_be_asked_for(photos: Path, tmp_path: Path) -> None:
     """Five steps are open when one asks for rows every two steps: they all go into the next row."""
     wide, narrow = {"log": {"every_steps": 100}}, {"log": {"every_steps": 2}}

@@ -92,6 +92,7 @@ def test_the_configs_of_the_same_question_have_the_same_fingerprint(runs: Path) 
     assert one.result_fingerprint == two.result_fingerprint != arm.result_fingerprint
 
 
+@pytest.mark.slow
 def test_config_yaml_repeats_the_run_bit_by_bit(runs: Path) -> None:
     done = train(runs / "ranks1" / "config.yaml", "--run.name", "again", cwd=runs.parent)
     assert done.returncode == 0, done.stderr
@@ -100,7 +101,7 @@ def test_config_yaml_repeats_the_run_bit_by_bit(runs: Path) -> None:
     assert result_of(runs / "ranks1").digests == result_of(runs / "again").digests
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_scoring_the_saved_weights_gives_the_same_score(
     runs: Path, photos: Path, ranks: int
 ) -> None:
@@ -209,6 +210,7 @@ def test_rows_and_result_reach_wandb(tmp_path: Path, photos: Path, server: Stand
     assert (mirrored.state, mirrored.exit_code) == ("finished", 0)
 
 
+@pytest.mark.slow
 def test_a_dead_wandb_server_changes_nothing(tmp_path: Path, photos: Path, server: StandIn) -> None:
     server.hang()
     flags = flags_of(photos, **{"run.name": "unheard", "log.wandb": "online"})

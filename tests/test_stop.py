@@ -20,7 +20,9 @@ pytest_plugins = ["wandb_fixtures"]
 TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "3")
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_stops_the_run_and_it_goes_on(
     tmp_path: Path, photos: Path, by: signal.Signals
 ) -> None:
@@ -52,6 +54,7 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     assert f"step-{last['step']:09d}.pt: was taken by another run" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wandb_server_that_hangs_does_not_keep_the_stop(
     tmp_path: Path, photos: Path, server: StandIn
 ) -> None:

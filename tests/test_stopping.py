@@ -44,6 +44,7 @@ def test_a_run_ends_at_its_target(tmp_path: Path, icons: Path) -> None:
     assert "0.5 % reached after" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_time_is_up(tmp_path: Path, icons: Path) -> None:
     """In the middle of an epoch too; it is then validated as at any end."""
     words = ("--schedule.epochs", "10000", "--schedule.max-minutes", "0.02")
@@ -52,7 +53,7 @@ def test_a_run_ends_when_its_time_is_up(tmp_path: Path, icons: Path) -> None:
     result = result_in(tmp_path / "runs" / "icons-s0")
     assert kinds(result) == ["time is up"]
     assert result.steps == result.events[0].step > 5
-    assert 1.2 <= result.accounts_s["train"] < 5
+    assert 1.2 <= result.accounts_s["train"] < 30
     assert result.val_images == 50
     assert sum(digest.images for digest in result.digests) == result.images_seen
     again = train(*icons_flags(icons), *words, "--eval.every-epochs", "10000", cwd=tmp_path)

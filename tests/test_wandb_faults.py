@@ -108,6 +108,7 @@ def test_server_errors_without_end_cost_nothing_that_sync_does_not_bring_back(
     assert len(server.run("r1").history) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("timeout_s", "at_most_s"), [(5, 8), (0.8, 3)])
 def test_a_server_that_hangs_holds_up_nothing_and_the_next_attempt_sends_the_rest(
     timeout_s: float, at_most_s: float, server: StandIn, tmp_path: Path
@@ -125,6 +126,7 @@ def test_a_server_that_hangs_holds_up_nothing_and_the_next_attempt_sends_the_res
     assert _steps(server) == list(range(CHILD_ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("timeout_s", "at_most_s"), [(5, 8), (0.8, 3)])
 def test_a_server_that_hangs_from_the_start_holds_up_nothing(
     timeout_s: float, at_most_s: float, server: StandIn, tmp_path: Path

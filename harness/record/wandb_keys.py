@@ -31,8 +31,8 @@ KEYS = {
 }
 """Field of schema.Row -> key in W&B."""
 
-NOT_MIRRORED = frozenset({"schema_version", "kind"})
-"""Fields of schema.Row that say nothing in W&B: which keys a row has shows its kind."""
+NOT_MIRRORED = frozenset({"schema_version", "kind", "events"})
+"""Fields of schema.Row that W&B does not show: keys tell a row's kind, the rate tells an event."""
 
 
 def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
