@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,12 @@ def cut(place: Place, name: str) -> str:
     """The time limit comes before the end of the first start."""
     options = ("--time=1", "--signal=B:USR1@50")  # Slurm looks at the time every half a minute
     job = place.submit(ONE, name, options=options, nproc=RANKS, HARNESS_SAVE_S="20")
+    place.wait_for_rows(name, job)
+    # Else a fast machine is done before Slurm has looked.
+    ranks = ranks_of(name)
+    tell(ranks, signal.SIGSTOP)
+    time.sleep(35)
+    tell(ranks, signal.SIGCONT)
     deadline = time.monotonic() + HANG_S
     while place.slurm.about(job)["Restarts"] == "0":
         assert time.monotonic() < deadline, place.slurm.log(job)
@@ -112,6 +121,26 @@ CASES: dict[str, Callable[[Place, str], str]] = {
     "preempted": preempted, "requeued": requeued, "cut": cut, "node_lost": node_lost,
 }  # fmt: skip
 """Each submits a run, disturbs it, and returns the job's id."""
+
+
+def ranks_of(name: str) -> list[int]:
+    """Processes that train the run of this name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if any(word.endswith("launch/train.py") for word in words[:4]) and name in words:
+            found.append(int(folder.name))
+    return found
+
+
+def tell(processes: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:

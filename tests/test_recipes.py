@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, draw_tree
 from trainings import alone
 
 from harness import cli
@@ -196,29 +196,41 @@ def test_torchvisions_schedule() -> None:
 
 
 TINY: dict[str, dict[str, Any]] = {
-    "train": {"global_batch": 8, "max_local_batch": None},
-    "eval": {"local_batch": 16},
+    "train": {"global_batch": 4, "max_local_batch": None},
+    "eval": {"local_batch": 10},
     "engine": {"device": "cpu", "compile": False, "threads": 1},
     "log": {"every_steps": 1, "wandb": "off"},
 }
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Ten images each, in ImageNet's shapes and in CIFAR's."""
+    root = tmp_path_factory.mktemp("few")
+    wide = draw_tree(root / "wide", classes=2, per_class=5, size=lambda k: (70, 90), suffix=".jpg")
+    small = draw_tree(
+        root / "small", classes=2, per_class=5, size=lambda k: (32, 32), suffix=".png"
+    )
+    return wide, small
+
+
 @pytest.mark.slow
 @every_recipe
-def test_it_trains_two_steps_and_validates(path: Path, photos: Path, icons: Path) -> None:
+def test_it_trains_two_steps_and_validates(path: Path, few: tuple[Path, Path]) -> None:
     config = load(path)
     on_cifar = config.model.name in CIFAR_MODELS and config.data.image_px == 32
-    images = str(icons if on_cifar else photos)
+    images = str(few[on_cifar])
     data = {"train": images, "image_px": 32, "threads": 1}
     if not on_cifar:
         data |= {"eval_resize_px": 36, "jitter_px": (36, 48)}
-    data |= {"holdout_images": 10, "val": None} if config.data.holdout_images else {"val": images}
+    data |= {"holdout_images": 2, "val": None} if config.data.holdout_images else {"val": images}
     model = {} if config.model.bn_images is None else {"bn_images": 4}
     changes = TINY | {"data": data, "model": model, "schedule": {"max_steps": 2}}
     sections = {name: section.model_copy(update=changes.get(name, {})) for name, section in config}
     with alone(cfg.Config(**sections)) as (t, resolved, train_set, val_set):
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
-        rows = [pause.row for pause in train_epoch(t, batches) if pause.row]
+        with t.clock.account("train"):
+            rows = [pause.row for pause in train_epoch(t, batches) if pause.row]
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
         score = evaluate(t.model, val_batches, len(val_set), resolved, t.pulse)
         batches.close()
