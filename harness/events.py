@@ -20,7 +20,8 @@ class Event(NamedTuple):
     step: int
 
 
-_ENDS = ("target reached", "time is up")
+ENDS: tuple[Kind, ...] = ("target reached", "time is up")
+"""Those that end the training."""
 
 
 def count(events: Iterable[Event], kind: Kind, step: int) -> int:
@@ -30,7 +31,7 @@ def count(events: Iterable[Event], kind: Kind, step: int) -> int:
 
 def last_step(events: Iterable[Event], planned: int) -> int:
     """Steps of the whole training: as planned, or to where an event ends it."""
-    return min([planned, *(event.step for event in events if event.kind in _ENDS)])
+    return min([planned, *(event.step for event in events if event.kind in ENDS)])
 
 
 def plateau_drops(scores: Sequence[tuple[float, float]], schedule: Schedule) -> list[float]:

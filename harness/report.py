@@ -13,7 +13,7 @@ from harness import engine, result
 from harness.console import count, duration, out
 from harness.counts import Score
 from harness.data import Images
-from harness.events import after_validation
+from harness.events import ENDS, after_validation
 from harness.record.clock import Clock
 from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
@@ -208,11 +208,14 @@ class Report:
     def _left_s(self, row: Row) -> float | None:
         resolved = self.resolved
         left = resolved.total_steps - row.step
-        if not row.step or not left:
+        if not row.step or not left or set(row.events or ()) & set(ENDS):
             return None
         per_step_s = row.train_s / row.step
         every = resolved.config.eval.every_epochs * resolved.steps_per_epoch
-        return left * per_step_s + -(-left // every) * self.last_eval_s
+        train_s, minutes = left * per_step_s, resolved.config.schedule.max_minutes
+        if minutes is not None and 60 * minutes - row.train_s < train_s:
+            return max(0.0, 60 * minutes - row.train_s) + self.last_eval_s
+        return train_s + -(-left // every) * self.last_eval_s
 
     def _note_the_unusual(self) -> None:
         data = self.resolved.config.data
