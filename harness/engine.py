@@ -134,9 +134,11 @@ def warm_up(
 
 def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
     """Compile the validation graph."""
+    # Made outside of inference mode, as the loader's: a tensor made within is of another kind.
+    images = _blank(resolved.eval_images * resolved.eval_views, resolved)
     model.eval()
     with torch.inference_mode(), autocast(resolved):
-        model(_blank(resolved.eval_images * resolved.eval_views, resolved))
+        model(images)
 
 
 def _blank(n: int, resolved: Resolved) -> Tensor:
