@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import draw_tree
+from helpers import draw_tree, icons_flags, train
 
 from harness import config as cfg
 from harness.data import Loader, laws, mean_of_training, open_sets
@@ -127,3 +128,12 @@ def test_images_held_out_are_validated_and_not_trained(icons: Path) -> None:
     too_many = cfg.Config(data=data.model_copy(update={"holdout_images": 50}))
     with pytest.raises(BadInput, match=r"data\.holdout_images: 50 of the 50 images in"):
         open_sets(too_many)
+
+
+@pytest.mark.slow
+def test_what_is_shifted_image_by_image_is_compiled_once(tmp_path: Path, icons: Path) -> None:
+    words = ("--engine.compile", "true", "--data.mean-image", "true", "--data.colour-std", "0.1")
+    done = train(*icons_flags(icons), *words, "--data.eval-resize-px", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "runs" / "icons-s0" / "result.json").read_text())
+    assert (result["compiled"], result["recompiles"], result["graph_breaks"]) == (True, 0, 0)
