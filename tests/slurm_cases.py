@@ -117,8 +117,17 @@ def node_lost(place: Place, name: str) -> str:
     return job
 
 
+def rank_killed(place: Place, name: str) -> str:
+    """A rank dies; torchrun starts all of them anew, on all nodes, within the same job."""
+    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
+    place.wait_for_rows(name, job)
+    tell(ranks_of(name)[1:2], signal.SIGKILL)
+    return job
+
+
 CASES: dict[str, Callable[[Place, str], str]] = {
     "preempted": preempted, "requeued": requeued, "cut": cut, "node_lost": node_lost,
+    "rank_killed": rank_killed,
 }  # fmt: skip
 """Each submits a run, disturbs it, and returns the job's id."""
 

@@ -29,6 +29,7 @@ def table_row(text: str, name: str) -> list[float]:
     return [float(each.strip().replace(",", "")) for each in line.split("│")[2:-1]]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_written_and_their_cost_is_told(tmp_path: Path) -> None:
     done = bench("checkpoint", *TINY, "--every", "3", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -73,6 +74,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, what: str) 
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_no_measurement(disk: Path) -> None:
     done = bench("checkpoint", *TINY, "--every", "2", "--folder", disk)
     assert done.returncode == 1

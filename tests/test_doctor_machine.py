@@ -187,6 +187,7 @@ def test_bad_input_ends_with_2_before_torch(tmp_path: Path) -> None:
 # planted faults, alone: each shows where it belongs, and nowhere else
 
 
+@pytest.mark.slow
 def test_expected_gpus_are_missing(healthy: Report, icons: Path) -> None:
     assert changed(healthy, look(flags(icons), expect_gpus=99)) == {"GPUs": "red"}
     assert changed(healthy, look(flags(icons), SLURM_GPUS_ON_NODE="99")) == {"GPUs": "red"}
@@ -252,6 +253,7 @@ def test_data_that_never_answers(
     assert value(report, "training data").endswith("images: no answer within 1 s")
 
 
+@pytest.mark.slow
 def test_data_that_comes_slowly(
     healthy: Report, icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,6 +374,7 @@ def test_faults_of_one_rank_of_three(icons: Path, monkeypatch: pytest.MonkeyPatc
     assert value(said["a clock 5 s behind"], "clock skew").startswith("5,00")
 
 
+@pytest.mark.slow
 def test_the_alarm_rings_and_names_what_hangs(icons: Path, tmp_path: Path) -> None:
     script = """
 import time

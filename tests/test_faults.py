@@ -212,6 +212,7 @@ def test_a_rank_that_hangs_ends_all_and_torchrun_starts_again(
     assert not (folder / "stacks").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
     """No collective gives up, as nobody comes to one."""
     data = copytree(photos, tmp_path / "data", ignore=ignore_patterns(".*"))
@@ -293,7 +294,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_never_saved(
 @pytest.mark.parametrize(
     ("size", "goes_on_from"),
     [
-        ("3m", "step-000000005.pt"),
+        pytest.param("3m", "step-000000005.pt", marks=pytest.mark.slow),
         pytest.param(
             "1m",
             "the start, as no checkpoint could be written either",

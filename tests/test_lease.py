@@ -163,6 +163,7 @@ def wait_for_heartbeat(folder: Path) -> None:
     wait_until(lambda: mtime_ns(folder) > at)
 
 
+@pytest.mark.slow
 def test_exactly_one_of_many_jobs_gets_it(tmp_path: Path, new_jobs: NewJobs) -> None:
     """A new folder, a dead lease, a silent one; then without locks, or with files in their place.
 

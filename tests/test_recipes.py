@@ -71,26 +71,32 @@ def test_every_row_of_the_papers_has_a_recipe() -> None:
 IMAGENET, CIFAR = 1_281_167, 50_000
 
 
-def rates(config: cfg.Config, images: int, *events: Event) -> list[float]:
-    """The learning rate of each step."""
-    per_epoch = images // config.train.global_batch
-    whole = config.schedule.epochs * per_epoch
-    return [
-        learning_rate(
-            step,
-            schedule=config.schedule,
-            peak=peak_lr(config.optim, config.train.global_batch),
-            start=warmup_start_lr(config),
-            steps_per_epoch=per_epoch,
-            events=events,
+class Rates:
+    """The learning rate of each step, `found[step]`, and how many there are."""
+
+    def __init__(self, config: cfg.Config, images: int, *events: Event) -> None:
+        self.config, self.events = config, events
+        self.per_epoch = images // config.train.global_batch
+        whole = config.schedule.epochs * self.per_epoch
+        self.steps = min(whole, config.schedule.max_steps or whole)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> float:
+        return learning_rate(
+            step % self.steps,
+            schedule=self.config.schedule,
+            peak=peak_lr(self.config.optim, self.config.train.global_batch),
+            start=warmup_start_lr(self.config),
+            steps_per_epoch=self.per_epoch,
+            events=self.events,
         )
-        for step in range(min(whole, config.schedule.max_steps or whole))
-    ]
 
 
 def at(config: cfg.Config, *epochs: float) -> list[float]:
     per_epoch = IMAGENET // config.train.global_batch
-    all_rates = rates(config, IMAGENET)
+    all_rates = Rates(config, IMAGENET)
     return [float(f"{all_rates[round(epoch * per_epoch)]:.5g}") for epoch in epochs]
 
 
@@ -145,7 +151,7 @@ def test_hes_imagenet_schedule() -> None:
     """3.4: 0.1, divided by 10 when the error plateaus, at most 60e4 iterations of 256 images."""
     config = recipe("he2015/resnet50")
     decided = [Event("dropped", 200_000), Event("dropped", 400_000)]
-    found = rates(config, IMAGENET, *decided)
+    found = Rates(config, IMAGENET, *decided)
     assert abs(len(found) - 600_000) < 1000
     assert [found[0], found[199_999], found[200_000], found[-1]] == pytest.approx(
         [0.1, 0.1, 0.01, 0.001]
@@ -163,7 +169,7 @@ def test_hes_cifar_schedule(name: str) -> None:
     """4.2: 64k iterations, 0.1, a tenth at 32k and 48k."""
     config = recipe(f"he2015/cifar10_{name}")
     images = CIFAR - config.data.holdout_images
-    found = rates(config, images, Event("warmed up", 400))
+    found = Rates(config, images, Event("warmed up", 400))
     assert len(found) == 64_000
     start = 0.01 if "1202" in name else 0.1
     steps = (0, 400, 31_999, 32_000, 47_999, 48_000, 63_999)
@@ -177,7 +183,7 @@ def test_hes_cifar_schedule(name: str) -> None:
 def test_huangs_schedules() -> None:
     """4.2: CIFAR 300 epochs of batch 64, a tenth at 50 % and 75 %; ImageNet 90, at 30 and 60."""
     cifar = recipe("huang2017/cifar_densenet_bc_100_12")
-    found = rates(cifar, CIFAR)
+    found = Rates(cifar, CIFAR)
     per_epoch = CIFAR // 64
     assert len(found) == 300 * per_epoch
     steps = (0, 150 * per_epoch - 1, 150 * per_epoch, 225 * per_epoch, 300 * per_epoch - 1)

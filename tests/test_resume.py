@@ -80,7 +80,10 @@ def resume_in_the_middle(
         {},
         pytest.param({"engine": {"static_graph": True}}, marks=pytest.mark.slow),
         pytest.param({"train": {"max_local_batch": 2}}, marks=pytest.mark.slow),
-        {"engine": {"static_graph": True}, "train": {"max_local_batch": 2}},
+        pytest.param(
+            {"engine": {"static_graph": True}, "train": {"max_local_batch": 2}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plain", "static graph", "accumulating", "static graph, accumulating"],
 )

@@ -171,6 +171,7 @@ def test_a_killed_rank_takes_the_job_down(tmp_path: Path, photos: Path) -> None:
         assert not Path(f"/proc/{rank}").exists(), "no rank may be left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize("source", ["dali", "torchvision"])
 def test_published_weights_score_what_pillow_gives(

@@ -97,6 +97,7 @@ def test_a_server_error_is_retried(
     assert len(server.run("r1").history) == 5
 
 
+@pytest.mark.slow
 def test_server_errors_without_end_cost_nothing_that_sync_does_not_bring_back(
     server: StandIn, tmp_path: Path
 ) -> None:
