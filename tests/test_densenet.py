@@ -208,6 +208,7 @@ def test_saving_memory_saves_most_of_it_compiled() -> None:
     assert held[1] < 0.45 * held[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_saving_memory_compiled(dropout: float) -> None:
     """By AOT autograd, which decides what is recomputed, without waiting for a compiler."""

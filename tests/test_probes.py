@@ -140,6 +140,7 @@ def _measure_together() -> dict[str, object]:
         return {"took_s": took_s, "offsets": probes.clock_offsets(world, trips=5)}
 
 
+@pytest.mark.slow
 def test_ranks_measure_together() -> None:
     found = in_ranks(3, _measure_together)
     assert found[0] == found[1] == found[2]

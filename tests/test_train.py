@@ -54,10 +54,9 @@ def test_evaluation_is_exact_at_any_world_size(photos: Path) -> None:
             counts["correct5"] += label in ranked[:5]
             loss += -float(logits[0].log_softmax(0)[label])
     expected = (101, counts["correct1"], counts["correct5"])
-    for size in (1, 3):
-        for images, correct1, correct5, mean_loss in in_ranks(size, score_in_world, photos):
-            assert (images, correct1, correct5) == expected
-            assert mean_loss == pytest.approx(loss / 101, rel=2e-2)
+    for images, correct1, correct5, mean_loss in in_ranks(3, score_in_world, photos):
+        assert (images, correct1, correct5) == expected
+        assert mean_loss == pytest.approx(loss / 101, rel=2e-2)
 
 
 def score_ten_crops(folder: Path) -> tuple[int, int, int, float]:

@@ -185,6 +185,7 @@ def test_off_never_imports_the_client(tmp_path: Path) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uploaded", [False, True])
 def test_the_last_offline_attempt_is_the_whole_run(
     uploaded: bool, server: StandIn, tmp_path: Path
