@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import draw_tree, icons_flags, train
+from helpers import draw_tree
+from trainings import alone, make_config
 
 from harness import config as cfg
+from harness import engine
 from harness.data import Loader, laws, mean_of_training, open_sets
 from harness.data.dataset import open_folder
 from harness.data.mean import mean_image
@@ -18,6 +19,7 @@ from harness.data.stream import Samples
 from harness.errors import BadInput
 from harness.pixels import Pixels
 from harness.resolve import split_batch
+from harness.train import evaluate, train_step
 from harness.world import from_environment
 
 CPU = torch.device("cpu")
@@ -131,9 +133,14 @@ def test_images_held_out_are_validated_and_not_trained(icons: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_shifted_image_by_image_is_compiled_once(tmp_path: Path, icons: Path) -> None:
-    words = ("--engine.compile", "true", "--data.mean-image", "true", "--data.colour-std", "0.1")
-    done = train(*icons_flags(icons), *words, "--data.eval-resize-px", "0", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "runs" / "icons-s0" / "result.json").read_text())
-    assert (result["compiled"], result["recompiles"], result["graph_breaks"]) == (True, 0, 0)
+def test_what_is_shifted_image_by_image_is_compiled_once(icons: Path) -> None:
+    data = {"augment": "pad_crop", "eval_resize_px": 0, "mean_image": True, "colour_std": 0.1}
+    config = make_config(icons, data=data, engine={"compile": True, "bucket_mb": 25})
+    with alone(config) as (t, resolved, train_set, val_set):
+        warm = engine.graph_counts()
+        batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
+        train_step(t, batches)
+        train_step(t, batches)
+        val_batches = resolved.loader.eval(val_set, resolved.eval_images)
+        evaluate(t.model, val_batches, len(val_set), resolved, t.pulse)
+        assert engine.graph_counts() == warm
