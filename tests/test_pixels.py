@@ -110,6 +110,21 @@ def test_colour_is_added_to_the_bytes_of_each_image() -> None:
     assert (pixels(images) == Pixels(cfg.Data())(images)).all(), "validation has none"
 
 
+def test_synthetic_images_have_colour_too() -> None:
+    """The ceiling of a recipe's computing is taken with all of its computing."""
+    data = cfg.Data(source="synthetic", image_px=32, synthetic_images=64, colour_std=0.1)
+    config = cfg.Config(data=data, train=cfg.Train(global_batch=8))
+    train_set, _ = open_sets(config)
+    assert train_set is not None
+    split = split_batch(config.train, 1)
+    loader = Loader.resolve(data, from_environment("cpu", {}))
+    batch = next(loader.train(train_set, split, epoch=0, step=0, epochs=1))
+    pixels = Pixels(data)
+    shifted = pixels(batch.images, *pixels.of(batch.rows, CPU))
+    assert shifted.shape == (8, 3, 32, 32)
+    assert not torch.equal(shifted, pixels(batch.images))
+
+
 def test_a_mean_image_needs_images_of_one_size(tmp_path: Path) -> None:
     root = draw_tree(tmp_path / "mixed", classes=2, per_class=2,
                      size=lambda k: (32, 32 + (k == 3)), suffix=".png")  # fmt: skip

@@ -55,9 +55,11 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
                 f"data.synthetic_images: {data.synthetic_images:,} images are fewer than one "
                 f"train.global_batch of {config.train.global_batch:,}"
             )
-        train = _synthetic(data, data.synthetic_images, seed) if training else None
-        views = eval_law(config).views
-        return train, _synthetic(data, data.synthetic_val_images, seed, views)
+        val_images = _synthetic(data, data.synthetic_val_images, seed, eval_law(config))
+        if not training:
+            return None, val_images
+        law = _coloured(laws.centre_crop(0, data.image_px), data)
+        return _synthetic(data, data.synthetic_images, seed, law), val_images
     train_part, val = _open_datasets(data)
     val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
     if data.mean_image:
@@ -105,7 +107,10 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
 
 def train_law(data: cfg.Data) -> Law:
     """The law of augmentation that the config names."""
-    law = _geometry_law(data)
+    return _coloured(_geometry_law(data), data)
+
+
+def _coloured(law: Law, data: cfg.Data) -> Law:
     return replace(law, colour=laws.pca_colour(data.colour_std)) if data.colour_std else law
 
 
@@ -213,10 +218,9 @@ def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:
     return Stream(seed, dataset.labels, dataset.width, dataset.height, law)
 
 
-def _synthetic(data: cfg.Data, images: int, seed: int, views: int = 1) -> Images:
+def _synthetic(data: cfg.Data, images: int, seed: int, law: Law) -> Images:
     labels = np.arange(images, dtype=np.int32) % data.synthetic_classes
     side = np.full(images, data.image_px, dtype=np.int32)
-    law = (laws.centre_crop if views == 1 else laws.ten_crop)(0, data.image_px)
     return Images(Stream(seed, labels, side, side, law), data.synthetic_classes, None)
 
 
