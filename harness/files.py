@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from harness.errors import BadInput
 
 
 def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
@@ -48,6 +51,29 @@ def fsync_tree(folder: Path) -> None:
     """The same for a folder and all that is in it."""
     for path in (*folder.rglob("*"), folder):
         fsync(path)
+
+
+@contextmanager
+def new_folder(root: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name, which gets its own at the end of the block.
+
+    Nothing is left behind half-filled.
+
+    Raises:
+        BadInput: the folder exists already, or cannot be written.
+    """
+    if root.exists():
+        raise BadInput(f"{root}: exists already; give a new folder")
+    part = root.with_name(f"{root.name}.part-{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(root)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadInput(f"{root}: {reason}; give a folder that can be written") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _part(path: Path) -> Path:

@@ -24,7 +24,6 @@ class Pixels(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    std_255: Tensor
     parts: Tensor
 
     def __init__(self, data: Data, mean_image: MeanImage | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness import config as cfg
 from harness import engine, result
-from harness.console import count, duration, out
+from harness.console import count, out
 from harness.counts import Score
 from harness.data import Images
 from harness.events import ENDS, after_validation
@@ -117,7 +117,6 @@ class Report:
 
     def validated(self, score: Score, val_s: float, t: Training | None) -> None:
         """Write down a validation, after some training or none."""
-        events = [event.kind for event in t.events if event.step == t.step] if t else []
         row = self._row("val", t).model_copy(
             update={
                 "val_loss": score.loss,
@@ -125,7 +124,7 @@ class Report:
                 "val_top5_pct": score.top5_pct,
                 "val_images": score.images,
                 "val_s": val_s,
-                "events": events or None,
+                "events": t.decided_here if t else None,
             }
         )
         self.last_eval_s = val_s
@@ -193,11 +192,8 @@ class Report:
         speed = done.images_per_second
         rate = f", {speed:,.0f} images/s ({_what_rate_means(done)})" if speed else ""
         out.print(f"validation top-1 {done.val_top1_pct:.2f} %{rate}")
-        if (target := done.target) is not None:
-            out.print(
-                f"{target.top1_pct:g} % reached after {target.epoch:g} epochs: "
-                f"{duration(target.train_s)} of training, {duration(target.wall_s)} in all"
-            )
+        if done.target is not None:
+            out.print(done.target.in_words())
         for note in done.notes:
             out.print(f"note: {note}")
         if self.mirror is not None:

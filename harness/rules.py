@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.config import (
     BOTTLENECK_MODELS,
     CIFAR_MODELS,
@@ -173,9 +175,7 @@ def network_rules(model: Model) -> Rules:
 
 
 def _other_rules(config: Config) -> Rules:
-    schedule = config.schedule
-    drops = schedule.drop_epochs
-    drop_steps = schedule.drop_steps
+    schedule, drops = config.schedule, config.schedule.drop_epochs
     return [
         (
             config.optim.nesterov and config.optim.momentum == 0,
@@ -188,12 +188,12 @@ def _other_rules(config: Config) -> Rules:
             "and schedule.warmup_epochs 0",
         ),
         (
-            list(drops) != sorted(set(drops)) or min(drops, default=1) <= 0,
+            not _rise(drops),
             f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
         ),
         (
-            list(drop_steps) != sorted(set(drop_steps)) or min(drop_steps, default=1) <= 0,
-            f"schedule.drop_steps: {drop_steps} must be over 0 and rise from drop to drop",
+            not _rise(schedule.drop_steps),
+            f"schedule.drop_steps: {schedule.drop_steps} must be over 0 and rise from drop to drop",
         ),
         (
             config.engine.compile is True and config.engine.bucket_mb < 1,
@@ -205,6 +205,11 @@ def _other_rules(config: Config) -> Rules:
             f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),
     ]
+
+
+def _rise(drops: Sequence[float]) -> bool:
+    """Whether all are over 0, and each is over the one before."""
+    return list(drops) == sorted(set(drops)) and min(drops, default=1) > 0
 
 
 def per_rank(batch: int, ranks: int) -> int:

@@ -56,6 +56,11 @@ class Training:
         return self.step > 0 and (whole or self.step == self.last_step)
 
     @property
+    def decided_here(self) -> list[str] | None:
+        """Events of this step, as its rows tell them."""
+        return [event.kind for event in self.events if event.step == self.step] or None
+
+    @property
     def epoch(self) -> float:
         """Epochs done, with fraction."""
         return self.step / self.resolved.steps_per_epoch
@@ -236,7 +241,7 @@ def _train_row(t: Training) -> Row:
         data_wait_pct=100 * times.data_wait_s / times.train_s,
         loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
         memory_peak_gib=memory_peak_gib(t.resolved.world),
-        events=[event.kind for event in t.events if event.step == t.step] or None,
+        events=t.decided_here,
     )
 
 

@@ -262,7 +262,7 @@ def test_an_index_beside_the_data_serves_all(
 def test_each_folder_has_its_own_index_in_the_cache(read_only: Path, tmp_path: Path) -> None:
     other = draw_tree(tmp_path / "x", classes=1, per_class=1, size=lambda k: (9, 9), suffix=".png")
     first = open_folder(read_only)
-    assert dataset._writable_index(other).parent == other
+    assert dataset.writable_index(other).parent == other
     assert len(open_folder(other)) == 1
     assert len(open_folder(read_only)) == len(first)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_the_mean_image_is_exact_and_kept(icons: Path) -> None:
     part = dataset.part(np.arange(10), "ten")
     assert part.digest != dataset.digest
     np.testing.assert_array_equal(mean_image(part, 32), np.stack(images[:10]).mean(axis=0))
+
+
+def test_where_images_may_not_be_written_the_mean_is_kept_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_tree(
+        tmp_path / "images", classes=2, per_class=2, size=lambda k: (8, 8), suffix=".png"
+    )
+    dataset = open_folder(root)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != root)
+    mean = mean_image(dataset, 8)
+    (kept,) = (tmp_path / "cache").rglob("*-mean-*.npy")
+    np.testing.assert_array_equal(np.load(kept), mean)
+    assert not list(root.glob("*mean*"))
 
 
 @pytest.mark.parametrize("source", ["dali", "torchvision"])

@@ -17,7 +17,8 @@ class Batch:
 
     images: uint8 [n, 3, px, px] on the device, channels_last (a view of the source's NHWC).
     labels: int64 [n] on the device; `stream.PADDING` where validation is filled up.
-    rows: int64 [n, 12] on the host, `stream.Samples.rows`, as they came out of the loader.
+    rows: int64 [n, 12], or [n, 15] with colour, on the host, `stream.Samples.rows`, as they came
+        out of the loader.
     """
 
     images: torch.Tensor

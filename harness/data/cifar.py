@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +14,7 @@ from torchvision.datasets.utils import check_integrity
 
 from harness.console import out, track
 from harness.errors import BadInput
+from harness.files import new_folder
 
 SETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 _THREADS = 4
@@ -34,21 +33,11 @@ def get(name: str, root: Path, archive: Path | None = None) -> None:
     Raises:
         BadInput: the folder exists, the archive is another one, or it cannot be downloaded.
     """
-    if root.exists():
-        raise BadInput(f"{root}: exists already; give a new folder")
-    part = root.with_name(f"{root.name}.part-{os.getpid()}")
-    try:
-        part.mkdir(parents=True)
-        with TemporaryDirectory(dir=part) as unpacked:
-            _unpack(SETS[name], Path(unpacked), archive)
-            for split in ("train", "test"):
-                data = SETS[name](unpacked, train=split == "train")
-                _write(part / split, data.data, [data.classes[i] for i in data.targets])
-        part.replace(root)
-    except OSError as error:
-        raise BadInput(f"{root}: {error.strerror or error}; give a folder to write into") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with new_folder(root) as part, TemporaryDirectory(dir=part) as unpacked:
+        _unpack(SETS[name], Path(unpacked), archive)
+        for split in ("train", "test"):
+            data = SETS[name](unpacked, train=split == "train")
+            _write(part / split, data.data, [data.classes[i] for i in data.targets])
 
 
 def _unpack(kind: type[CIFAR10], folder: Path, archive: Path | None) -> None:

@@ -116,11 +116,11 @@ def open_folder(root: Path) -> Dataset:
     key = _state_of(folders)
     # Whoever may write there has indexed it for those who may not; it is replaced whole, so that
     # reading needs no lock.
-    index = _beside(root)
+    index = beside(root)
     arrays = _load_index(index, key)
     if arrays is None:
-        index = _writable_index(root)
-        with _locked(index):
+        index = writable_index(root)
+        with locked(index):
             arrays = _load_index(index, key)
             if arrays is None:
                 if index.exists():
@@ -249,21 +249,22 @@ def _measure(path: Path) -> tuple[int, int, int]:
         raise BadInput(f"{path}: {reason}; remove or replace it") from None
 
 
-def _beside(root: Path) -> Path:
+def beside(root: Path) -> Path:
+    """Where the index of a folder lies if the folder can be written."""
     return root / _INDEX_NAME
 
 
-def _writable_index(root: Path) -> Path:
-    beside = _beside(root)
+def writable_index(root: Path) -> Path:
+    """The same, or in the cache folder where it cannot."""
     if os.access(root, os.W_OK):
-        return beside
+        return beside(root)
     folder = cache_folder() / "index"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
 
 
 @contextmanager
-def _locked(index: Path) -> Iterator[None]:
+def locked(index: Path) -> Iterator[None]:
     """One builder at a time; the lock is taken away again, since users look into their data."""
     lock = index.with_suffix(".lock")
     with FileLock(lock):

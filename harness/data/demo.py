@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from harness.console import track
 from harness.data.dataset import cache_folder
-from harness.errors import BadInput
+from harness.files import new_folder
 
 DEMO_VERSION = 1
 TRAIN_IMAGES, VAL_IMAGES = 4000, 1000
@@ -114,22 +112,13 @@ def draw(root: Path) -> None:
     Raises:
         BadInput: the folder exists already, or cannot be written.
     """
-    if root.exists():
-        raise BadInput(f"{root}: exists already; give a new folder")
-    part = root.with_name(f"{root.name}.part-{os.getpid()}")
-    try:
-        todo = [("train", i) for i in range(TRAIN_IMAGES)] + [("val", i) for i in range(VAL_IMAGES)]
+    todo = [("train", i) for i in range(TRAIN_IMAGES)] + [("val", i) for i in range(VAL_IMAGES)]
+    with new_folder(root) as part:
         for split in ("train", "val"):
             for name in CLASSES:
                 (part / split / name).mkdir(parents=True)
         for split, number in track(todo, total=len(todo), what=f"drawing {root}"):
             _draw_one(part / split, split, number)
-        part.replace(root)
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(f"{root}: {reason}; give a folder that can be written") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _draw_one(folder: Path, split: str, number: int) -> None:

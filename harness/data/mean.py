@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
 from harness.console import track
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, beside, locked, writable_index
 from harness.errors import BadInput, RunFailed
+from harness.files import write_atomic
 
 MeanImage = NDArray[np.float64]
 """[px, px, 3], R, G, B of 0 to 255."""
@@ -42,20 +42,34 @@ def mean_image(dataset: Dataset, px: int) -> MeanImage:
     Raises:
         RunFailed: an image does not decode.
     """
-    path = dataset.index.with_name(
-        f"{dataset.index.name.split('.npz')[0]}-mean-{dataset.digest}.npy"
-    )
-    lock = path.with_suffix(".lock")
-    with FileLock(lock):
-        try:
-            kept: MeanImage = np.load(path)
-        except (OSError, ValueError, EOFError, BadZipFile):
-            kept = _compute(dataset, px)
-            part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part.npy")
-            np.save(part, kept)
-            part.replace(path)
-        lock.unlink(missing_ok=True)
+    # As with the index: who may write there has computed it for those who may not.
+    kept = _load(_path(beside(dataset.root), dataset))
+    if kept is not None:
+        return kept
+    path = _path(writable_index(dataset.root), dataset)
+    with locked(path):
+        kept = _load(path)
+        if kept is None:
+            mean = kept = _compute(dataset, px)
+            write_atomic(path, lambda part: _save(part, mean))
     return kept
+
+
+def _path(index: Path, dataset: Dataset) -> Path:
+    return index.with_name(f"{index.stem}-mean-{dataset.digest}.npy")
+
+
+def _load(path: Path) -> MeanImage | None:
+    try:
+        kept: MeanImage = np.load(path)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+    return kept
+
+
+def _save(path: Path, mean: MeanImage) -> None:
+    with path.open("wb") as file:
+        np.save(file, mean)
 
 
 def _compute(dataset: Dataset, px: int) -> MeanImage:

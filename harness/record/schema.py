@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.console import duration
+
 SCHEMA_VERSION: Literal[1] = 1
 
 
@@ -97,6 +99,13 @@ class Target(BaseModel):
     step: int
     train_s: float = _field("in the account `train`, all attempts: waiting for data included")
     wall_s: float = _field("of all attempts, start-up, validations and checkpoints included")
+
+    def in_words(self) -> str:
+        """For a person, in a line."""
+        return (
+            f"{self.top1_pct:g} % reached after {self.epoch:g} epochs: "
+            f"{duration(self.train_s)} of training, {duration(self.wall_s)} in all"
+        )
 
 
 class Result(BaseModel):

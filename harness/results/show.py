@@ -87,11 +87,8 @@ def _facts(r: Result) -> dict[str, str]:
     }
     if r.median_last5_top1_pct is not None:
         facts["last 5 epochs"] = f"{r.median_last5_top1_pct:.2f} % median top-1"
-    if (target := r.target) is not None:
-        facts["target"] = (
-            f"{target.top1_pct:g} % reached after {target.epoch:g} epochs: "
-            f"{duration(target.train_s)} of training, {duration(target.wall_s)} in all"
-        )
+    if r.target is not None:
+        facts["target"] = r.target.in_words()
     if r.events:
         facts["on the way"] = ", ".join(f"{each.kind} at step {each.step:,}" for each in r.events)
     if r.references:
