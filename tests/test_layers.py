@@ -38,6 +38,8 @@ ONLY_IN = {
     "nvidia": ("harness/data/pipeline.py",),
     "wandb": ("harness/record/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),
+    "scipy": ("harness/results/statistics.py",),
+    "matplotlib": ("harness/results/plots.py",),
 }
 """Large packages with a life of their own, and the only places that know them."""
 

@@ -35,6 +35,10 @@ NOT_MIRRORED = frozenset({"schema_version", "kind", "events"})
 """Fields of schema.Row that W&B does not show: keys tell a row's kind, the rate tells an event."""
 
 
+RESULT = "result/"
+"""What the summary's keys of a Result begin with."""
+
+
 def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as W&B gets it: under its keys, nulls left out."""
     return {KEYS[k]: v for k, v in row.items() if k in KEYS and v is not None}
@@ -43,6 +47,7 @@ def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
 def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
     """A Result as W&B's summary: scalars only, as its tables cannot filter by anything else."""
     accounts = {f"account_{name}_s": s for name, s in result.get("accounts_s", {}).items()}
+    target = {f"target_{name}": value for name, value in (result.get("target") or {}).items()}
     # How the mirror ended is not known while it still runs.
-    values = {k: v for k, v in result.items() if k != "wandb"} | accounts
-    return {f"result/{k}": v for k, v in values.items() if isinstance(v, str | int | float)}
+    values = {k: v for k, v in result.items() if k != "wandb"} | accounts | target
+    return {RESULT + k: v for k, v in values.items() if isinstance(v, str | int | float)}

@@ -37,6 +37,9 @@ class Reference(BaseModel):
     )
     metric: Metric
     value: float = Field(gt=0, description="Accuracies in percent; of all GPUs together.")
+    statistic: Literal["last", "median_last5"] = Field(
+        "last", description="Which accuracy of a run: the last, or the median of 5 epochs."
+    )
     std: float | None = Field(None, ge=0, description="Standard deviation over n runs.")
     n: int | None = Field(None, ge=1, description="Runs; null: not said.")
     gpus: int | None = Field(None, ge=1)
@@ -133,14 +136,16 @@ def pick(shelf: Iterable[Reference], *, model: str | None, metric: str | None) -
     return picked
 
 
-def find(shelf: Iterable[Reference], name: str) -> Reference:
-    """The reference with this id.
+def find(
+    shelf: Iterable[Reference], name: str, what: str = "show references: no reference"
+) -> Reference:
+    """The reference with this id; `what` begins the message.
 
     Raises:
         BadInput: there is none; names the nearest.
     """
     rows = {row.id: row for row in shelf}
-    _known(name, list(rows), "show references: no reference")
+    _known(name, list(rows), what)
     return rows[name]
 
 

@@ -1,0 +1,93 @@
+"""From the words of a command to the sides of a comparison."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.console import count
+from harness.errors import BadInput
+from harness.results.compare import Cell
+from harness.results.measured import Measured, identity
+from harness.results.references import Reference
+from harness.results.source import reference, runs_at
+
+VS = "vs"
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The sides: cells of runs, the last of which is the base, and published results."""
+
+    cells: tuple[Cell, ...]
+    references: tuple[Reference, ...]
+
+
+def arms(words: Sequence[str]) -> Arms:
+    """Read all that the words name.
+
+    `A... vs B...` says which runs make up which side. Without `vs`, two addresses are two sides,
+    and of more, those of one kind are: config (but for the seed), software and hardware agree.
+
+    Raises:
+        BadInput: an address cannot be read, no runs are named, or there is no second side.
+    """
+    groups = _split(words)
+    references = [found for group in groups for word in group if (found := reference(word))]
+    named = [[word for word in group if not reference(word)] for group in groups]
+    named = [group for group in named if group]
+    if not named:
+        raise BadInput("compare: name at least one run folder; list them with: harness show runs")
+    if len(named) == 1 and VS not in words:
+        cells = _ungrouped(named[0], alone=bool(references))
+    else:
+        cells = [Cell(_label(group, runs := _runs(group)), tuple(runs)) for group in named]
+    return Arms(tuple(cells), tuple(references))
+
+
+def _split(words: Sequence[str]) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word == VS:
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    if VS in words and not all(groups):
+        raise BadInput("compare: `vs` stands between two sides: harness compare A vs B")
+    return groups
+
+
+def _ungrouped(words: Sequence[str], *, alone: bool) -> list[Cell]:
+    """The cells of addresses that no `vs` divides."""
+    found = [_runs([word]) for word in words]
+    if len(words) <= 2 and not (alone and len(words) == 2):
+        return [Cell(_label([w], runs), tuple(runs)) for w, runs in zip(words, found, strict=True)]
+    runs = [run for part in found for run in part]
+    kinds: dict[str, list[Measured]] = {}
+    for run in runs:
+        kinds.setdefault(identity(run), []).append(run)
+    if len(kinds) == 1 and not alone:
+        raise BadInput(
+            f"compare: these {count(len(runs), 'run')} are all of one kind; say which to hold "
+            "against which: harness compare A... vs B..."
+        )
+    return [
+        Cell(_label([run.address for run in kind], kind), tuple(kind)) for kind in kinds.values()
+    ]
+
+
+def _runs(words: Sequence[str]) -> list[Measured]:
+    """The runs at these addresses, each once."""
+    found = {run.address: run for word in words for run in runs_at(word)}
+    return list(found.values())
+
+
+def _label(words: Sequence[str], runs: Sequence[Measured]) -> str:
+    """The address, if there is one, else what the runs' names begin with."""
+    if len(runs) == 1:
+        return runs[0].name
+    if len(words) == 1:
+        return os.path.basename(words[0].rstrip("/")) or words[0]
+    common = os.path.commonprefix([run.name for run in runs])
+    return f"{common}*" if common else f"{runs[0].name} and {len(runs) - 1} more"

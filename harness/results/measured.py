@@ -1,0 +1,112 @@
+"""Measured: a finished run in the form in which runs are compared, wherever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.config import Config, changing, flat
+from harness.record.schema import Row
+
+Column = NDArray[np.float64]
+Facts = dict[str, dict[str, Any]]
+
+TRAIN_COLUMNS = (
+    "attempt", "epoch", "step", "images_seen", "train_s", "loss", "images_per_second",
+    "step_ms_p50", "step_ms_p95", "data_wait_pct", "memory_peak_gib",
+)  # fmt: skip
+VAL_COLUMNS = ("epoch", "step", "images_seen", "train_s", "val_top1_pct", "val_top5_pct", "val_s")
+
+NEEDED = (
+    "model", "classes", "protocol", "val_images", "val_digest", "world_size", "device", "precision",
+    "compiled", "source", "val_top1_pct", "recompiles", "graph_breaks", "wall_s",
+)  # fmt: skip
+"""Fields of a Result without which there is nothing to compare."""
+
+RESOLVED = {
+    "engine.precision": "precision",
+    "engine.compile": "compiled",
+    "engine.device": "device",
+    "engine.threads": "compute_threads",
+    "data.threads": "loader_threads",
+    "data.decode": "decode",
+}
+"""Settings that may say `auto` -> the field of a Result that tells what that came to."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished run.
+
+    Attributes:
+        address: what a person types to get it again.
+        name: of the run.
+        config: what was asked.
+        environment: software and hardware, as environment.json tells them; may be empty.
+        result: fields of schema.Result; what the source does not hold is not in it.
+        train: columns of the rows that end a log period; nan where a row does not tell.
+        val: columns of the rows that end a validation.
+    """
+
+    address: str
+    name: str
+    config: Config
+    environment: Mapping[str, Any]
+    result: Mapping[str, Any]
+    train: Mapping[str, Column]
+    val: Mapping[str, Column]
+
+
+def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
+    """Rows as one array per column."""
+    table = [[row.get(name) for name in names] for row in rows]
+    values = np.array(table, dtype=np.float64).reshape(len(table), len(names))
+    return dict(zip(names, values.T, strict=True))
+
+
+def train_and_val(rows: Sequence[Row]) -> tuple[dict[str, Column], dict[str, Column]]:
+    """The columns of both kinds of rows."""
+    of_kind: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "stop": []}
+    for row in rows:
+        of_kind[row.kind].append(row.__dict__)
+    return columns(of_kind["train"], TRAIN_COLUMNS), columns(of_kind["val"], VAL_COLUMNS)
+
+
+def facts(run: Measured) -> Facts:
+    """All that may make a difference, in groups; the seed, paths and names left out."""
+    about, result = run.environment, run.result
+    values = flat(run.config) | {
+        key: result[field] for key, field in RESOLVED.items() if field in result
+    }
+    keys = dict.fromkeys(changing(run.config, "result") + changing(run.config, "speed"))
+    settings = {key: values[key] for key in keys if key != "run.seed"}
+    software = _part(about, "harness") | _part(about, "versions") | _part(about, "variables")
+    ranks = {name: result.get(name) for name in ("world_size", "accumulate", "local_batch")}
+    hardware = ranks | _named("device", _part(about, "device")) | _named("cpu", _part(about, "cpu"))
+    names = ("classes", "train_images", "train_digest", "val_images", "val_digest", "protocol")
+    return {
+        "setting": settings,
+        "software": software,
+        "hardware": hardware,
+        "data": {name: result.get(name) for name in names},
+    }
+
+
+def identity(run: Measured) -> str:
+    """The cell of a run: equal for runs that may be averaged."""
+    return repr(
+        sorted((group, sorted(part.items(), key=str)) for group, part in facts(run).items())
+    )
+
+
+def _part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = facts.get(name)
+    return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _named(prefix: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix} {key}": value for key, value in part.items()}

@@ -1,0 +1,107 @@
+"""Addresses: where runs and published results are read from, one syntax for all commands.
+
+runs/a-s0, 'runs/a-s*'                       run folders
+wandb:entity/project/run_id                  a run in W&B
+wandb:entity/project?group=G&tag=T           several; also name, job_type, state
+runs/a-s0/wandb/offline-run-...              what W&B's client wrote offline
+ref:goyal2017-resnet50-b256                  a published result
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+
+from harness import cli
+from harness.config import Config
+from harness.errors import BadInput
+from harness.results.load import LoadedRun, load_run
+from harness.results.measured import Measured, train_and_val
+from harness.results.references import Reference, find, load_shelf
+
+REF, WANDB = "ref:", "wandb:"
+
+
+def reference(address: str) -> Reference | None:
+    """The published result at an address; none if it is an address of runs.
+
+    Raises:
+        BadInput: no such reference; names the nearest.
+    """
+    if not address.startswith(REF):
+        return None
+    return find(load_shelf(), address.removeprefix(REF), "ref: no reference")
+
+
+def runs_at(address: str) -> list[Measured]:
+    """The finished runs at an address, by name.
+
+    Raises:
+        BadInput: there is none, one has not finished or cannot be read, or W&B does not answer.
+    """
+    if address.startswith(REF):
+        raise BadInput(f"{address}: is a published result, where runs are needed")
+    if address.startswith(WANDB):
+        from harness.results import wandb_api
+
+        return wandb_api.runs_at(address)
+    found = []
+    for path in folders_at(address):
+        if any(path.glob("*.wandb")):
+            from harness.results import wandb_offline
+
+            found.append(wandb_offline.read(path))
+        else:
+            found.append(measured(load_run(path)))
+    return found
+
+
+def folders_at(address: str) -> list[Path]:
+    """The folders that a path or a glob names.
+
+    Raises:
+        BadInput: none.
+    """
+    if Path(address).is_dir():
+        return [Path(address)]
+    found = sorted(path for name in glob.glob(address) if (path := Path(name)).is_dir())
+    if not found:
+        raise BadInput(f"{address}: no such run folder; list them with: harness show runs")
+    return found
+
+
+def measured(run: LoadedRun) -> Measured:
+    """A run folder's run, if it has finished.
+
+    Raises:
+        BadInput: it has not, or its config or environment is of another version.
+    """
+    path = run.path
+    if run.result is None:
+        raise BadInput(f"{path}: {_why_no_result(run)}")
+    try:
+        config = Config.model_validate(cli.read_yaml(path / "config.yaml"))
+    except ValueError:
+        raise BadInput(f"{path}/config.yaml: was written by another version") from None
+    train, val = train_and_val(run.rows)
+    result = run.result.model_dump()
+    return Measured(str(path), path.name, config, _environment(path), result, train, val)
+
+
+def _environment(path: Path) -> dict[str, object]:
+    """What it ran on; empty where that was not written or is torn."""
+    try:
+        told = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _why_no_result(run: LoadedRun) -> str:
+    at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
+    if run.failure is not None:
+        return f"has failed{at} ({run.failure.message}): start it again, then compare"
+    if run.state == "stopped":
+        return f"was stopped{at}: give its command again to finish it, then compare"
+    return f"is {run.state}{at}: compare it when it has finished"

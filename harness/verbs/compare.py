@@ -1,0 +1,171 @@
+"""`harness compare`: is this better, worse or the same, and how sure is that?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.console import err, out
+from harness.errors import EXIT_GOOD, BadInput
+
+if TYPE_CHECKING:
+    from harness.results.compare import Comparison
+    from harness.results.gate import Check
+    from harness.results.metrics import Metric
+    from harness.results.reproduce import Reproduction
+
+DESCRIPTION = """\
+Compare runs with runs, or with published results. NEW is judged, BASE is what it is held against;
+of several sides the last is the base.
+
+  harness compare runs/a-s0 runs/b-s0                     two runs
+  harness compare 'runs/a-s*' 'runs/b-s*'                 seeds of two recipes
+  harness compare runs/a-s* vs runs/b-s*                  the same, as a shell spreads it
+  harness compare 'runs/a-s*' ref:goyal2017-resnet50-b256 does it reproduce?
+  harness compare 'wandb:team/bench?group=G' runs/b-s0    out of W&B
+  harness compare NEW BASE --max-slowdown-pct 3           as a gate
+
+A single run says little: start each side three times or more."""
+
+
+def add(verbs: Any) -> None:
+    """The verb's words."""
+    compare = verbs.add_parser(
+        "compare", help="runs with runs or with published results: verdicts and how sure they are",
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    compare.add_argument(
+        "addresses", nargs="+", metavar="ADDRESS",
+        help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` divides sides",
+    )  # fmt: skip
+    compare.add_argument(
+        "--testing", action="append", default=[], metavar="KEY",
+        help="what is meant to differ, such as engine.compile or torch; may be repeated",
+    )  # fmt: skip
+    compare.add_argument(
+        "--primary", default="images_per_second", metavar="METRIC",
+        help="the metric that is asked for first (default images_per_second); the others' "
+        "verdicts are adjusted for their number",
+    )  # fmt: skip
+    compare.add_argument(
+        "--margin", action="append", default=[], metavar="METRIC=VALUE", type=_pair,
+        help="what counts as equal: points for accuracy, percent for the rest, as top1=0.25",
+    )  # fmt: skip
+    compare.add_argument(
+        "--assume-std", action="append", default=[], metavar="METRIC=VALUE", type=_pair,
+        help="standard deviation from run to run, where no side has repeats",
+    )  # fmt: skip
+    compare.add_argument(
+        "--target-top1-pct", type=float, metavar="PCT", help="compare the training time to this"
+    )
+    compare.add_argument(
+        "--anyway", action="store_true", help="judge even what is not comparable (else exit 3)"
+    )
+    gate = compare.add_argument_group("gate", "exit code 0 holds, 1 does not, 3 cannot be told")
+    gate.add_argument("--max-slowdown-pct", type=float, metavar="PCT", help="of throughput")
+    gate.add_argument("--min-top1-pct", type=float, metavar="PCT", help="mean of the new runs")
+    gate.add_argument("--junit", type=Path, metavar="FILE", help="write the checks as JUnit XML")
+    compare.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page: one file, no network needed"
+    )
+    compare.set_defaults(verb=_compare)
+
+
+def _pair(text: str) -> tuple[str, float]:
+    """argparse's type of `top1=0.25`."""
+    name, found, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not found or not number > 0:
+        raise argparse.ArgumentTypeError(f"write METRIC=VALUE with a value above 0, not {text}")
+    return name, number
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from harness.results import gate, metrics, show_compare
+    from harness.results.arms import arms
+
+    known = metrics.with_settings(
+        metrics.metrics(options.target_top1_pct), dict(options.margin), dict(options.assume_std)
+    )
+    known = metrics.first(known, options.primary)
+    sides = arms(options.addresses)
+    told = _comparisons(options, sides, known)
+    reproductions = _reproductions(options, sides)
+    for each in told:
+        show_compare.show_comparison(each, options.testing, judge=options.anyway or not each.doubts)
+    for one in reproductions:
+        show_compare.show_reproduction(one, judge=options.anyway or not one.doubts)
+    unlike = [each.doubts for each in told] + [one.doubts for one in reproductions]
+    doubts = dict.fromkeys(doubt for found in unlike for doubt in found)
+    checks = [gate.comparable(list(doubts), options.anyway)]
+    checks += _gates(options, told, reproductions)
+    if options.junit:
+        gate.write_junit(options.junit, checks)
+    _end(checks, told)
+
+
+def _comparisons(
+    options: argparse.Namespace, sides: Any, known: dict[str, Metric]
+) -> list[Comparison]:
+    from harness.results.compare import compare_cells
+
+    *new, base = sides.cells
+    told = [compare_cells(each, base, known, options.primary) for each in new]
+    for each in told:
+        if not each.findings:
+            raise BadInput(
+                f"{each.new.label}, {base.label}: have no metric in common; compare runs that "
+                "trained, or that validated on images"
+            )
+    return told
+
+
+def _reproductions(options: argparse.Namespace, sides: Any) -> list[Reproduction]:
+    from harness.results.reproduce import reproduce
+
+    margins = dict(options.margin)
+    return [
+        reproduce(cell, reference, margins.get(reference.metric))
+        for reference in sides.references
+        for cell in sides.cells
+    ]
+
+
+def _gates(
+    options: argparse.Namespace, told: list[Comparison], reproductions: list[Reproduction]
+) -> list[Check]:
+    from harness.results import gate
+
+    checks = [gate.reproduced(each) for each in reproductions]
+    for each in told:
+        if options.max_slowdown_pct is not None:
+            checks.append(gate.max_slowdown(each, options.max_slowdown_pct))
+        if options.min_top1_pct is not None:
+            checks.append(gate.min_top1(each.new, options.min_top1_pct))
+    return checks
+
+
+def _end(checks: list[Check], told: list[Comparison]) -> None:
+    """The last line, and the exit code."""
+    from harness.results import gate
+
+    code = gate.exit_code(checks)
+    if len(checks) > 1 or code != EXIT_GOOD:
+        word = {0: "good", 1: "FAILED"}.get(code, "cannot tell")
+        said = "; ".join(check.message for check in checks[1:] or checks)
+        hint = " (--anyway judges it all the same)" if checks[0].exit_code else ""
+        (out if code == EXIT_GOOD else err).print(f"{word}: {said}{hint}")
+    else:
+        out.print("; ".join(_sentence(each) for each in told))
+    if code != EXIT_GOOD:
+        sys.exit(code)
+
+
+def _sentence(told: Comparison) -> str:
+    said = ", ".join(f"{found.metric.title} {found.word}" for found in told.findings)
+    return f"{told.new.label}: {said or 'nothing in common with the base'}"
