@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from harness.console import count
 from harness.errors import BadInput
@@ -89,5 +90,10 @@ def _label(words: Sequence[str], runs: Sequence[Measured]) -> str:
         return runs[0].name
     if len(words) == 1:
         return os.path.basename(words[0].rstrip("/")) or words[0]
-    common = os.path.commonprefix([run.name for run in runs])
+    common = "".join(_same(zip(*(run.name for run in runs), strict=False)))
     return f"{common}*" if common else f"{runs[0].name} and {len(runs) - 1} more"
+
+
+def _same(columns: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """The letters of columns, as long as a column's letters are all the same."""
+    return (letters[0] for letters in takewhile(lambda column: len({*column}) == 1, columns))

@@ -10,11 +10,12 @@ from harness.config import Config
 from harness.errors import BadInput
 from harness.results.compare import Cell, Difference, doubts
 from harness.results.measured import Measured
-from harness.results.metrics import Metric, metrics, sample
+from harness.results.metrics import Metric, accuracy, metrics, sample
 from harness.results.references import Reference
 from harness.results.statistics import ALPHA, Estimate, Sample, compare, runs_to_tell
 
 Word = Literal["reproduced", "not reproduced", "cannot tell"]
+MEDIAN = "median_last5_top1_pct"
 DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
 """Classes and validation images."""
 
@@ -86,10 +87,12 @@ def _bound(metric: Metric) -> float:
 
 def _metric(reference: Reference) -> Metric:
     known = metrics()
+    known["top5"] = replace(known["top1"], name="top5", title="top-5", of=accuracy("val_top5_pct"))
     if reference.statistic == "median_last5":
+        last, median = known["top1"].of, accuracy(MEDIAN)
         known["top1"] = replace(
             known["top1"], title="top-1, median of the last 5 epochs",
-            of=lambda run: run.result.get("median_last5_top1_pct"),
+            of=lambda run: last(run) if (found := median(run)) is None else found,
         )  # fmt: skip
     time = replace(known["train_s_to_target"], assumed_std=None)
     known["minutes_to_train"] = replace(
@@ -148,6 +151,8 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
             f"{reference.dataset} has {classes} classes and {images:,} validation images, the runs "
             f"{result['classes']} and {result['val_images']:,}"
         )
+    if reference.statistic == "median_last5" and result.get(MEDIAN) is None:
+        yield "the publication takes the median of the last 5 epochs, which were not all validated"
     if metric.of_seed and reference.protocol != (here := short_protocol(run.config)):
         yield f"validated in another way: {here} | {reference.protocol}"
     if metric.name == "images_per_second":

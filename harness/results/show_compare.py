@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +30,9 @@ BASIS = {
 NONE = "not comparable"
 MOST_WORDS = 60
 
+# Numbers that are wrapped cannot be read: on a narrow terminal the lines wrap instead.
+wide = Console(width=max(out.width, 130), soft_wrap=True, highlight=False)
+
 
 def show_comparison(told: Comparison, testing: Sequence[str], *, judge: bool) -> None:
     """What differs, whether it may be compared, and each metric, with its verdict or without."""
@@ -35,14 +40,21 @@ def show_comparison(told: Comparison, testing: Sequence[str], *, judge: bool) ->
     out.print(_head("base", told.base))
     show_differences(told.differences, testing)
     show_doubts(told.doubts)
-    table = Table("", "new", "base", "difference", "95 % interval", "verdict")
-    for column in table.columns[1:5]:
-        column.justify = "right"
+    table = _table("new", "base", "95 % interval")
     for found in told.findings:
         table.add_row(*_row(found, judge))
-    out.print(table)
+    wide.print(table)
     for line in _bases(told.findings):
         out.print(Text(line, "dim"))
+
+
+def _table(new: str, base: str, interval: str) -> Table:
+    table = Table("", new, base, "difference", interval, "verdict", box=box.SIMPLE_HEAD)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    return table
 
 
 def show_differences(found: Sequence[Difference], testing: Sequence[str]) -> None:
@@ -75,16 +87,14 @@ def show_reproduction(told: Reproduction, *, judge: bool) -> None:
     out.print(Text(f"ref:{reference.id}  {reference.source}"))
     show_differences(told.differences, ())
     show_doubts(told.doubts)
-    table = Table("", "ours", "published", "difference", "90 % interval", "verdict")
-    for column in table.columns[1:5]:
-        column.justify = "right"
+    table = _table("ours", "published", "90 % interval")
     difference = metric.difference(told.ours.mean - told.theirs.mean)
     table.add_row(
         f"{metric.title}, {metric.unit}", value(metric, told.ours), value(metric, told.theirs),
         f"{difference:+.2f} {_points(metric)}", _interval(told),
         _verdict(told.word if judge else NONE),
     )  # fmt: skip
-    out.print(table)
+    wide.print(table)
     worse = "below" if metric.better == "higher" else "above"
     out.print(f"reproduced: surely not {worse} it by {metric.margin:g} {_points(metric)} or more")
     if judge and told.word == "cannot tell":

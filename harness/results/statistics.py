@@ -47,8 +47,8 @@ class Estimate:
     """A difference of two means, its standard error, and the degrees of freedom of that.
 
     Attributes:
-        basis: where the spread from run to run was taken from: `welch`, both sides' own; `one side`,
-            the other has a single run; `assumed`, neither has more.
+        basis: where the spread from run to run was taken from: `welch`, both sides' own;
+            `one side`, as the other has a single run; `assumed`, neither has more.
     """
 
     difference: float

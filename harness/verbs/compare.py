@@ -157,7 +157,8 @@ def _end(checks: list[Check], told: list[Comparison]) -> None:
     code = gate.exit_code(checks)
     if len(checks) > 1 or code != EXIT_GOOD:
         word = {0: "good", 1: "FAILED"}.get(code, "cannot tell")
-        said = "; ".join(check.message for check in checks[1:] or checks)
+        telling = checks[:1] if checks[0].exit_code else checks[1:]
+        said = "; ".join(check.message for check in telling)
         hint = " (--anyway judges it all the same)" if checks[0].exit_code else ""
         (out if code == EXIT_GOOD else err).print(f"{word}: {said}{hint}")
     else:
