@@ -126,7 +126,7 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
         ),
         Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50")),
         Metric(
-            "memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 0.5,
+            "memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
             _field("memory_peak_gib"),
         ),
         Metric(
