@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from harness import __version__
 from harness.console import err
 from harness.errors import EXIT_INTERRUPTED, HarnessError
-from harness.verbs import bench, compare, data, doctor, show
+from harness.verbs import bench, compare, data, doctor, publish, show
 from harness.verbs.words import Parser
 
 
@@ -40,7 +40,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
-    for verb in (data, doctor, show, compare, bench):
+    for verb in (data, doctor, show, compare, publish, bench):
         verb.add(verbs)
     return parser
 

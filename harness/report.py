@@ -14,11 +14,13 @@ from harness.console import count, out
 from harness.counts import Score
 from harness.data import Images
 from harness.events import ENDS, after_validation
+from harness.record import wandb_run
 from harness.record.clock import Clock
-from harness.record.environment import environment, host_facts
+from harness.record.environment import environment, gpu_uuid, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
 from harness.record.schema import EpochDigest, Result, Row, RunEvent, Target
+from harness.record.throttle import Throttle
 from harness.record.wandb import WandbMirror
 from harness.record.wandb_account import choose_mode
 from harness.resolve import Resolved
@@ -37,6 +39,7 @@ class Report:
     clock: Clock
     rows: Recorder | None = None
     mirror: WandbMirror | None = None
+    throttle: Throttle | None = None
     result: Result | None = None
     digests: list[EpochDigest] = field(default_factory=list)
     scores: list[tuple[float, Score]] = field(default_factory=list)
@@ -60,6 +63,7 @@ class Report:
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
+        self.throttle = Throttle(gpu_uuid(world.device)) if world.on_gpu else None
         self.mirror = self._open_mirror(facts)
 
     def state(self) -> dict[str, Any]:
@@ -229,24 +233,22 @@ class Report:
             out.print(f"{'W&B':>12}: {why}")
         if mode == "off":
             return None
-        seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
-        derived = {
-            "world_size": self.resolved.world.size,
-            "precision": self.resolved.precision,
-            "peak_lr": self.resolved.peak_lr,
-        }
+        described = wandb_run.about(
+            config,
+            facts,
+            world_size=self.resolved.world.size,
+            precision=self.resolved.precision,
+            peak_lr=self.resolved.peak_lr if self.train_set else None,
+        )
         return WandbMirror(
             mode=mode,
             run_id=folder.run_id,
             name=folder.path.name,
-            group=f"{config.model.name}-{cfg.fingerprint(seedless, 'result')}",
-            job_type=config.run.mode,
-            tags=(config.model.name, config.data.source, self.resolved.precision, *config.log.tags),
-            config=config.model_dump(mode="json") | {"resolved": derived, "environment": facts},
             project=config.log.project,
             entity=config.log.entity,
             folder=folder.path,
             rows=folder.rows,
+            **described,
         )
 
 
@@ -275,6 +277,7 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         **result.engine_facts(resolved, training=t is not None),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
+        slowed=report.throttle.end() if report.throttle else [],
         references=list(config.run.references),
         **result.accuracy(report.scores),
         **result.speed(resolved, report.clock, t, report.graphs_warm),

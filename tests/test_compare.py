@@ -229,6 +229,14 @@ def test_gate(words: list[str], code: int, says: str, capsys: pytest.CaptureFixt
     assert int(suite.attrib["errors"]) == sum(1 for _ in suite.iter("error"))
 
 
+def test_gate_on_accuracy_without_a_second_side(capsys: pytest.CaptureFixture[str]) -> None:
+    goyal("run", [76.38, 76.45, 76.41, 76.30, 76.52])
+    words = ["run-s*", "ref:goyal2017-resnet50-b256", "--min-top1-pct"]
+    assert harness(*words, "76.3") == 0
+    assert harness(*words, "76.5") == 1
+    assert "below 76.5 %" in capsys.readouterr().err
+
+
 def goyal(name: str, tops: list[float], **more: Any) -> None:
     """Seeds of Goyal et al.'s recipe."""
     for seed, top1_pct in enumerate(tops):
@@ -299,7 +307,7 @@ BAD: list[tuple[Broken, str]] = [
     (_running, "error: a: is running at epoch 4.00: compare it when it has finished"),
     (_crashed, "error: a: has failed at epoch 4.00 (boom): start it again, then compare"),
     (_older, "error: a/result.json: schema_version: input should be 1; was it written by another"),
-    (_another_config, "error: a/config.yaml: was written by another version"),
+    (_another_config, "error: a/config.yaml: train.global_batchs: was written by another"),
 ]
 
 
@@ -327,6 +335,8 @@ def test_a_run_that_cannot_be_compared_is_one_line(
     (["a", "b", "--margin", "top9=1"], "top9: no such metric"),
     (["a", "eval"], "have no metric in common"),
     (["a", "ref:goyal2017-resnet50-scaling"], "scaling_efficiency_pct, which no single run tells"),
+    (["a", "ref:goyal2017-resnet50-b256", "--max-slowdown-pct", "3"], "needs a second side"),
+    (["a", "b", "--junit", "."], ".: "),
     (["a", "b", "--junit", "no/such/dir.xml", "--min-top1-pct", "1"], "no/such/dir.xml: No such"),
 ])  # fmt: skip
 def test_words_that_make_no_comparison(

@@ -6,6 +6,7 @@ The output of nvidia-smi is written here after its DTDs (v11, v12, v13) and publ
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from helpers import TINY
 
 import harness.__main__ as command
-from harness.doctor import gpus, machine, nodes, smi, software
+from harness.doctor import gpus, machine, nodes, software
 from harness.doctor.check import Asked, Check, Facts
 from harness.doctor.compute import cpu_quota
 from harness.doctor.report import Report
 from harness.doctor.words import read_config
+from harness.record import smi
+from harness.record.throttle import Throttle
 
 GPU = """
   <gpu id="00000000:{bus}:00.0">
@@ -171,6 +174,29 @@ def test_nvidia_smi_is_asked_or_is_not_there(
     assert smi.ask(10.0) == smi.parse(XML, LINKS)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert smi.ask(10.0) is None
+
+
+def test_clocks_that_are_held_down_during_a_run_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "xml").write_text(OLD)
+    plant(tmp_path, monkeypatch, f"echo >> {tmp_path}/looks; cat {tmp_path}/xml")
+    mine, another = (Throttle(uuid, every_s=0.05) for uuid in ("GPU-t4", "GPU-another"))
+    until = time.monotonic() + 60
+    while not (tmp_path / "looks").exists() or len((tmp_path / "looks").read_text()) < 8:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert mine.end() == ["too hot (hardware)", "slowed by hardware"]
+    assert another.end() == []
+
+
+def test_without_an_nvidia_smi_nothing_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    throttle = Throttle("GPU-1A", every_s=0.01)
+    time.sleep(0.1)
+    assert throttle.end() == []
 
 
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -40,6 +40,8 @@ ONLY_IN = {
     "submitit": ("launch/submit.py",),
     "scipy": ("harness/results/statistics.py",),
     "matplotlib": ("harness/results/plots.py",),
+    "wandb_workspaces": ("harness/results/publish_view.py",),
+    "mlperf_logging": ("harness/results/publish_mllog.py",),
 }
 """Large packages with a life of their own, and the only places that know them."""
 

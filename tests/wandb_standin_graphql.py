@@ -85,6 +85,7 @@ class Store:
 
     url: str
     runs: dict[Place, Run] = field(default_factory=dict)
+    views: dict[int, Json] = field(default_factory=dict)  # saved workspaces
 
     def find(self, variables: Json) -> Run | None:
         return self.runs.get(place(variables))
@@ -173,16 +174,42 @@ def _columns(history: list[Json], spec: Json) -> list[Json]:
 
 
 def _runs(store: Store, variables: Json) -> Json:
-    """Runs of a project, by filters such as {"group": "a", "state": "finished"}."""
+    """Runs of a project, by filters such as {"group": "a", "tags": {"$in": ["b"]}}."""
     nodes = [run.node() for there, run in store.runs.items() if there[:2] == place(variables)[:2]]
-    wanted = json.loads(variables.get("filters") or "{}").items()
-    edges = [{"node": node, "cursor": node["name"]} for node in nodes if wanted <= node.items()]
+    wanted = json.loads(variables.get("filters") or "{}")
+    edges = [{"node": node, "cursor": node["name"]} for node in nodes if _fits(node, wanted)]
     runs = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
     return {"project": {"internalId": "1", "runCount": len(edges), "readOnly": False, "runs": runs}}
 
 
+def _fits(node: Json, wanted: Json) -> bool:
+    """Whether a run has all that is wanted; of the filter language, what our code uses."""
+    for name, asked in wanted.items():
+        if name == "$and":
+            fits = all(_fits(node, each) for each in asked)
+        else:
+            found = node[{"display_name": "displayName"}.get(name, name)]
+            if isinstance(asked, dict):
+                fits = not set(found).isdisjoint(asked["$in"])
+            else:
+                fits = found == asked
+        if not fits:
+            return False
+    return True
+
+
+def _upsert_view(store: Store, variables: Json) -> Json:
+    """A saved workspace; one without an id is a new one, whatever its name."""
+    view = {key: value for key, value in variables.items() if value is not None}
+    number = int(view.get("id") or len(store.views) + 1)
+    store.views[number] = view
+    told = {"id": str(number), "name": view["name"]}
+    return {"upsertView": {"view": told, "inserted": "id" not in view}}
+
+
 OPERATIONS: dict[str, Callable[[Store, Json], Json]] = {
     "Viewer": _viewer,
+    "GetDefaultEntity": _viewer,
     "OrganizationCoreWeaveOrganizationID": lambda store, v: {"entity": {"organization": None}},
     "UpsertBucket": _upsert,
     "RunResumeStatus": _resume_status,
@@ -198,4 +225,5 @@ OPERATIONS: dict[str, Callable[[Store, Json], Json]] = {
     "RunSampledHistory": _sampled,
     "SampledHistoryPage": _sampled,
     "Runs": _runs,
+    "UpsertView2": _upsert_view,
 }

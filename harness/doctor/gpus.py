@@ -10,7 +10,7 @@ import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
-from harness.doctor.smi import SLOWED, SmiFails, ask
+from harness.record.smi import SLOWED, SmiFails, ask
 
 
 def look(asked: Asked) -> Facts:

@@ -175,6 +175,11 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     return commit, None if changes is None else bool(changes)
 
 
+def gpu_uuid(device: torch.device) -> str:
+    """A GPU's own name, as nvidia-smi writes it."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
 def driver_version() -> str | None:
     """Version of the NVIDIA driver, which torch does not tell; null without one."""
     try:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +61,7 @@ class WandbMirror:
     entity: str | None
     folder: Path  # the run folder: the client writes into its wandb/
     rows: Path  # the run's rows.jsonl; need not exist before rows are released
+    settings: Mapping[str, Any] = field(default_factory=dict)  # over SETTINGS
 
     def __post_init__(self) -> None:
         self._state: str = self.mode
@@ -73,6 +74,7 @@ class WandbMirror:
         self._ending: Ending | None = None
         self._gave_up = False
         self._unsynced: str | None = None
+        self.url: str | None = None  # of the run's page, once it is known
         # Its lock is reentrant: a signal handler may finish what the same thread has begun.
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._mirror, name="wandb-mirror", daemon=True)
@@ -116,10 +118,10 @@ class WandbMirror:
         if self._thread.is_alive():
             self._gave_up = True
             self._state = f"incomplete: the client did not end within {timeout_s:g} s"
-            _kill_client()
+            kill_client()
         while self._thread.is_alive() and time.monotonic() < latest:
             self._thread.join(0.02)
-            _kill_client()  # again: the thread may have been about to start it
+            kill_client()  # again: the thread may have been about to start it
         return self.status
 
     @property
@@ -154,7 +156,7 @@ class WandbMirror:
             if not self._gave_up:
                 self._state = f"incomplete: {_one_line(error)}"
         finally:
-            _teardown()
+            teardown()
 
     def _wait(self) -> tuple[dict[str, Any] | None, Ending | None]:
         """Sleep until rows are released, it is time to show the live row, or the run ends."""
@@ -191,7 +193,7 @@ class WandbMirror:
                     raise
                 self._state = f"offline, as online failed: {_one_line(error)}"
                 # Until then the client counts the id as in use.
-                _teardown()
+                teardown()
         return self._start("offline")
 
     def _start(self, mode: Literal["online", "offline"]) -> wandb.Run:
@@ -202,7 +204,8 @@ class WandbMirror:
         if self._gave_up:
             raise TimeoutError("no time left to start the client")
         self._set_aside()
-        known = {k: v for k, v in SETTINGS.items() if k in wandb.Settings.model_fields}
+        asked = SETTINGS | dict(self.settings)
+        known = {k: v for k, v in asked.items() if k in wandb.Settings.model_fields}
         # Set up before init: else a client without a key asks for one on the terminal.
         wandb.setup(wandb.Settings(**known))
         run = wandb.init(
@@ -221,6 +224,7 @@ class WandbMirror:
             settings=wandb.Settings(**known),
         )
         run.define_metric("*", step_metric="progress/images")
+        self.url = run.url
         flag = "" if mode == "offline" else "--include-online "
         self._unsynced = flag + shlex.quote(str(Path(run.dir).parent))
         return run
@@ -234,7 +238,7 @@ class WandbMirror:
                 old.rename(written / "superseded" / f"{old.name}.{time.time_ns()}")
 
 
-def _teardown() -> None:
+def teardown() -> None:
     """End the client's process and unhook it from interpreter exit."""
     # SystemExit: how the client says that its process was killed.
     with contextlib.suppress(Exception, SystemExit):
@@ -243,7 +247,7 @@ def _teardown() -> None:
         wandb.teardown()
 
 
-def _kill_client() -> None:
+def kill_client() -> None:
     """Kill the client's process: while it lives, the client waits for it."""
     for children in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):

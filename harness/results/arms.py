@@ -25,11 +25,14 @@ class Arms:
     references: tuple[Reference, ...]
 
 
-def arms(words: Sequence[str]) -> Arms:
+def arms(words: Sequence[str], *, report: bool = False) -> Arms:
     """Read all that the words name.
 
     `A... vs B...` says which runs make up which side. Without `vs`, two addresses are two sides,
     and of more, those of one kind are: config (but for the seed), software and hardware agree.
+
+    Args:
+        report: whether one side will do, as what is wanted is its report.
 
     Raises:
         BadInput: an address cannot be read, no runs are named, or there is no second side.
@@ -41,9 +44,14 @@ def arms(words: Sequence[str]) -> Arms:
     if not named:
         raise BadInput("compare: name at least one run folder; list them with: harness show runs")
     if len(named) == 1 and VS not in words:
-        cells = _ungrouped(named[0], alone=bool(references))
+        cells = _ungrouped(named[0], beside=bool(references), report=report)
     else:
         cells = [Cell(_label(group, runs := _runs(group)), tuple(runs)) for group in named]
+    if len(cells) == 1 and not references and not report:
+        raise BadInput(
+            f"compare: {cells[0].label} has nothing beside it; name a second address or ref:ID, "
+            "or give --html FILE for its report"
+        )
     return Arms(tuple(cells), tuple(references))
 
 
@@ -59,16 +67,16 @@ def _split(words: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def _ungrouped(words: Sequence[str], *, alone: bool) -> list[Cell]:
+def _ungrouped(words: Sequence[str], *, beside: bool, report: bool) -> list[Cell]:
     """The cells of addresses that no `vs` divides."""
     found = [_runs([word]) for word in words]
-    if len(words) <= 2 and not (alone and len(words) == 2):
+    if len(words) <= 2 and not (beside and len(words) == 2):
         return [Cell(_label([w], runs), tuple(runs)) for w, runs in zip(words, found, strict=True)]
-    runs = [run for part in found for run in part]
+    runs = {run.address: run for part in found for run in part}.values()
     kinds: dict[str, list[Measured]] = {}
     for run in runs:
         kinds.setdefault(identity(run), []).append(run)
-    if len(kinds) == 1 and not alone:
+    if len(kinds) == 1 and not beside and not report:
         raise BadInput(
             f"compare: these {count(len(runs), 'run')} are all of one kind; say which to hold "
             "against which: harness compare A... vs B..."

@@ -115,5 +115,6 @@ def write_junit(path: Path, checks: Sequence[Check]) -> None:
     ET.indent(tree)
     try:
         write_atomic(path, lambda part: tree.write(part, encoding="utf-8", xml_declaration=True))
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; give a file that can be written") from None
+    except (OSError, ValueError) as error:  # of a value: a path such as `.` names no file
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path}: {reason}; give a file that can be written") from None

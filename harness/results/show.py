@@ -1,22 +1,59 @@
-"""Showing runs on the console: one in full, or many in a table."""
+"""Showing one run in full on the console."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from harness.cli import as_text
+from harness.config import Config
 from harness.console import count, duration, out
+from harness.errors import BadInput
 from harness.record.schema import Result
-from harness.results.load import Failure, LoadedRun
+from harness.results import source
+from harness.results.load import SILENT, Failure, LoadedRun, load_run
+from harness.results.measured import Measured
 from harness.results.references import line, load_shelf
+from harness.results.show_references import show_reference
+
+
+def show_address(address: str) -> None:
+    """What lies at an address: runs, each in full, or a published result.
+
+    Raises:
+        BadInput: nothing does, it cannot be read, or W&B does not answer.
+    """
+    if published := source.reference(address):
+        show_reference(published)
+        return
+    if address.startswith(source.WANDB):
+        for measured in source.runs_at(address):
+            show_measured(measured)
+        return
+    for path in _paths(address):
+        if any(path.glob("*.wandb")):
+            (measured,) = source.runs_at(str(path))
+            show_measured(measured)
+        else:
+            show_run(load_run(path))
+
+
+def _paths(address: str) -> list[Path]:
+    try:
+        return source.folders_at(address)
+    except BadInput:
+        return [Path(address)]  # to be refused as what it is: a file, or nothing
 
 
 def show_run(run: LoadedRun) -> None:
     """One run: what it was, what came out, where its time went."""
     # Text, and no markup: a path or a message may hold brackets.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
+    if run.state == SILENT:
+        out.print("says it is running, without a sign of life; if it was killed, start it again")
     if run.result is None:
         _show_last_row(run)
     else:
@@ -25,27 +62,23 @@ def show_run(run: LoadedRun) -> None:
         _show_failure(run.failure)
 
 
-def show_runs(runs: list[LoadedRun]) -> None:
-    """A line for each run."""
-    table = Table("run", "state", "epoch", "top-1 %", "images/s", "model", "devices")
-    for column in table.columns[2:5]:
-        column.justify = "right"
-    for run in runs:
-        last = run.rows[-1] if run.rows else None
-        scored = [row for row in run.rows if row.val_top1_pct is not None]
-        speeds = [row.images_per_second for row in run.rows if row.images_per_second is not None]
-        result = run.result
-        speed = result.images_per_second if result else (speeds[-1] if speeds else None)
-        table.add_row(
-            Text(run.path.name),
-            Text(run.state),
-            f"{last.epoch:.1f}" if last else "",
-            f"{scored[-1].val_top1_pct:.2f}" if scored else "",
-            f"{speed:,.0f}" if speed else "",
-            result.model if result else "",
-            f"{result.world_size} x {result.device}" if result else "",
-        )
+def show_measured(run: Measured) -> None:
+    """A run out of W&B: what it was, and the facts of its result that are told there."""
+    out.print(Text.assemble((run.address, "bold"), f"  {run.name}"))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row(Text("config", "dim"), Text(f"{run.config.model.name}, {_asked(run.config)}"))
+    for name, value in run.result.items():
+        if isinstance(value, str | int | float):
+            shown = f"{value:.6g}" if isinstance(value, float) else as_text(value)
+            table.add_row(Text(name, "dim"), Text(shown))
     out.print(table)
+
+
+def _asked(config: Config) -> str:
+    return (
+        f"{config.schedule.epochs} epochs, batch {config.train.global_batch}, "
+        f"seed {config.run.seed}"
+    )
 
 
 def _show_result(result: Result) -> None:

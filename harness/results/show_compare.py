@@ -44,7 +44,7 @@ def show_comparison(told: Comparison, testing: Sequence[str], *, judge: bool) ->
     for found in told.findings:
         table.add_row(*_row(found, judge))
     wide.print(table)
-    for line in _bases(told.findings):
+    for line in bases(told.findings):
         out.print(Text(line, "dim"))
 
 
@@ -91,12 +91,12 @@ def show_reproduction(told: Reproduction, *, judge: bool) -> None:
     difference = metric.difference(told.ours.mean - told.theirs.mean)
     table.add_row(
         f"{metric.title}, {metric.unit}", value(metric, told.ours), value(metric, told.theirs),
-        f"{difference:+.2f} {_points(metric)}", _interval(told),
+        f"{difference:+.2f} {points(metric)}", _interval(told),
         _verdict(told.word if judge else NONE),
     )  # fmt: skip
     wide.print(table)
     worse = "below" if metric.better == "higher" else "above"
-    out.print(f"reproduced: surely not {worse} it by {metric.margin:g} {_points(metric)} or more")
+    out.print(f"reproduced: surely not {worse} it by {metric.margin:g} {points(metric)} or more")
     if judge and told.word == "cannot tell":
         out.print(needs(told))
 
@@ -142,7 +142,7 @@ def _row(found: Finding, judge: bool) -> tuple[str | Text, ...]:
     seen = "unknown" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
     return (
         Text(name, "bold" if found.primary else ""), value(metric, found.new),
-        value(metric, found.base), f"{found.difference:+.2f} {_points(metric)}", seen,
+        value(metric, found.base), f"{found.difference:+.2f} {points(metric)}", seen,
         _verdict(found.word if judge else NONE),
     )  # fmt: skip
 
@@ -154,7 +154,8 @@ def _interval(told: Reproduction) -> str:
     return f"{low:+.2f} to {high:+.2f}"
 
 
-def _points(metric: Metric) -> str:
+def points(metric: Metric) -> str:
+    """The unit of a metric's differences."""
     return "%" if metric.scale == "relative" else "points"
 
 
@@ -162,7 +163,7 @@ def _verdict(word: str) -> Text:
     return Text(word, COLOURS[word])
 
 
-def _bases(findings: Sequence[Finding]) -> list[str]:
+def bases(findings: Sequence[Finding]) -> list[str]:
     """Where intervals come from, each said once; and what the numbers in brackets count."""
     lines = ["± from run to run, in brackets how many: runs, or seeds where the seed matters"]
     seen = {}
@@ -170,13 +171,12 @@ def _bases(findings: Sequence[Finding]) -> list[str]:
         basis = found.estimate.basis if found.estimate else None
         if basis and basis not in seen:
             seen[basis] = BASIS[basis].format(
-                std=found.metric.assumed_std or 0, unit=_points(found.metric),
+                std=found.metric.assumed_std or 0, unit=points(found.metric),
                 title=found.metric.title, name=found.metric.name,
             )  # fmt: skip
     lines += seen.values()
     margins = ", ".join(
-        f"{found.metric.title} {found.metric.margin:g} {_points(found.metric)}"
-        for found in findings
+        f"{found.metric.title} {found.metric.margin:g} {points(found.metric)}" for found in findings
     )
     lines.append(f"equivalent: surely nearer than {margins} (--margin)")
     if len(findings) > 1:

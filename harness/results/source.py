@@ -10,17 +10,17 @@ ref:goyal2017-resnet50-b256                  a published result
 from __future__ import annotations
 
 import glob
-import json
 from pathlib import Path
 
-from harness import cli
-from harness.config import Config
 from harness.errors import BadInput
+from harness.record import wandb_run
+from harness.results import load
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import Measured, train_and_val
 from harness.results.references import Reference, find, load_shelf
 
 REF, WANDB = "ref:", "wandb:"
+ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
 
 
 def reference(address: str) -> Reference | None:
@@ -80,28 +80,16 @@ def measured(run: LoadedRun) -> Measured:
     path = run.path
     if run.result is None:
         raise BadInput(f"{path}: {_why_no_result(run)}")
-    try:
-        config = Config.model_validate(cli.read_yaml(path / "config.yaml"))
-    except ValueError:
-        raise BadInput(f"{path}/config.yaml: was written by another version") from None
+    config = wandb_run.config_at_the_end(load.config_of(path), run.result.attempts)
     train, val = train_and_val(run.rows)
     result = run.result.model_dump()
-    return Measured(str(path), path.name, config, _environment(path), result, train, val)
-
-
-def _environment(path: Path) -> dict[str, object]:
-    """What it ran on; empty where that was not written or is torn."""
-    try:
-        told = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+    return Measured(str(path), path.name, config, load.environment(path), result, train, val)
 
 
 def _why_no_result(run: LoadedRun) -> str:
     at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
     if run.failure is not None:
         return f"has failed{at} ({run.failure.message}): start it again, then compare"
-    if run.state == "stopped":
-        return f"was stopped{at}: give its command again to finish it, then compare"
+    if run.state in ("stopped", load.SILENT):
+        return f"was {ENDED[run.state]}{at}: give its command again to finish it, then compare"
     return f"is {run.state}{at}: compare it when it has finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ def read(folder: Path) -> Measured:
     Raises:
         BadInput: it cannot be read, has not finished, or lacks what a comparison needs.
     """
-    (file,) = folder.glob("*.wandb")
+    files = list(folder.glob("*.wandb"))
+    if len(files) != 1:
+        raise BadInput(f"{folder}: holds {len(files)} files *.wandb, where W&B's client writes one")
+    file = files[0]
     name, ended = file.stem, False
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
@@ -50,7 +54,12 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The log's records; a torn one at its end is left out by the client."""
     try:
         told = subprocess.run(
-            [*READ, file], capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+            [*READ, file],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+            env=os.environ | {"WANDB_ERROR_REPORTING": "false"},
         )
     except subprocess.TimeoutExpired:
         raise BadInput(f"{file}: W&B's client did not read it within {TIMEOUT_S} s") from None

@@ -39,12 +39,30 @@ def measured(
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadInput(f"{address}: its config is of another version: {where}") from None
-    rows = [{FIELDS[key]: value for key, value in row.items() if key in FIELDS} for row in history]
+    told = list(history)
+    rows = [{FIELDS[key]: value for key, value in row.items() if key in FIELDS} for row in told]
+    if told and told[0].get("_step", 0) > 0:
+        # So looks what the client keeps on disk of a run that it went on with online.
+        raise BadInput(f"{address}: lacks the rows of earlier attempts; read them from W&B itself")
+    if result.get("steps", 0) > (last := max((row.get("step", 0) for row in rows), default=0)):
+        raise BadInput(
+            f"{address}: has rows up to step {last:,} of {result['steps']:,} only; complete it "
+            "from its folder: harness publish RUN_FOLDER --to wandb"
+        )
     train = columns((row for row in rows if "images_per_second" in row), TRAIN_COLUMNS)
     val = columns((row for row in rows if "val_top1_pct" in row), VAL_COLUMNS)
-    environment = config.get("environment")
-    about = environment if isinstance(environment, Mapping) else {}
-    return Measured(address, name, asked, about, result, train, val)
+    return Measured(address, name, asked, _environment(config), result, train, val)
+
+
+def _environment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What environment.json said; its one float is one again, of which W&B drops a `.0`."""
+    told = config.get("environment")
+    if not isinstance(told, Mapping):
+        return {}
+    device = told.get("device")
+    if isinstance(device, Mapping) and device.get("memory_gib") is not None:
+        told = dict(told) | {"device": dict(device) | {"memory_gib": float(device["memory_gib"])}}
+    return dict(told)
 
 
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:

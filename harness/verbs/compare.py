@@ -11,6 +11,8 @@ from harness.console import err, out
 from harness.errors import EXIT_GOOD, BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.results.compare import Comparison
     from harness.results.gate import Check
     from harness.results.metrics import Metric
@@ -26,6 +28,7 @@ of several sides the last is the base.
   harness compare 'runs/a-s*' ref:goyal2017-resnet50-b256 does it reproduce?
   harness compare 'wandb:team/bench?group=G' runs/b-s0    out of W&B
   harness compare NEW BASE --max-slowdown-pct 3           as a gate
+  harness compare runs/a-s0 --html a.html                 the report of one run
 
 A single run says little: start each side three times or more."""
 
@@ -68,8 +71,9 @@ def add(verbs: Any) -> None:
     gate.add_argument("--min-top1-pct", type=float, metavar="PCT", help="mean of the new runs")
     gate.add_argument("--junit", type=Path, metavar="FILE", help="write the checks as JUnit XML")
     compare.add_argument(
-        "--html", type=Path, metavar="FILE", help="write a page: one file, no network needed"
-    )
+        "--html", type=Path, metavar="FILE",
+        help="write a page: one file, no network needed; of one side alone, its report",
+    )  # fmt: skip
     compare.set_defaults(verb=_compare)
 
 
@@ -89,11 +93,12 @@ def _compare(options: argparse.Namespace) -> None:
     from harness.results import gate, metrics, show_compare
     from harness.results.arms import arms
 
+    write_page = _page_writer() if options.html else None
     known = metrics.with_settings(
         metrics.metrics(options.target_top1_pct), dict(options.margin), dict(options.assume_std)
     )
     known = metrics.first(known, options.primary)
-    sides = arms(options.addresses)
+    sides = arms(options.addresses, report=bool(options.html))
     told = _comparisons(options, sides, known)
     reproductions = _reproductions(options, sides)
     for each in told:
@@ -103,10 +108,33 @@ def _compare(options: argparse.Namespace) -> None:
     unlike = [each.doubts for each in told] + [one.doubts for one in reproductions]
     doubts = dict.fromkeys(doubt for found in unlike for doubt in found)
     checks = [gate.comparable(list(doubts), options.anyway)]
-    checks += _gates(options, told, reproductions)
+    checks += _gates(options, sides, told, reproductions)
     if options.junit:
         gate.write_junit(options.junit, checks)
-    _end(checks, told)
+    _say(checks, told)
+    if write_page:
+        write_page(
+            options.html, sides.cells, told, reproductions, testing=options.testing,
+            judge=options.anyway,
+        )  # fmt: skip
+        out.print(f"page: {options.html}")
+    if code := gate.exit_code(checks):
+        sys.exit(code)
+
+
+def _page_writer() -> Callable[..., None]:
+    """Found before any work.
+
+    Raises:
+        BadInput: matplotlib, an extra, is not there.
+    """
+    try:
+        from harness.results.page import write_page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise BadInput("--html needs matplotlib: pip install 'imagenet-harness[page]'") from None
+    return write_page
 
 
 def _comparisons(
@@ -137,21 +165,24 @@ def _reproductions(options: argparse.Namespace, sides: Any) -> list[Reproduction
 
 
 def _gates(
-    options: argparse.Namespace, told: list[Comparison], reproductions: list[Reproduction]
-) -> list[Check]:
+    options: argparse.Namespace, sides: Any, told: list[Comparison],
+    reproductions: list[Reproduction],
+) -> list[Check]:  # fmt: skip
     from harness.results import gate
 
     checks = [gate.reproduced(each) for each in reproductions]
-    for each in told:
-        if options.max_slowdown_pct is not None:
-            checks.append(gate.max_slowdown(each, options.max_slowdown_pct))
-        if options.min_top1_pct is not None:
-            checks.append(gate.min_top1(each.new, options.min_top1_pct))
+    if options.max_slowdown_pct is not None:
+        if not told:
+            raise BadInput("--max-slowdown-pct: needs a second side to hold the first against")
+        checks += [gate.max_slowdown(each, options.max_slowdown_pct) for each in told]
+    if options.min_top1_pct is not None:
+        judged = [each.new for each in told] or sides.cells
+        checks += [gate.min_top1(cell, options.min_top1_pct) for cell in judged]
     return checks
 
 
-def _end(checks: list[Check], told: list[Comparison]) -> None:
-    """The last line, and the exit code."""
+def _say(checks: list[Check], told: list[Comparison]) -> None:
+    """All in one line."""
     from harness.results import gate
 
     code = gate.exit_code(checks)
@@ -161,10 +192,8 @@ def _end(checks: list[Check], told: list[Comparison]) -> None:
         said = "; ".join(check.message for check in telling)
         hint = " (--anyway judges it all the same)" if checks[0].exit_code else ""
         (out if code == EXIT_GOOD else err).print(f"{word}: {said}{hint}")
-    else:
+    elif told:
         out.print("; ".join(_sentence(each) for each in told))
-    if code != EXIT_GOOD:
-        sys.exit(code)
 
 
 def _sentence(told: Comparison) -> str:
