@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,10 +13,11 @@ from threading import Thread
 from typing import NoReturn
 
 from harness import cli
-from harness.errors import EXIT_FAILED, Followed, HarnessError, Stopped
+from harness.errors import EXIT_FAILED, BadInput, Followed, HarnessError, Stopped
 from harness.signals import CAUGHT
 from launch import ending, train
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 LEAVE_S = 10.0
 """How long a rank has to end by itself after another one has."""
 
@@ -26,7 +28,8 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
     Args:
         config: what was frozen when the job was submitted.
         on_gpu: whether a GPU was asked for, so that its lack is an error.
-        watch: whether ranks end each other, where there is no srun that does.
+        watch: whether ranks end each other, where there is no srun that does: on this machine,
+            which the doctor then is not asked about.
     """
     for number in CAUGHT:  # until the harness does, and has the work saved first
         signal.signal(number, lambda number, _: _end_early(note, rank, number))
@@ -37,9 +40,26 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
             from harness import world
 
             world.from_environment("cuda")  # refuses; else it would train on the CPU for days
+        if not watch and os.environ.get("HARNESS_PREFLIGHT") != "off":
+            _look_at_the_nodes(config)
         train.work([str(config)])
     except (Exception, KeyboardInterrupt) as error:
         _end(note, rank, error)
+
+
+def _look_at_the_nodes(config: Path) -> None:
+    """Have the doctor look before training, all ranks together, as the launch scripts do.
+
+    In a process of its own, so that the training finds GPU and memory untouched.
+
+    Raises:
+        BadInput: it sees red, and rank 0 has said what.
+    """
+    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "harness", "doctor", str(config)]
+    if subprocess.run(command, env=environ).returncode:
+        raise BadInput("the doctor is red, see above; HARNESS_PREFLIGHT=off goes without it")
 
 
 def _end(note: Path, rank: int, error: BaseException) -> NoReturn:

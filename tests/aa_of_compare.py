@@ -12,6 +12,7 @@ Exit code 1 if a bound is broken.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def train_all(given: argparse.Namespace) -> None:
         cores.put(core)
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-500:]}")
-        out.print(f"{name}: {done.stdout.splitlines()[-2]}", highlight=False)
+        told = json.loads((given.work / name / "result.json").read_text())
+        out.print(f"{name}: {told['images_per_second']:.1f} images/s", highlight=False)
 
     with ThreadPoolExecutor(given.at_once) as pool:
         list(pool.map(one, names(given)))
@@ -154,7 +156,8 @@ def main() -> int:
         return 0
     given.work = given.work.resolve()
     train_all(given)
-    same, slow = (runs_at(str(given.work / f"{kind}-*")) for kind in ("same", "slow"))
+    same = runs_at(str(given.work / "same-*"))
+    slow = runs_at(str(given.work / "slow-*")) if given.slow_runs else []
     rates = [steady_rate(run) or 0.0 for run in same]
     train_s = [float(run.train["train_s"][-1]) for run in same]
     out.print(

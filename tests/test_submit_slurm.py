@@ -24,6 +24,12 @@ TERMS = [
 ON_TWO_NODES = ["--nodes", "2", "--gpus-per-node", "0", "--tasks-per-node", "2"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_look(slurm: Cluster) -> None:
+    """The nodes here claim GPUs that are not there."""
+    slurm.environ["HARNESS_PREFLIGHT"] = "off"
+
+
 @pytest.fixture(scope="module")
 def flags(photos: Path) -> list[str]:
     data = ["--data.train", str(photos), "--data.val", str(photos)]
@@ -95,6 +101,21 @@ def test_what_only_a_node_can_find_wrong_fails_the_job_once(
     assert (
         slurm.output("sacct", "-X", "-D", "-n", "-P", "-j", job.name, "-o", "ExitCode") == "2:0\n"
     )
+
+
+def test_the_doctor_looks_at_the_nodes_first_and_a_red_one_fails_the_job_once(
+    slurm: Cluster, cwd: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(slurm.environ, "HARNESS_PREFLIGHT", "on")
+    words = [*flags, "--engine.device", "cpu", "--gpus-per-node", "0", "--schedule.epochs", "1"]
+    (good,) = submit(slurm, cwd, *words, "--nodes", "2")
+    (red,) = submit(slurm, cwd, *words, "--nodes", "1", "--data.train", "/not/there")
+    assert slurm.wait(good.name) == "COMPLETED", good.told()[-3000:]
+    assert "2: as Slurm gave" in good.told()
+    assert slurm.wait(red.name) == "FAILED"
+    told = red.told()
+    assert "HARNESS_PREFLIGHT=off goes without it" in told
+    assert told.splitlines()[-3].endswith(": would end the same way again")
 
 
 def test_slurm_s_refusal_is_told_once_and_leaves_nothing(

@@ -9,7 +9,10 @@ ref:goyal2017-resnet50-b256                  a published result
 
 from __future__ import annotations
 
+import gc
 import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import BadInput
@@ -46,15 +49,28 @@ def runs_at(address: str) -> list[Measured]:
         from harness.results import wandb_api
 
         return wandb_api.runs_at(address)
-    found = []
-    for path in folders_at(address):
-        if any(path.glob("*.wandb")):
-            from harness.results import wandb_offline
+    with _no_cycles_sought():
+        return [_read(path) for path in folders_at(address)]
 
-            found.append(wandb_offline.read(path))
-        else:
-            found.append(measured(load_run(path)))
-    return found
+
+def _read(path: Path) -> Measured:
+    if any(path.glob("*.wandb")):
+        from harness.results import wandb_offline
+
+        return wandb_offline.read(path)
+    return measured(load_run(path))
+
+
+@contextmanager
+def _no_cycles_sought() -> Iterator[None]:
+    """Without the garbage collector, for a moment: rows are many, and have no cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def folders_at(address: str) -> list[Path]:

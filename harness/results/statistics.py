@@ -13,7 +13,7 @@ from statistics import mean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 ALPHA = 0.05
 POWER = 0.8
@@ -58,7 +58,7 @@ class Estimate:
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """The two-sided confidence interval."""
-        half = self.error * float(stats.t.ppf((1 + level) / 2, self.degrees))
+        half = self.error * _quantile((1 + level) / 2, self.degrees)
         return self.difference - half, self.difference + half
 
     def p_differs(self) -> float:
@@ -80,7 +80,21 @@ class Estimate:
     def _tail(self, distance: float) -> float:
         if self.error == 0:  # all repeats gave the very same value
             return 0.5 if distance == 0 else float(distance < 0)
-        return float(stats.t.sf(distance / self.error, self.degrees))
+        return _above(distance / self.error, self.degrees)
+
+
+def _quantile(share: float, degrees: float) -> float:
+    """Of Student's t; of the normal distribution for infinitely many degrees of freedom."""
+    if math.isinf(degrees):
+        return float(special.ndtri(share))
+    return float(special.stdtrit(degrees, share))
+
+
+def _above(value: float, degrees: float) -> float:
+    """The share of the same distribution above a value."""
+    if math.isinf(degrees):
+        return float(special.ndtr(-value))
+    return float(special.stdtr(degrees, -value))
 
 
 def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | None:
@@ -130,7 +144,9 @@ def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple
     blocks = min(MOST_BLOCKS, max(4, round(len(images) ** 0.5)), len(images))
     cuts = np.linspace(0, len(images), blocks + 1).astype(int)[:-1]
     parts = np.add.reduceat(images, cuts), np.add.reduceat(seconds, cuts)
-    told = stats.bootstrap(
+    from scipy.stats import bootstrap  # a second to import, and seldom needed
+
+    told = bootstrap(
         parts,
         lambda i, s, axis: np.log(i.sum(axis) / s.sum(axis)),
         paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=0,
@@ -156,8 +172,8 @@ def runs_to_tell(new: Sample, base: Sample, bound: float) -> int | None:
         assert told is not None
         if told.error == 0:
             return 1.0
-        least = stats.t.ppf(1 - ALPHA, told.degrees)
-        return float(stats.nct.sf(least, told.degrees, gap / told.error))
+        least = _quantile(1 - ALPHA, told.degrees)
+        return 1 - float(special.nctdtr(told.degrees, gap / told.error, least))
 
     if power(MOST_RUNS) < POWER:
         return None
