@@ -108,8 +108,9 @@ def test_the_doctor_looks_at_the_nodes_first_and_a_red_one_fails_the_job_once(
 ) -> None:
     monkeypatch.setitem(slurm.environ, "HARNESS_PREFLIGHT", "on")
     words = [*flags, "--engine.device", "cpu", "--gpus-per-node", "0", "--schedule.epochs", "1"]
-    (good,) = submit(slurm, cwd, *words, "--nodes", "2")
-    (red,) = submit(slurm, cwd, *words, "--nodes", "1", "--data.train", "/not/there")
+    nowhere = ["--data.train", "/not/there"]
+    (good,) = submit(slurm, cwd, *words, "--nodes", "2", "--run.name", "seen")
+    (red,) = submit(slurm, cwd, *words, "--nodes", "1", "--run.name", "red", *nowhere)
     assert slurm.wait(good.name) == "COMPLETED", good.told()[-3000:]
     assert "2: as Slurm gave" in good.told()
     assert slurm.wait(red.name) == "FAILED"
