@@ -25,7 +25,7 @@ from harness.results.load import load_run
 from harness.results.measured import Measured, identity
 from harness.results.metrics import metrics
 from harness.results.publish_wandb import to_wandb
-from harness.results.source import runs_at
+from harness.results.source import measured, runs_at
 
 # 80.0 comes back as 80, nulls and what is nested must come back as they are.
 DEVICE = ENVIRONMENT["device"] | {"memory_gib": 80.0}
@@ -67,7 +67,7 @@ def folders(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> list[P
     slower = {"train": {"global_batch": 512}, "data": {"crop_area": (0.5, 1)}}
     made.append(made_run(root / "b-s0", sections=slower, rate=900.0, **about))
     for folder in made:
-        to_wandb(load_run(folder), "online", "bench", None)
+        to_wandb(run := load_run(folder), measured(run), "online", "bench", None)
     assert server.unknown == []
     return made
 
@@ -129,7 +129,7 @@ def test_verdicts_are_those_of_the_folders_and_a_cell_may_mix(
 
 @pytest.fixture
 def offline(folders: list[Path]) -> Path:
-    to_wandb(load_run(folders[0]), "offline", "bench", None)
+    to_wandb(run := load_run(folders[0]), measured(run), "offline", "bench", None)
     (written,) = folders[0].glob("wandb/offline-run-*")
     return written
 

@@ -169,7 +169,7 @@ class Result(BaseModel):
     events: list[RunEvent] = _list("what the run decided from its history")
     target: Target | None = _maybe("when schedule.stop_at_top1_pct was reached")
     slowed: list[str] = _list(
-        "why the clocks of rank 0's GPU were held down for a tenth of the time or more"
+        "why the clocks of rank 0's GPU were held down for more than a tenth of the time"
     )
     references: list[str] = _list("published rows that this is held against")
 

@@ -109,8 +109,21 @@ def parse(xml: str, links: str = "") -> Smi:
     return Smi(_text(root, "driver_version"), _text(root, "cuda_version"), gpus)
 
 
-def _run(*words: str, fails: str | None = None) -> str:
-    done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False)
+def ask_plainly(limit_s: float) -> Smi:
+    """The same without NVLinks, as an ordinary child: a process that trains must not be forked.
+
+    Raises:
+        SmiFails: it says that it fails, or says nothing.
+        OSError: there is none.
+        TimeoutExpired: it does not answer.
+    """
+    return parse(_run("-q", "-x", limit_s=limit_s))
+
+
+def _run(*words: str, fails: str | None = None, limit_s: float | None = None) -> str:
+    done = subprocess.run(
+        ["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=limit_s
+    )
     if done.returncode == 0:
         return done.stdout
     if fails is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections import Counter
 from contextlib import suppress
+from subprocess import TimeoutExpired
 
 from harness.record import smi
 
@@ -14,7 +14,7 @@ ANSWER_S = 20.0
 HARMLESS = frozenset({"sw_power_cap"})
 """A GPU that is well used works at its power cap: the cap is a setting."""
 LEAST_SHARE = 0.1
-"""Of the looks at a GPU; a single one may meet the heat of the run before."""
+"""Of the looks at a GPU: a few of many may meet the heat of the run before."""
 
 
 class Throttle:
@@ -34,7 +34,7 @@ class Throttle:
         threading.Thread(target=self._watch, name="throttle", daemon=True).start()
 
     def end(self) -> list[str]:
-        """Stop looking; why clocks were held down in a tenth of the looks or more, in words."""
+        """Stop looking; why clocks were held down in more than a tenth of the looks, in words."""
         self._over.set()
         return [
             words
@@ -44,12 +44,8 @@ class Throttle:
 
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
-            with suppress(OSError, subprocess.SubprocessError, smi.SmiFails):
-                command = ["nvidia-smi", "-q", "-x"]
-                told = subprocess.run(
-                    command, capture_output=True, text=True, timeout=ANSWER_S, check=True
-                )
-                for gpu in smi.parse(told.stdout).gpus:
+            with suppress(OSError, TimeoutExpired, smi.SmiFails):
+                for gpu in smi.ask_plainly(ANSWER_S).gpus:
                     if gpu.uuid == self._uuid:
                         self._looks += 1
                         self._seen.update(set(gpu.slowed) - HARMLESS)

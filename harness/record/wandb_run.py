@@ -56,9 +56,11 @@ def group(config: Config, environment: Mapping[str, Any], world_size: int) -> st
 
 def config_at_the_end(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
     """The config of a run's last attempt, from config.yaml, which is that of its first."""
-    sections = config.model_dump(mode="json")
     changed = attempts[-1].get("changed") if attempts else None
-    for key, value in (changed or {}).items():
+    if not changed:
+        return config
+    sections = config.model_dump(mode="json")
+    for key, value in changed.items():
         section, _, name = key.partition(".")
         sections[section][name] = value
     return Config.model_validate(sections)

@@ -12,7 +12,7 @@ from harness.errors import BadInput
 from harness.results.compare import Cell
 from harness.results.measured import Measured, identity
 from harness.results.references import Reference
-from harness.results.source import reference, runs_at
+from harness.results.source import reference, runs_at, runs_at_all
 
 VS = "vs"
 
@@ -46,7 +46,7 @@ def arms(words: Sequence[str], *, report: bool = False) -> Arms:
     if len(named) == 1 and VS not in words:
         cells = _ungrouped(named[0], beside=bool(references), report=report)
     else:
-        cells = [Cell(_label(group, runs := _runs(group)), tuple(runs)) for group in named]
+        cells = [Cell(_label(group, runs := runs_at_all(group)), tuple(runs)) for group in named]
     if len(cells) == 1 and not references and not report:
         raise BadInput(
             f"compare: {cells[0].label} has nothing beside it; name a second address or ref:ID, "
@@ -69,7 +69,7 @@ def _split(words: Sequence[str]) -> list[list[str]]:
 
 def _ungrouped(words: Sequence[str], *, beside: bool, report: bool) -> list[Cell]:
     """The cells of addresses that no `vs` divides."""
-    found = [_runs([word]) for word in words]
+    found = [runs_at(word) for word in words]
     if len(words) <= 2 and not (beside and len(words) == 2):
         return [Cell(_label([w], runs), tuple(runs)) for w, runs in zip(words, found, strict=True)]
     runs = {run.address: run for part in found for run in part}.values()
@@ -84,12 +84,6 @@ def _ungrouped(words: Sequence[str], *, beside: bool, report: bool) -> list[Cell
     return [
         Cell(_label([run.address for run in kind], kind), tuple(kind)) for kind in kinds.values()
     ]
-
-
-def _runs(words: Sequence[str]) -> list[Measured]:
-    """The runs at these addresses, each once."""
-    found = {run.address: run for word in words for run in runs_at(word)}
-    return list(found.values())
 
 
 def _label(words: Sequence[str], runs: Sequence[Measured]) -> str:

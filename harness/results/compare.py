@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from harness.results.measured import Measured, facts, identity
 from harness.results.metrics import Metric, sample
+from harness.results.references import DATASETS
 from harness.results.statistics import ALPHA, Estimate, Sample, compare, holm
 
 Word = Literal["better", "worse", "equivalent", "cannot tell"]
-IMAGENET_VAL_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def compare_cells(new: Cell, base: Cell, known: Mapping[str, Metric], primary: s
             found.append(_finding(metric, ours, theirs, metric.name == primary))
     return Comparison(
         new, base, tuple(differences(new.runs[0], base.runs[0])),
-        (*doubts(new), *doubts(base), *_unlike(new, base)), adjusted(found),
+        (*doubts(new), *doubts(base), *_unlike(new, base)), _adjusted(found),
     )  # fmt: skip
 
 
@@ -121,17 +121,15 @@ def _finding(metric: Metric, new: Sample, base: Sample, primary: bool) -> Findin
     return Finding(metric, new, base, estimate, primary, differs, equal)
 
 
-def adjusted(found: list[Finding]) -> tuple[Finding, ...]:
+def _adjusted(found: list[Finding]) -> tuple[Finding, ...]:
     """The same, the p-values of secondary metrics adjusted."""
-    rest = [each for each in found if not each.primary and each.estimate is not None]
-    differs, equal = (
-        holm([getattr(each, name) for each in rest]) for name in ("p_differs", "p_within")
-    )
-    new = {
-        id(each): Finding(each.metric, each.new, each.base, each.estimate, False, *p)
-        for each, *p in zip(rest, differs, equal, strict=True)
-    }
-    return tuple(new.get(id(each), each) for each in found)
+    rest = [at for at, each in enumerate(found) if not each.primary and each.estimate]
+    differs = holm([found[at].p_differs for at in rest])
+    equal = holm([found[at].p_within for at in rest])
+    new = dict(enumerate(found))
+    for at, p_differs, p_within in zip(rest, differs, equal, strict=True):
+        new[at] = replace(found[at], p_differs=p_differs, p_within=p_within)
+    return tuple(new.values())
 
 
 def differences(new: Measured, base: Measured) -> Iterable[Difference]:
@@ -146,10 +144,9 @@ def differences(new: Measured, base: Measured) -> Iterable[Difference]:
 
 def doubts(cell: Cell) -> Iterable[str]:
     """Reasons for which a cell is not to be compared with anything."""
-    first = cell.runs[0]
-    if len({identity(run) for run in cell.runs}) > 1:
-        others = [run for run in cell.runs if identity(run) != identity(first)]
-        keys = dict.fromkeys(each.key for run in others for each in differences(run, first))
+    kinds = {identity(run): run for run in cell.runs}.values()
+    if len(kinds) > 1:
+        keys = dict.fromkeys(each.key for run in kinds for each in differences(run, cell.runs[0]))
         yield f"{cell.label}: its runs are not of one kind: they differ in {', '.join(keys)}"
     # Each once, for all runs of the cell that it holds for.
     found: dict[str, list[str]] = {}
@@ -162,10 +159,10 @@ def doubts(cell: Cell) -> Iterable[str]:
 
 def _doubts_of(run: Measured) -> Iterable[str]:
     result = run.result
-    imagenet = result["classes"] == 1000 and result["source"] != "synthetic"
-    if imagenet and result["val_images"] != IMAGENET_VAL_IMAGES:
-        images = f"{result['val_images']:,}"
-        yield f"validated on {images} images, where ImageNet has {IMAGENET_VAL_IMAGES:,}"
+    classes, images = DATASETS["imagenet"]
+    imagenet = result["classes"] == classes and result["source"] != "synthetic"
+    if imagenet and result["val_images"] != images:
+        yield f"validated on {result['val_images']:,} images, where ImageNet has {images:,}"
     if (run.environment.get("harness") or {}).get("git_dirty"):
         yield "ran with uncommitted changes: nobody knows which code that was"
     if result["recompiles"] or result["graph_breaks"]:

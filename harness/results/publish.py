@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from harness.errors import BadInput
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import Measured
-from harness.results.source import REF, WANDB, folders_at, measured, runs_at
+from harness.results.source import REF, WANDB, folders_at, measured
 
 
-def folders(addresses: Sequence[str], to: str) -> list[LoadedRun]:
-    """The finished runs whose folders are given, each once.
+def folders(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
+    """The finished runs whose folders are given, each once, with all rows and as compared.
 
     Args:
         to: where to; it needs more of a run than other sources hold.
@@ -32,18 +32,7 @@ def folders(addresses: Sequence[str], to: str) -> list[LoadedRun]:
                 )
             paths[path.resolve()] = path
     runs = [load_run(path) for path in paths.values()]
-    for run in runs:
-        measured(run)
-    return runs
-
-
-def everywhere(addresses: Sequence[str]) -> list[Measured]:
-    """The finished runs at these addresses, wherever they are, each once.
-
-    Raises:
-        BadInput: an address cannot be read.
-    """
-    return list({run.address: run for address in addresses for run in runs_at(address)}.values())
+    return [(run, measured(run)) for run in runs]
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -35,7 +35,6 @@ from harness.record.schema import Result, Row
 from harness.results.load import LoadedRun
 from harness.results.measured import Measured
 from harness.results.publish import check_names
-from harness.results.source import measured
 
 Kind = Literal["start", "end", "event"]
 Line = tuple[Kind, float, str, Any, dict[str, Any]]
@@ -48,7 +47,7 @@ TARGET_TOP1_PCT = 75.9
 """MLPerf's quality target for ResNet-50, where the run had none of its own."""
 
 
-def to_mllog(runs: Sequence[LoadedRun], out: Path) -> None:
+def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
     """Write a log per run, NAME.txt, into a new folder.
 
     Raises:
@@ -61,9 +60,9 @@ def to_mllog(runs: Sequence[LoadedRun], out: Path) -> None:
         raise BadInput(
             "--to mllog: needs mlperf-logging; install it: pip install 'imagenet-harness[publish]'"
         ) from None
-    check_names(run.path.name for run in runs)
+    check_names(run.path.name for run, _ in runs)
     tracked = track(runs, total=len(runs), what="writing logs")
-    logs = {f"{run.path.name}.txt": list(_lines(run, measured(run))) for run in tracked}
+    logs = {f"{run.path.name}.txt": list(_lines(run, known)) for run, known in tracked}
     here = re.escape(str(Path(harness.__file__).parents[1]))
     with new_folder(out) as folder:
         for name, lines in logs.items():

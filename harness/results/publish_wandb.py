@@ -28,7 +28,6 @@ from harness.record.wandb_keys import KEYS, result_for_wandb, row_for_wandb
 from harness.results import wandb_api
 from harness.results.load import LoadedRun
 from harness.results.measured import Measured
-from harness.results.source import measured
 
 FINISH_S = 120.0
 SETTINGS = {
@@ -59,18 +58,19 @@ class Published:
 
 
 def to_wandb(
-    run: LoadedRun, mode: Literal["online", "offline"], project: str | None, entity: str | None
-) -> Published:
+    run: LoadedRun, known: Measured, mode: Literal["online", "offline"],
+    project: str | None, entity: str | None,
+) -> Published:  # fmt: skip
     """Have W&B hold a run as its folder tells it; a second time, nothing is left to do.
 
     Args:
+        known: the same run, as runs are compared.
         mode: offline writes into the run folder what `wandb sync` uploads.
         project, entity: by default the run's own.
 
     Raises:
-        BadInput: it has not finished, W&B holds other rows, or does not take these.
+        BadInput: W&B holds other rows, or does not take these.
     """
-    known = measured(run)
     wanted = _mirrored(run, known) | {
         "project": project or known.config.log.project,
         "entity": entity or known.config.log.entity,
@@ -93,9 +93,8 @@ def to_wandb(
 def _mirrored(run: LoadedRun, known: Measured) -> dict[str, Any]:
     """What the live mirror said of this run when it last began."""
     result = known.result
-    config = wandb_run.config_at_the_end(known.config, result["attempts"])
     about = wandb_run.about(
-        config,
+        known.config,
         known.environment,
         world_size=result["world_size"],
         precision=result["precision"],

@@ -21,6 +21,8 @@ Metric = Literal[
     "scaling_efficiency_pct",
 ]  # fmt: skip
 ACCURACIES = ("top1", "top5")
+DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
+"""Classes and validation images."""
 
 
 class Reference(BaseModel):

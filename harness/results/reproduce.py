@@ -11,13 +11,11 @@ from harness.errors import BadInput
 from harness.results.compare import Cell, Difference, doubts
 from harness.results.measured import Measured
 from harness.results.metrics import Metric, accuracy, metrics, sample
-from harness.results.references import Reference
+from harness.results.references import DATASETS, Reference
 from harness.results.statistics import ALPHA, Estimate, Sample, compare, runs_to_tell
 
 Word = Literal["reproduced", "not reproduced", "cannot tell"]
 MEDIAN = "median_last5_top1_pct"
-DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
-"""Classes and validation images."""
 
 
 @dataclass(frozen=True)

@@ -128,11 +128,15 @@ def words(value: Any) -> str:
     return text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 1]}…"
 
 
-def _head(which: str, cell: Cell) -> Text:
+def runs_of(cell: Cell) -> str:
+    """How many runs a side has, and their seeds."""
     runs = count(len(cell.runs), "run")
     seeds = sorted({run.config.run.seed for run in cell.runs})
-    told = f"{runs}, seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else runs
-    return Text.assemble((f"{which}  ", "dim"), (cell.label, "bold"), f"  {told}")
+    return f"{runs}, seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else runs
+
+
+def _head(which: str, cell: Cell) -> Text:
+    return Text.assemble((f"{which}  ", "dim"), (cell.label, "bold"), f"  {runs_of(cell)}")
 
 
 def _row(found: Finding, judge: bool) -> tuple[str | Text, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,15 @@ def runs_at(address: str) -> list[Measured]:
         return wandb_api.runs_at(address)
     with _no_cycles_sought():
         return [_read(path) for path in folders_at(address)]
+
+
+def runs_at_all(addresses: Iterable[str]) -> list[Measured]:
+    """The finished runs at these addresses, each once.
+
+    Raises:
+        BadInput: an address cannot be read.
+    """
+    return list({run.address: run for address in addresses for run in runs_at(address)}.values())
 
 
 def _read(path: Path) -> Measured:

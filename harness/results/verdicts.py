@@ -12,7 +12,7 @@ from harness.results.markup import Markup, join, labelled, table, tag, text
 from harness.results.metrics import Metric
 from harness.results.plots import cell_colour, interval
 from harness.results.reproduce import Reproduction
-from harness.results.show_compare import NONE, needs, points, value
+from harness.results.show_compare import NONE, needs, points, runs_of, value
 
 LOOKS = {
     "better": "good", "reproduced": "good", "worse": "bad", "not reproduced": "bad",
@@ -92,13 +92,9 @@ def reproduction(key: str, told: Reproduction, cells: Sequence[Cell], judge: boo
 
 def _side(which: str, cell: Cell, cells: Sequence[Cell]) -> Markup:
     """Whose side it is, and of how many runs."""
-    seeds = sorted({run.config.run.seed for run in cell.runs})
-    told = count(len(cell.runs), "run")
-    if len(seeds) > 1:
-        told += f", seeds {', '.join(map(str, seeds))}"
     number = next((n for n, each in enumerate(cells) if each is cell), 0)
     name = tag("b", labelled(cell_colour(number), cell.label))
-    return tag("span", text(f"{which} "), name, text(f" {told}"))
+    return tag("span", text(f"{which} "), name, text(f" {runs_of(cell)}"))
 
 
 def doubts(found: Sequence[str]) -> Markup:

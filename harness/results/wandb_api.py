@@ -16,11 +16,11 @@ from harness.record import wandb_account
 from harness.record.wandb import kill_client, teardown
 from harness.results import wandb_rows
 from harness.results.measured import Measured
+from harness.results.source import WANDB
 
 if TYPE_CHECKING:
     import wandb
 
-WANDB = "wandb:"
 FORM = "wandb:ENTITY/PROJECT/RUN_ID or 'wandb:ENTITY/PROJECT?group=G&tag=T'"
 FILTERS = {
     "group": "group", "tag": "tags", "name": "display_name", "job_type": "jobType",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.console import err, out
 from harness.errors import EXIT_GOOD, BadInput
+from harness.verbs.words import teaching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,10 +36,8 @@ A single run says little: start each side three times or more."""
 
 def add(verbs: Any) -> None:
     """The verb's words."""
-    compare = verbs.add_parser(
-        "compare", help="runs with runs or with published results: verdicts and how sure they are",
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    says = "runs with runs or with published results: verdicts and how sure they are"
+    compare = teaching(verbs, "compare", help=says, description=DESCRIPTION)
     compare.add_argument(
         "addresses", nargs="+", metavar="ADDRESS",
         help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` divides sides",
@@ -198,4 +197,4 @@ def _say(checks: list[Check], told: list[Comparison]) -> None:
 
 def _sentence(told: Comparison) -> str:
     said = ", ".join(f"{found.metric.title} {found.word}" for found in told.findings)
-    return f"{told.new.label}: {said or 'nothing in common with the base'}"
+    return f"{told.new.label}: {said}"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from harness.config import Log
 from harness.console import count, out, track
 from harness.errors import BadInput
+from harness.verbs.words import teaching
 
 DESCRIPTION = """\
 Take finished runs to where others look at them.
@@ -35,10 +36,8 @@ WORDS = {
 
 def add(verbs: Any) -> None:
     """The verb's words."""
-    publish = verbs.add_parser(
-        "publish", help="finished runs into W&B, a W&B workspace, MLPerf logs, or CSV tables",
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    says = "finished runs into W&B, a W&B workspace, MLPerf logs, or CSV tables"
+    publish = teaching(verbs, "publish", help=says, description=DESCRIPTION)
     publish.add_argument(
         "addresses", nargs="*", metavar="RUN",
         help="run folder or glob; csv also takes wandb:... and offline W&B folders",
@@ -84,8 +83,8 @@ def _wandb(options: argparse.Namespace) -> None:
     runs = publish.folders(options.addresses, "wandb")
     mode: Literal["online", "offline"] = options.mode or "online"
     done = []
-    for run in track(runs, total=len(runs), what="publishing"):
-        each = publish_wandb.to_wandb(run, mode, options.project, options.entity)
+    for run, known in track(runs, total=len(runs), what="publishing"):
+        each = publish_wandb.to_wandb(run, known, mode, options.project, options.entity)
         out.print(f"{run.path.name}: {each.said}: {each.where}")
         done.append(each)
     groups, places = {each.group for each in done}, {each.place for each in done}
@@ -117,9 +116,9 @@ def _mllog(options: argparse.Namespace) -> None:
 
 
 def _csv(options: argparse.Namespace) -> None:
-    from harness.results import publish
     from harness.results.publish_csv import to_csv
+    from harness.results.source import runs_at_all
 
-    runs = publish.everywhere(options.addresses)
+    runs = runs_at_all(options.addresses)
     to_csv(runs, options.out)
     out.print(f"{count(len(runs), 'run')} in {options.out}: runs.csv, rows.csv")

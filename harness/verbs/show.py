@@ -8,6 +8,7 @@ from typing import Any
 from harness.config import CIFAR_MODELS
 from harness.console import out
 from harness.errors import BadInput
+from harness.verbs.words import teaching
 
 DESCRIPTION = """\
 Show a run, the history of all runs, a network, or published results.
@@ -30,10 +31,8 @@ minutes: it was killed, or its disk hangs. One that cannot be read is named on s
 
 def add(verbs: Any) -> None:
     """The verb's words."""
-    show = verbs.add_parser(
-        "show", help="show a run, all runs, a network, or published results",
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    says = "show a run, all runs, a network, or published results"
+    show = teaching(verbs, "show", help=says, description=DESCRIPTION)
     show.add_argument(
         "what", help="`runs`, `model`, `references`, or a run: folder, glob, wandb:..., ref:ID"
     )

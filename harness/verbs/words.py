@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from harness.console import err
 from harness.errors import EXIT_BAD_INPUT
@@ -17,6 +18,15 @@ class Parser(argparse.ArgumentParser):
         what = message.removeprefix("argument ")
         err.print(f"error: {what}; see: {self.prog} --help")
         sys.exit(EXIT_BAD_INPUT)
+
+
+def teaching(verbs: Any, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
+    """A verb whose --help shows its description as it is written, examples and all."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=help, description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    return parser
 
 
 def positive(text: str) -> int:
