@@ -28,6 +28,7 @@ FILTERS = {
 }  # fmt: skip
 """What may stand behind the `?` -> W&B's name for it."""
 TIMEOUT_S = 20
+END_S = 3.0
 
 
 def runs_at(address: str) -> list[Measured]:
@@ -95,7 +96,16 @@ def client(what: str) -> Iterator[wandb.Api]:
         server = wandb_account.server(os.environ)
         raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
     finally:
-        teardown()
+        _end()
+
+
+def _end() -> None:
+    """End the client; after a while by force, as its process may wait for a server that hangs."""
+    force = threading.Timer(END_S, kill_client)
+    force.daemon = True
+    force.start()
+    teardown()
+    force.cancel()
 
 
 def entity_of(api: wandb.Api, asked: str | None) -> str:
