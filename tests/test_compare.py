@@ -331,6 +331,7 @@ def test_a_run_that_cannot_be_compared_is_one_line(
     (["a", "vs"], "`vs` stands between two sides"),
     (["a", "b", "c"], "these 3 runs are all of one kind"),
     (["a", "b", "--primary", "speed"], "--primary: speed: no such metric; known: top1"),
+    (["a", "b", "--testing", "engine.compil"], "nothing is called so; did you mean engine.compile"),
     (["a", "b", "--margin", "top1"], "write METRIC=VALUE"),
     (["a", "b", "--margin", "top9=1"], "top9: no such metric"),
     (["a", "eval"], "have no metric in common"),

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from harness.cli import nearest
 from harness.console import count
 from harness.errors import BadInput
 from harness.results.compare import Cell
-from harness.results.measured import Measured, identity
+from harness.results.measured import Measured, facts, identity
 from harness.results.references import Reference
 from harness.results.source import reference, runs_at, runs_at_all
 
@@ -53,6 +54,19 @@ def arms(words: Sequence[str], *, report: bool = False) -> Arms:
             "or give --html FILE for its report"
         )
     return Arms(tuple(cells), tuple(references))
+
+
+def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
+    """Refuse what is said to be under test where no run has such a fact.
+
+    Raises:
+        BadInput: a key is none of these; names the nearest.
+    """
+    runs = (run for cell in cells for run in cell.runs)
+    known = list(dict.fromkeys(key for run in runs for part in facts(run).values() for key in part))
+    for key in keys:
+        if key not in known:
+            raise BadInput(f"--testing {key}: nothing is called so{nearest(key, known)}")
 
 
 def _split(words: Sequence[str]) -> list[list[str]]:

@@ -90,7 +90,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 def _compare(options: argparse.Namespace) -> None:
     from harness.results import gate, metrics, show_compare
-    from harness.results.arms import arms
+    from harness.results.arms import arms, check_testing
 
     write_page = _page_writer() if options.html else None
     known = metrics.with_settings(
@@ -98,6 +98,7 @@ def _compare(options: argparse.Namespace) -> None:
     )
     known = metrics.first(known, options.primary)
     sides = arms(options.addresses, report=bool(options.html))
+    check_testing(options.testing, sides.cells)
     told = _comparisons(options, sides, known)
     reproductions = _reproductions(options, sides)
     for each in told:
