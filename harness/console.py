@@ -7,40 +7,66 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 T = TypeVar("T")
 PERIOD_S = 5.0
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
+# Tables: a number that is wrapped cannot be read; on a narrow terminal the lines wrap instead.
+wide = Console(width=max(out.width, 130), soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
-def track(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+def track(items: Iterable[T], *, total: int, what: str, unit: str | None = None) -> Iterator[T]:
     """Yield the items while showing how far they are; a plain line comes first after two seconds.
 
     Args:
         total: how many items there will be.
         what: what is being done, such as `indexing train`.
+        unit: what the items are, to be told how many there are per second.
     """
     if out.is_terminal:
         # No markup: what is done may name a folder with brackets.
         described = TextColumn("{task.description}", markup=False)
-        columns = (described, BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=out, transient=True) as bar:
+        columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        rate = [_Rate(unit)] if unit else []
+        with Progress(*columns, *rate, console=out, transient=True) as bar:
             yield from bar.track(items, total=total, description=what)
     else:
-        yield from _lines(items, total, what)
+        yield from _lines(items, total, what, unit)
 
 
-def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Of late, as rich tells it."""
+        return Text(f"{task.speed or 0:,.0f} {self._unit}/s")
+
+
+def _lines(items: Iterable[T], total: int, what: str, unit: str | None) -> Iterator[T]:
     started = time.monotonic()
     next_line = started + 2.0
     for done, item in enumerate(items):
         now = time.monotonic()
         if now >= next_line:
-            left_s = (now - started) / max(done, 1) * (total - done)
-            out.print(f"{what}: {done:,} of {total:,}, {left_s:.0f} s left")
+            rate = max(done, 1) / (now - started)
+            speed = f", {rate:,.0f} {unit}/s" if unit else ""
+            out.print(f"{what}: {done:,} of {total:,}{speed}, {(total - done) / rate:.0f} s left")
             next_line = now + PERIOD_S
         yield item
 

@@ -25,6 +25,10 @@ def covered(intervals: list[tuple[float, float]], truth: float) -> float:
     return float(np.mean([low <= truth <= high for low, high in intervals]))
 
 
+def excludes_zero(bounds: tuple[float, float]) -> bool:
+    return not bounds[0] <= 0 <= bounds[1]
+
+
 def interval(new: Sample, base: Sample, assumed_std: float | None = None) -> tuple[float, float]:
     told = compare(new, base, assumed_std)
     assert told is not None
@@ -177,3 +181,33 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin(
     low, high = told.interval(0.90)
     near = min(abs(low + margin), abs(high - margin)) < 1e-9
     assert near or (told.p_within(margin) <= 0.05) == (-margin <= low and high <= margin)
+
+
+def test_runs_that_drift_do_not_cry_wolf() -> None:
+    """Speed that wanders within a run wanders from run to run: 2 % is not assumed then."""
+    rng = np.random.default_rng(0)
+    alarms, steady_alarms = 0, 0
+    for _ in range(1000):
+        sides = []
+        for _ in range(2):
+            start = rng.normal(0, 0.05)
+            halves = start + rng.normal(0, 0.05, 2)
+            drift = abs(halves[0] - halves[1]) / math.sqrt(2)
+            sides.append(Sample(float(halves.mean()), None, 1, 0.01, drift))
+        alarms += excludes_zero(interval(*sides, assumed_std=0.02))
+        blind = [Sample(side.mean, None, 1, 0.01) for side in sides]
+        steady_alarms += excludes_zero(interval(*blind, assumed_std=0.02))
+    assert alarms < 100 < 400 < steady_alarms
+
+
+def test_what_the_halves_differ_by_counts_only_where_it_is_more_than_assumed() -> None:
+    calm, wild = Sample(0.0, None, 1, 0.0, 0.01), Sample(0.0, None, 1, 0.0, 0.05)
+    told = compare(calm, calm, 0.02)
+    assert told is not None
+    assert (told.basis, told.degrees) == ("assumed", math.inf)
+    assert told.error == pytest.approx(0.02 * math.sqrt(2))
+    told = compare(wild, calm, 0.02)
+    assert told is not None
+    assert told.basis == "drift"
+    assert told.error == pytest.approx(math.hypot(0.05, 0.02))
+    assert told.degrees == pytest.approx((0.05**2 + 0.02**2) ** 2 / 0.05**4)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from harness.console import out, track
+from harness.console import out, track, wide
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def report(measured: dict[str, list[float]], title: str) -> float:
             f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}",
         )  # fmt: skip
     out.print(title)
-    out.print(table)
+    wide.print(table)
     return float(np.median(ratios(measured, first, base)))
 
 

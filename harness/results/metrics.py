@@ -28,6 +28,7 @@ class Metric:
         of: its value in a run, in its unit; none where the run does not tell.
         of_seed: it hangs on the seed, so that repeats with one seed count once.
         within: its standard error from one run's own ups and downs, where a run tells that.
+        drift: standard deviation of its halves, likewise.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Metric:
     of: Callable[[Measured], float | None]
     of_seed: bool = False
     within: Callable[[Measured], float] = lambda run: 0.0
+    drift: Callable[[Measured], float] = lambda run: 0.0
 
     def inner(self, value: float) -> float:
         """A value as it is averaged and compared."""
@@ -95,6 +97,30 @@ def _rate_within(run: Measured) -> float:
     return log_rate(images, seconds)[1] if len(images) >= STEADY_PERIODS else 0.0
 
 
+def _rate_drift(run: Measured) -> float:
+    """Standard deviation of the logarithms of the steady rates of a run's halves."""
+    images, seconds = steady(run)
+    if len(images) < STEADY_PERIODS:
+        return 0.0
+    half = len(images) // 2
+    first, second = (
+        math.log(images[part].sum() / seconds[part].sum())
+        for part in (slice(None, half), slice(half, None))
+    )
+    return abs(first - second) / math.sqrt(2)
+
+
+def _step_drift(run: Measured) -> float:
+    """The same of the median step."""
+    steps = run.train["step_ms_p50"][1:]
+    steps = steps[np.isfinite(steps) & (steps > 0)]
+    if len(steps) < STEADY_PERIODS:
+        return 0.0
+    half = len(steps) // 2
+    first, second = (math.log(np.median(part)) for part in (steps[:half], steps[half:]))
+    return abs(first - second) / math.sqrt(2)
+
+
 def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
     """Training time to an accuracy, seconds; none: the one at which the run was told to stop."""
 
@@ -118,13 +144,16 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
         ),
         Metric(
             "images_per_second", "throughput", "images/s", "relative", "higher", 2, 2, steady_rate,
-            within=_rate_within,
+            within=_rate_within, drift=_rate_drift,
         ),
         Metric(
             "train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
             to_target(target_top1_pct),
         ),
-        Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50")),
+        Metric(
+            "step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50"),
+            drift=_step_drift,
+        ),
         Metric(
             "memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
             _field("memory_peak_gib"),
@@ -148,7 +177,9 @@ def sample(metric: Metric, runs: Sequence[Measured]) -> Sample | None:
     inner = [metric.inner(value) for value in values if value is not None]
     if metric.of_seed:
         inner = list(_means_by_seed(runs, inner))
-    return Sample.of(inner, metric.within(runs[0]) if len(runs) == 1 else 0.0)
+    if len(runs) > 1:
+        return Sample.of(inner)
+    return Sample.of(inner, metric.within(runs[0]), metric.drift(runs[0]))
 
 
 def _usable(metric: Metric, value: float) -> bool:
@@ -165,7 +196,7 @@ def _means_by_seed(runs: Sequence[Measured], values: Sequence[float]) -> Iterabl
 def with_settings(
     known: dict[str, Metric], margins: dict[str, float], stds: dict[str, float]
 ) -> dict[str, Metric]:
-    """The metrics with the margins and spreads that the user gave.
+    """The metrics with the margins and spreads that the user gave, which count as known.
 
     Raises:
         BadInput: no such metric.
@@ -178,6 +209,7 @@ def with_settings(
             metric,
             margin=margins.get(name, metric.margin),
             assumed_std=stds.get(name, metric.assumed_std),
+            drift=(lambda run: 0.0) if name in stds else metric.drift,
         )
         for name, metric in known.items()
     }

@@ -141,7 +141,8 @@ def _facts(r: Result) -> dict[str, str]:
         f"{'compiled' if r.compiled else 'eager'}, {r.compute_threads} threads per rank; "
         f"{r.recompiles} recompiles, {r.graph_breaks} graph breaks",
         "data": f"{r.source}, decoded on {r.decode}, {r.loader_threads} threads per rank",
-        "memory": f"{r.memory_peak_gib:.2f} GiB at its highest, rank 0",
+        "memory": f"{r.memory_peak_gib:.2f} GiB at its highest, rank 0"
+        + (f"; DALI and others {other:.2f} GiB" if (other := r.memory_other_gib) else ""),
         "fingerprints": f"result {r.result_fingerprint}, speed {r.speed_fingerprint}",
         "W&B": r.wandb,
     }

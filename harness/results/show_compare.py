@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import count, out
+from harness.console import count, out, wide
 from harness.results.compare import Cell, Comparison, Difference, Finding
 from harness.results.metrics import Metric
 from harness.results.reproduce import Reproduction
@@ -26,12 +25,12 @@ BASIS = {
     "assumed": "intervals: one run each, so that nothing tells how much runs of the same thing "
     "differ; a standard deviation of {std:g} {unit} is assumed for {title} (--assume-std "
     "{name}=...), and repeats are better",
+    "drift": "intervals: one run each, and the halves of a run differ in {title} by more than the "
+    "{std:g} {unit} that would be assumed: that is taken for how much runs of the same thing "
+    "differ; repeats tell more",
 }
 NONE = "not comparable"
 MOST_WORDS = 60
-
-# Numbers that are wrapped cannot be read: on a narrow terminal the lines wrap instead.
-wide = Console(width=max(out.width, 130), soft_wrap=True, highlight=False)
 
 
 def show_comparison(told: Comparison, testing: Sequence[str], *, judge: bool) -> None:

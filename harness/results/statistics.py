@@ -29,17 +29,20 @@ class Sample:
     Attributes:
         std: standard deviation from run to run; none where one run, or a publication, tells none.
         within: standard error of one run's value from its own ups and downs, where n is 1.
+        drift: standard deviation of the values of its two halves, where n is 1.
     """
 
     mean: float
     std: float | None
     n: int
     within: float = 0.0
+    drift: float = 0.0
 
     @staticmethod
-    def of(values: Sequence[float], within: float = 0.0) -> Sample:
+    def of(values: Sequence[float], within: float = 0.0, drift: float = 0.0) -> Sample:
         """What some runs tell."""
-        return Sample(mean(values), stdev(values) if len(values) > 1 else None, len(values), within)
+        std = stdev(values) if len(values) > 1 else None
+        return Sample(mean(values), std, len(values), within, drift)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Estimate:
 
     Attributes:
         basis: where the spread from run to run was taken from: `welch`, both sides' own;
-            `one side`, as the other has a single run; `assumed`, neither has more.
+            `one side`, as the other has a single run; `assumed`, neither has more; `drift`, and a
+            run's halves differ by more than is assumed.
     """
 
     difference: float
@@ -101,8 +105,9 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
     """The difference `new - base`; none where nothing tells how much runs of the same thing differ.
 
     Both sides with a spread of their own: Welch. One side with a single run: as a further run of
-    the other side's kind, a prediction interval. Neither: the assumed spread, and what each single
-    run tells of itself.
+    the other side's kind, a prediction interval. Neither: the assumed spread, or what the halves of
+    a run differ by where that is more, since a machine whose speed drifts within a run does so
+    from run to run; and what each single run tells of itself.
     """
     difference = new.mean - base.mean
     if new.std is not None and base.std is not None and min(new.n, base.n) > 1:
@@ -119,8 +124,14 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
         return Estimate(difference, known.std * per_run, known.n - 1, "one side")
     if assumed_std is None:
         return None
-    error = math.hypot(assumed_std * per_run, new.within, base.within)
-    return Estimate(difference, error, math.inf, "assumed")
+    spreads = [max(assumed_std, side.drift) / math.sqrt(side.n) for side in (new, base)]
+    error = math.hypot(*spreads, new.within, base.within)
+    # Two halves have one degree of freedom (Satterthwaite 1946); what is assumed counts as known.
+    drifting = [spread**4 for side, spread in zip((new, base), spreads, strict=True)
+                if side.drift > assumed_std]  # fmt: skip
+    if not drifting:
+        return Estimate(difference, error, math.inf, "assumed")
+    return Estimate(difference, error, error**4 / sum(drifting), "drift")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
