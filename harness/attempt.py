@@ -12,7 +12,7 @@ from harness import checkpoint
 from harness import config as cfg
 from harness.checkpoint import Found
 from harness.console import out
-from harness.data import Images
+from harness.data.sets import Images
 from harness.errors import BadInput
 from harness.record import folder as run_folder
 from harness.record.folder import RunFolder

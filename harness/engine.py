@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import models
-from harness.data import mean_of_training
 from harness.data.batch import as_nchw
+from harness.data.sets import mean_of_training
 from harness.models.weights import load_weights
 from harness.pixels import Pixels
 from harness.resolve import Resolved

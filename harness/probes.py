@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from harness import pagecache
+from harness.pagecache import Extent
 from harness.world import World
 
 MIB = 2**20
@@ -62,20 +61,20 @@ class Reading:
 
 
 def read_speed(
-    read: Callable[[int], Any], paths: Sequence[Path], *, threads: int, limit_s: float
+    read: Callable[[int], Any], extents: Sequence[Extent], *, threads: int, limit_s: float
 ) -> Reading:
-    """Read files cold, in the given order, until all are read or `limit_s` seconds are over.
+    """Read images cold, in the given order, until all are read or `limit_s` seconds are over.
 
     Cold: the kernel is asked to drop what it holds of them. A file server's cache stays.
 
     Args:
-        read: gives the bytes of the n-th file as an array; mapped ones are paged in here.
+        read: gives the bytes of the n-th image as an array; mapped ones are paged in here.
+        extents: where they lie.
     """
-    for path in paths:
-        _drop(path)
-    cached_pct = _cached_pct(paths[:64])
+    pagecache.drop(extents)
+    cached_pct = pagecache.cached_pct(extents[:64])
     began = time.perf_counter()
-    numbers = iter(range(len(paths)))
+    numbers = iter(range(len(extents)))
 
     def worker(_: int) -> tuple[int, int]:
         files = size = 0
@@ -183,26 +182,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _drop(path: Path) -> None:
-    """Ask the kernel to forget what it holds of a file."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _cached_pct(paths: Iterable[Path]) -> float | None:
-    """Share of the files' pages that lie in memory, as mincore(2) tells."""
-    mincore = getattr(ctypes.CDLL(None), "mincore", None)
-    pages = held = 0
-    for path in paths:
-        with path.open("rb") as file, suppress(OSError, ValueError):  # an empty file has no map
-            mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            flags = np.zeros(-(-len(mapped) // mmap.PAGESIZE), dtype=np.uint8)
-            address = ctypes.c_void_p(mapped.ctypes.data)
-            if mincore is None or mincore(
-                address, ctypes.c_size_t(len(mapped)), ctypes.c_void_p(flags.ctypes.data)
-            ):
-                return None
-            pages, held = pages + len(flags), held + int((flags & 1).sum())
-    return 100 * held / pages if pages else None

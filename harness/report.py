@@ -12,7 +12,7 @@ from harness import config as cfg
 from harness import engine, result
 from harness.console import count, out
 from harness.counts import Score
-from harness.data import Images
+from harness.data.sets import Images
 from harness.events import ENDS, after_validation
 from harness.record import wandb_run
 from harness.record.clock import Clock
@@ -58,13 +58,22 @@ class Report:
         ranks = world.gather(host_facts(world.device))
         if not self.writes:
             return
-        facts = environment(world.size, world.device) | {"ranks": ranks}
+        facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
         self.folder.write_json("environment.json", facts)
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
         self.throttle = Throttle(gpu_uuid(world.device)) if world.on_gpu else None
         self.mirror = self._open_mirror(facts)
+
+    def _images(self) -> dict[str, Any]:
+        """Where the images of either set lie; what is in memory makes a first epoch fast."""
+        sets = {"train": self.train_set, "val": self.val_set}
+        return {
+            name: images.dataset.facts()
+            for name, images in sets.items()
+            if images is not None and images.dataset is not None
+        }
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the record so far; rank 0's counts."""

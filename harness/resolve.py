@@ -10,7 +10,8 @@ import torch
 
 from harness import config as cfg
 from harness.console import count
-from harness.data import Images, Loader
+from harness.data.loader import Loader
+from harness.data.sets import Images
 from harness.data.stream import Split
 from harness.errors import BadInput
 from harness.events import Event
@@ -100,7 +101,7 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     return Resolved(
         config=config,
         world=world,
-        loader=Loader.resolve(config.data, world),
+        loader=Loader.resolve(config.data, world, train, split),
         split=split,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total, config.schedule.max_steps or total),

@@ -12,10 +12,10 @@ from typing import Any
 from harness import __version__, engine
 from harness import config as cfg
 from harness.counts import Score
-from harness.data import Images, protocol
+from harness.data.sets import Images, protocol
 from harness.record.clock import Clock
 from harness.resolve import Resolved
-from harness.train import Training, memory_peak_gib
+from harness.train import Training, memory_other_gib, memory_peak_gib
 
 
 def identity(config: cfg.Config, tries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -124,6 +124,7 @@ def speed(
         "accounts_s": clock.accounts_s,
         "wall_s": clock.total_s,
         "memory_peak_gib": memory_peak_gib(resolved.world),
+        "memory_other_gib": memory_other_gib(resolved.world),
         "recompiles": graphs["graphs"] - graphs_warm["graphs"],
         "graph_breaks": graphs["breaks"],
     }

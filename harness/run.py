@@ -16,7 +16,8 @@ from harness import artefacts, checkpoint, engine
 from harness import attempt as attempts
 from harness import config as cfg
 from harness.console import out
-from harness.data import Batch, open_sets
+from harness.data.batch import Batch
+from harness.data.sets import open_sets
 from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
 from harness.pulse import Pulse

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness import engine
 from harness.counts import EvalCounts, Score, TrainCounts, mean_of_views
-from harness.data import Batch, Images
+from harness.data.batch import Batch
 from harness.data.digest import Digest, digest_of, hexadecimal
+from harness.data.sets import Images
 from harness.data.stream import order
 from harness.errors import RunFailed
 from harness.events import Event, after_period, last_step
@@ -243,6 +244,14 @@ def _train_row(t: Training) -> Row:
         memory_peak_gib=memory_peak_gib(t.resolved.world),
         events=t.decided_here,
     )
+
+
+def memory_other_gib(world: World) -> float | None:
+    """What else the GPU holds: DALI's buffers, NCCL's, the CUDA context; other processes too."""
+    if not world.on_gpu:
+        return None
+    free, total = torch.cuda.mem_get_info(world.device)
+    return (total - free - torch.cuda.memory_reserved(world.device)) / 2**30
 
 
 def memory_peak_gib(world: World) -> float:

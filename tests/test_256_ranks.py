@@ -76,7 +76,7 @@ class Others:
 
 def rows_of(epoch: int) -> Ints:
     """Of all images of an epoch that steps show, in their order."""
-    from harness.data import open_sets
+    from harness.data.sets import open_sets
     from harness.data.stream import train_samples
     from harness.resolve import Split
 

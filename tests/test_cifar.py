@@ -77,7 +77,7 @@ def test_the_png_files_hold_the_bytes_of_the_archive(
     dataset = open_folder(root / "train")
     assert (len(dataset), dataset.classes) == (30, NAMES)
     for sample in range(30):
-        path = dataset.path(sample)
+        path = Path(dataset.where(sample))
         number = int(path.stem)
         np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels[number])
         assert path.parent.name == NAMES[labels[number]]

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from shutil import copytree, rmtree
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from helpers import draw_tree
 from PIL import Image
 from rich.console import Console
 
-from harness.data import dataset, demo
-from harness.data.dataset import READERS, Dataset, cache_folder, open_folder, same_classes
+from harness.data import demo, index, tree
+from harness.data.dataset import Dataset, Read, open_folder, same_classes
+from harness.data.index import cache_folder, writable_index
 from harness.errors import BadInput, RunFailed
 
 INDEX = ".harness-index.npz"
@@ -32,11 +34,17 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _console(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles hold the stream that was there when they were made."""
-    monkeypatch.setattr(dataset, "out", Console(soft_wrap=True, highlight=False))
+    monkeypatch.setattr(index, "out", Console(soft_wrap=True, highlight=False))
+
+
+def path(data: Dataset, sample: int) -> Path:
+    """File of a sample."""
+    assert isinstance(data.files, tree.TreeFiles)
+    return data.files.path(sample)
 
 
 def names(data: Dataset) -> list[str]:
-    return [str(data.path(sample).relative_to(data.root)) for sample in range(len(data))]
+    return [str(path(data, sample).relative_to(data.root)) for sample in range(len(data))]
 
 
 def files(folder: Path) -> set[str]:
@@ -59,7 +67,7 @@ def test_an_image_has_its_size_and_label(root: Path) -> None:
     assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.width.tolist() == [20, 23, 21, 24, 22, 25]
     assert data.height.tolist() == [40] * 6
-    assert data.size_bytes.tolist() == [data.path(k).stat().st_size for k in range(6)]
+    assert data.size_bytes.tolist() == [path(data, k).stat().st_size for k in range(6)]
 
 
 def test_labels_follow_the_names_of_the_folders(tmp_path: Path) -> None:
@@ -67,7 +75,7 @@ def test_labels_follow_the_names_of_the_folders(tmp_path: Path) -> None:
         image(tmp_path / name / "x.png")
     data = open_folder(tmp_path)
     assert data.classes == sorted(data.classes) == ["Zebra", "apple pie", "n1", "n10", "n9", "ä"]
-    assert data.path(5) == tmp_path / "ä" / "x.png"
+    assert path(data, 5) == tmp_path / "ä" / "x.png"
 
 
 def test_only_images_in_class_folders_count(root: Path) -> None:
@@ -113,8 +121,8 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     image(folder / "x.png")
     data = open_folder(tmp_path)
-    assert data.path(0) == folder / "x.png"
-    assert data.read_whole(0).size == data.size_bytes[0]
+    assert path(data, 0) == folder / "x.png"
+    assert data.files.read(0).size == data.size_bytes[0]
 
 
 # Built once, and again when it must be.
@@ -123,7 +131,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
 def test_it_is_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_folder(root)
     before = (root / INDEX).stat().st_mtime_ns
-    monkeypatch.setattr(dataset, "_build", None)
+    monkeypatch.setattr(tree, "build", None)
     again = open_folder(root)
     assert (root / INDEX).stat().st_mtime_ns == before
     assert again.digest == first.digest
@@ -171,7 +179,7 @@ def test_it_is_built_again_after_a_change(
     assert said == f"{root / INDEX}: older than the images, building it again\n"
     assert again.digest != first.digest
     assert names(again) == sorted(names(again))
-    assert all(again.path(sample).is_file() for sample in range(len(again)))
+    assert all(path(again, sample).is_file() for sample in range(len(again)))
     assert open_folder(root).digest == again.digest
     assert capsys.readouterr().out == ""
 
@@ -262,7 +270,7 @@ def test_an_index_beside_the_data_serves_all(
 def test_each_folder_has_its_own_index_in_the_cache(read_only: Path, tmp_path: Path) -> None:
     other = draw_tree(tmp_path / "x", classes=1, per_class=1, size=lambda k: (9, 9), suffix=".png")
     first = open_folder(read_only)
-    assert dataset.writable_index(other).parent == other
+    assert writable_index(other).parent == other
     assert len(open_folder(other)) == 1
     assert len(open_folder(read_only)) == len(first)
 
@@ -308,42 +316,42 @@ def test_the_digest_tells_the_content_and_not_the_place(root: Path, tmp_path: Pa
 # Reading.
 
 
-@pytest.mark.parametrize("read", READERS)
-def test_bytes_are_those_of_the_file(root: Path, read: str) -> None:
+@pytest.mark.parametrize("read", get_args(Read))
+def test_bytes_are_those_of_the_file(root: Path, read: Read) -> None:
     data = open_folder(root)
     for sample in range(len(data)):
-        content = READERS[read](data, sample)
+        content = data.reader(read)(sample)
         assert content.dtype == np.uint8
-        assert content.tobytes() == data.path(sample).read_bytes()
+        assert content.tobytes() == path(data, sample).read_bytes()
 
 
-@pytest.mark.parametrize("read", READERS)
-def test_a_file_that_changed_its_size_is_named(root: Path, read: str) -> None:
+@pytest.mark.parametrize("read", get_args(Read))
+def test_a_file_that_changed_its_size_is_named(root: Path, read: Read) -> None:
     data = open_folder(root)
-    path = data.path(3)
-    for content in (path.read_bytes()[:50], path.read_bytes() + b"x", b""):
-        path.write_bytes(content)
+    file = path(data, 3)
+    for content in (file.read_bytes()[:50], file.read_bytes() + b"x", b""):
+        file.write_bytes(content)
         with pytest.raises(RunFailed) as caught:
-            READERS[read](data, 3)
+            data.reader(read)(3)
         assert str(caught.value) == (
-            f"{path}: its size changed since it was indexed; remove {root / INDEX} and start again"
+            f"{file}: its size changed since it was indexed; remove {root / INDEX} and start again"
         )
-    READERS[read](data, 2)
+    data.reader(read)(2)
 
 
 def test_the_index_to_remove_is_the_one_in_use(read_only: Path) -> None:
     data = open_folder(read_only)
-    data.path(0).write_bytes(b"")
+    path(data, 0).write_bytes(b"")
     with pytest.raises(RunFailed, match=re.escape(f"remove {data.index} and start again")):
-        data.read_mapped(0)
+        data.reader("mmap")(0)
 
 
-@pytest.mark.parametrize("read", READERS)
-def test_a_file_that_is_gone_is_named(root: Path, read: str) -> None:
+@pytest.mark.parametrize("read", get_args(Read))
+def test_a_file_that_is_gone_is_named(root: Path, read: Read) -> None:
     data = open_folder(root)
-    data.path(0).unlink()
+    path(data, 0).unlink()
     with pytest.raises(RunFailed, match=r"class0/0000\.jpg: No such file or directory"):
-        READERS[read](data, 0)
+        data.reader(read)(0)
 
 
 # Folders that cannot be trained on; test_bad_input.py has them from the command line.

@@ -23,7 +23,8 @@ from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
 from harness import probes
-from harness.data.dataset import Bytes, Dataset
+from harness.data.index import Bytes
+from harness.data.tree import TreeFiles
 from harness.doctor import files, limits, machine, network, software
 from harness.doctor.check import Asked
 from harness.doctor.report import Report
@@ -257,12 +258,12 @@ def test_data_that_never_answers(
 def test_data_that_comes_slowly(
     healthy: Report, icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(dataset: Dataset, sample: int) -> Bytes:
+    def slowly(files: TreeFiles, sample: int) -> Bytes:
         time.sleep(0.2)
-        return dataset.read_whole(sample)
+        return files.read(sample)
 
     monkeypatch.setattr(limits, "READ_S", 1.5)
-    monkeypatch.setitem(files.READERS, "mmap", slowly)
+    monkeypatch.setattr(TreeFiles, "mapped", slowly)
     report = look(flags(icons))
     assert changed(healthy, report) == {"training data": "yellow"}
     (check,) = [check for check in report.checks if check.name == "training data"]

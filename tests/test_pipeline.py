@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness.data import laws
 from harness.data.batch import Batch
-from harness.data.dataset import Dataset, open_folder
+from harness.data.dataset import Dataset, Read, open_folder
 from harness.data.pipeline import DaliBatches
 from harness.data.stream import Law, Samples, Stream
 from harness.data.torch_loader import TorchBatches
@@ -37,12 +37,13 @@ def samples_of(dataset: Dataset, law: Law, batch: int, epochs: int = 1) -> Itera
 
 def dali(
     dataset: Dataset, law: Law, batch: int = 10, px: int = PX, *, depth: int = 2,
-    read: str = "mmap", samples: Iterator[Samples] | None = None, decode: str = "cpu",
-    device: torch.device = CPU,
+    read: Read = "mmap", samples: Iterator[Samples] | None = None, decode: str = "cpu",
+    device: torch.device = CPU, ahead: int = 2,
 ) -> DaliBatches:  # fmt: skip
     return DaliBatches(
         dataset, samples or samples_of(dataset, law, batch), law.steps, local_batch=batch,
-        out_px=px, device=device, decode=decode, read=read, threads=2, prefetch=depth,
+        out_px=px, device=device, decode=decode, read=read, read_ahead_batches=ahead,
+        threads=2, prefetch=depth,
     )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def test_the_pixels_are_those_of_the_window(icons: Path) -> None:
     for batch in dali(dataset, PADDED, px=32):
         for image, row in zip(batch.images, batch.rows, strict=True):
             one = Samples.from_rows(row[None])
-            whole = np.asarray(Image.open(dataset.path(int(one.ids[0]))).convert("RGB"))
+            whole = np.asarray(Image.open(dataset.where(int(one.ids[0]))).convert("RGB"))
             x, y = one.cut[0] + 4
             cut = np.pad(whole, ((4, 4), (4, 4), (0, 0)))[y : y + 32, x : x + 32]
             expected = cut[:, ::-1] if one.flip[0] else cut

@@ -13,9 +13,11 @@ from trainings import alone, make_config
 
 from harness import config as cfg
 from harness import engine
-from harness.data import Loader, laws, mean_of_training, open_sets
+from harness.data import laws
 from harness.data.dataset import open_folder
+from harness.data.loader import Loader
 from harness.data.mean import mean_image
+from harness.data.sets import mean_of_training, open_sets
 from harness.data.stream import Samples
 from harness.errors import BadInput
 from harness.pixels import Pixels
@@ -44,7 +46,7 @@ def test_the_mean_image_is_exact_and_kept(icons: Path) -> None:
     dataset = open_folder(icons)
     from PIL import Image
 
-    images = [np.asarray(Image.open(dataset.path(i)).convert("RGB")) for i in range(len(dataset))]
+    images = [np.asarray(Image.open(dataset.where(i)).convert("RGB")) for i in range(len(dataset))]
     expected = np.stack(images).astype(np.int64).sum(axis=0) / len(dataset)
     np.testing.assert_array_equal(mean_image(dataset, 32), expected)
     kept = list(icons.glob("*-mean-*.npy"))
@@ -91,7 +93,7 @@ def test_it_is_subtracted_before_padding_crop_and_mirror(icons: Path, source: st
         ours = pixels(batch.images, *pixels.of(batch.rows, CPU))
         samples = Samples.from_rows(batch.rows)
         for i, sample in enumerate(samples.ids):
-            image = np.asarray(Image.open(train_set.dataset.path(int(sample))).convert("RGB"))
+            image = np.asarray(Image.open(train_set.dataset.where(int(sample))).convert("RGB"))
             padded = np.pad(image - mean, ((3, 3), (3, 3), (0, 0)))
             x, y = samples.cut[i] + 3
             crop = padded[y : y + 32, x : x + 32]
@@ -154,7 +156,8 @@ def test_images_held_out_are_validated_and_not_trained(icons: Path) -> None:
     assert train_set is not None
     assert train_set.dataset is not None
     assert val_set.dataset is not None
-    names = [set(each.dataset.names.tolist()) for each in (train_set, val_set)]
+    sets = (train_set.dataset, val_set.dataset)
+    names = [{each.where(k) for k in range(len(each))} for each in sets]
     assert [len(each) for each in names] == [40, 10]
     assert not names[0] & names[1]
     assert len({train_set.digest, val_set.digest, open_folder(icons).digest}) == 3

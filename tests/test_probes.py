@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 from ranks import in_ranks
 
-from harness import probes
+from harness import pagecache, probes
 from harness.config import Model
-from harness.data.dataset import READERS
 from harness.data.sample import some_files
+from harness.data.tree import TreeFiles
 from harness.deadline import NoAnswer, within
 from harness.errors import BadInput
 from harness.models import build
+from harness.pagecache import Extent
 from harness.world import from_environment, process_group
 
 CPU = torch.device("cpu")
@@ -70,39 +71,48 @@ def test_writing_leaves_nothing(tmp_path: Path) -> None:
         probes.write_speed(tmp_path / "no", 1, limit_s=5)
 
 
-@pytest.mark.parametrize("read", ["mmap", "pread"])
-def test_reading_counts_every_file_once(photos: Path, read: str) -> None:
-    files = some_files(photos, 1000, seed=1)
-    assert len(files) == 101
-    paths = [files.path(n) for n in range(len(files))]
+def some(photos: Path, most: int, seed: int) -> TreeFiles:
+    files = some_files(photos, most, seed)
+    assert isinstance(files, TreeFiles)
+    return files
+
+
+def extents(files: TreeFiles) -> list[Extent]:
+    return [files.extent(n) for n in range(len(files.labels))]
+
+
+@pytest.mark.parametrize("how", ["mapped", "read"])
+def test_reading_counts_every_image_once(photos: Path, how: str) -> None:
+    files = some(photos, 1000, seed=1)
+    where = extents(files)
+    assert len(where) == 101
     os.sync()  # pages that are not on the disk yet cannot be dropped
-    reading = probes.read_speed(lambda n: READERS[read](files, n), paths, threads=3, limit_s=60)
+    reading = probes.read_speed(getattr(files, how), where, threads=3, limit_s=60)
     assert reading.files == 101
-    assert reading.size_bytes == sum(path.stat().st_size for path in paths)
+    assert reading.size_bytes == sum(path.stat().st_size for path, *_ in where)
     assert reading.seconds > 0
-    warm = probes._cached_pct(paths)
+    warm = pagecache.cached_pct(where)
     assert warm == 100
     assert reading.cached_pct is not None
     assert reading.cached_pct <= warm
 
 
 def test_reading_ends_with_its_time(photos: Path) -> None:
-    files = some_files(photos, 1000, seed=1)
+    where = extents(some(photos, 1000, seed=1))
 
     def slowly(number: int) -> np.ndarray:
         time.sleep(0.1)
         return np.zeros(7, dtype=np.uint8)
 
-    paths = [files.path(n) for n in range(len(files))]
-    reading = probes.read_speed(slowly, paths, threads=2, limit_s=0.25)
+    reading = probes.read_speed(slowly, where, threads=2, limit_s=0.25)
     assert 2 <= reading.files <= 8
     assert reading.size_bytes == 7 * reading.files
 
 
 def test_a_sample_is_random_and_of_real_files(photos: Path, tmp_path: Path) -> None:
-    first, again, other = (some_files(photos, 20, seed) for seed in (1, 1, 2))
+    first, again, other = (some(photos, 20, seed) for seed in (1, 1, 2))
     assert list(first.names) == list(again.names) != list(other.names)
-    assert len(set(first.names)) == 20
+    assert len({first.path(n) for n in range(20)}) == 20
     assert all(first.path(n).stat().st_size == first.size_bytes[n] for n in range(20))
     (tmp_path / "class0").mkdir()
     with pytest.raises(BadInput, match="class0: holds no image"):

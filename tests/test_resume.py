@@ -14,7 +14,7 @@ from trainings import bits, bn_bits, fresh, make_config, make_resolved
 from harness import checkpoint, engine, resume
 from harness.checkpoint import Staging, State
 from harness.counts import TrainCounts
-from harness.data import Images
+from harness.data.sets import Images
 from harness.record.clock import Clock
 from harness.train import Training, train_step
 from harness.world import from_environment, process_group

@@ -12,7 +12,7 @@ import torch
 
 from harness import config as cfg
 from harness import engine
-from harness.data import Images, open_sets
+from harness.data.sets import Images, open_sets
 from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.resolve import Resolved, resolve

@@ -1,67 +1,70 @@
-"""Loader alone: DALI and the torchvision arm against torchvision's own ImageFolder + DataLoader."""
+"""Loader alone: the harness on a tree or shards, against DALI's own reader and torchvision's."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-import torchvision
-from torchvision.transforms import v2
+import numpy as np
 
+from harness import pagecache
+from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
 from harness.bench.turns import Arm, in_turns, report
 from harness.console import out
-from harness.data import laws
-from harness.data.dataset import open_folder
-from harness.data.stream import Samples, Stream
-from harness.data.torch_loader import TorchBatches
+from harness.data.dataset import Dataset, open_folder
+from harness.data.tree import TreeFiles
 from harness.errors import BadInput
 
-WARM_BATCHES = 3
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PYTHON_BATCHES = 20
 
 
-@dataclass(frozen=True)
-class Load:
-    """What each loader has to do: random training crops with flips, of one folder's images."""
-
-    folder: Path
-    image_px: int
-    batch: int
-    threads: int
-    batches: int
-
-
-def measure(load: Load, turns: int) -> float:
-    """Images per second of four loaders in turns; prints a table.
+def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> float:
+    """Images per second of the loaders in turns; prints a table.
 
     A turn is a process of its own, which makes 3 batches, then times `load.batches` of them: DALI's
     threads and DataLoader's forks do not go together in one process.
 
+    Args:
+        others: further folders of the same images; the last tree is what the others' loaders read.
+        cold: have the files dropped from memory before each turn, and leave the other loaders out.
+
     Returns:
-        The ratio DALI / torchvision's own, median over turns.
+        The ratio of the first arm to the last, median over turns.
 
     Raises:
         BadInput: a folder that cannot be read, or with fewer images than one batch.
     """
-    images = len(open_folder(load.folder))
-    if images < load.batch:
-        raise BadInput(f"{load.folder}: {images} images are fewer than --batch {load.batch}")
-    out.print(
-        f"{images:,} images of {load.folder}, {load.image_px} px, batch {load.batch}, "
-        f"{load.threads} threads or workers, {load.batches} batches a turn"
-    )
-    arms = [Arm(name, partial(_in_process, name, load)) for name in LOADERS]
-    return report(in_turns(arms, turns), "loader alone, training crops, file cache warm")
+    folders = [load.folder, *others]
+    sets = {folder: open_folder(folder) for folder in folders}
+    for folder, dataset in sets.items():
+        if len(dataset) < load.batch:
+            raise BadInput(f"{folder}: {len(dataset)} images are fewer than --batch {load.batch}")
+        _describe(folder, dataset, load)
+    arms = []
+    for folder, name in zip(folders, _names(folders), strict=True):
+        here = replace(load, folder=folder)
+        if cold:
+            ahead = replace(here, read_ahead_batches=load.read_ahead_batches or 4)
+            none = replace(here, read_ahead_batches=0)
+            arms += [_arm(f"{OURS}{name}, {ahead.read_ahead_batches} batches ahead", OURS, ahead,
+                          sets[folder]),
+                     _arm(f"{OURS}{name}, no read-ahead", OURS, none, sets[folder])]  # fmt: skip
+        else:
+            arms.append(_arm(f"{OURS}{name}", OURS, here, None))
+    trees = [folder for folder in folders if isinstance(sets[folder].files, TreeFiles)]
+    if trees and not cold:
+        here = replace(load, folder=trees[-1])
+        arms += [_arm(name, name, here, None) for name in LOADERS if name != OURS]
+    if len(arms) == 1:
+        raise BadInput(f"{load.folder}: is nothing to compare with; give a folder tree too")
+    title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
+    return report(in_turns(arms, turns), title)
 
 
 def cores() -> int:
@@ -69,66 +72,49 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def python_ms(dataset: Dataset, load: Load) -> float:
+    """Milliseconds of Python per batch: the stream, the reading, the graph's inputs; the median."""
+    from harness.data.ahead import read_ahead
+    from harness.data.pipeline import inputs
+
+    steps = law_of(load).steps
+    read = dataset.reader(load.read, soon=bool(load.read_ahead_batches))
+    batches = read_ahead(training_samples(dataset, load), read, load.read_ahead_batches)
+    took = []
+    for _ in range(_PYTHON_BATCHES):
+        began = time.perf_counter()
+        samples, encoded = next(batches)
+        inputs(samples, encoded, steps)
+        took.append(time.perf_counter() - began)
+    batches.close()  # type: ignore[attr-defined]
+    return 1000 * float(np.median(took))
+
+
+def _describe(folder: Path, dataset: Dataset, load: Load) -> None:
+    told = dataset.facts()
+    cached = told["cached_pct"]
+    out.print(
+        f"{folder}: {len(dataset):,} images, {told['kind']}, {told['kb_per_image']:,.0f} KB each, "
+        f"{'?' if cached is None else f'{cached:.0f}'} % in memory; {load.image_px} px, "
+        f"batch {load.batch}, {load.threads} threads or workers, {load.batches} batches a turn; "
+        f"Python {python_ms(dataset, load):.2f} ms per batch"
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    return [""] if len(folders) == 1 else [f", {folder.name}" for folder in folders]
+
+
+def _arm(title: str, loader: str, load: Load, drop: Dataset | None) -> Arm:
+    def turn() -> float:
+        if drop is not None:
+            pagecache.drop(map(drop.files.extent, range(len(drop))))
+        return _in_process(loader, load)
+
+    return Arm(title, turn)
+
+
 def _in_process(name: str, load: Load) -> float:
     words = json.dumps([name, *vars(load).values()], default=str)
-    command = [sys.executable, "-m", "harness.bench.data", words]
+    command = [sys.executable, "-m", "harness.bench.loaders", words]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
-def _rate(name: str, load: Load) -> float:
-    loader = LOADERS[name](load)
-    for _ in range(WARM_BATCHES):
-        next(loader)
-    began = time.perf_counter()
-    for _ in range(load.batches):
-        next(loader)
-    rate = load.batch * load.batches / (time.perf_counter() - began)
-    loader.close()
-    return rate
-
-
-def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
-    dataset = open_folder(load.folder)
-    law = laws.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), load.image_px, flip=True)
-    images = Stream(0, dataset.labels, dataset.width, dataset.height, law)
-
-    def endless() -> Iterator[Samples]:
-        for epoch in itertools.count():
-            for first in range(0, len(dataset) - load.batch + 1, load.batch):
-                yield images.shuffled(epoch, first, load.batch)
-
-    how: dict[str, Any] = {"out_px": load.image_px, "device": torch.device("cpu")}
-    how |= {"threads": load.threads, "prefetch": 2}
-    if dali:
-        # Only here: forked DataLoader workers abort at their exit where DALI is loaded.
-        from harness.data.pipeline import DaliBatches
-
-        how |= {"local_batch": load.batch, "decode": "cpu", "read": "mmap"}
-        return DaliBatches(dataset, endless(), law.steps, **how)
-    return TorchBatches(dataset, endless(), law.steps, **how)
-
-
-def _image_folder(load: Load, *, floats: bool) -> Iterator[Any]:
-    """What torchvision's users write: normalised floats, or uint8 as the other loaders give."""
-    crop = [v2.RandomResizedCrop(load.image_px), v2.RandomHorizontalFlip()]
-    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    transform = v2.Compose([*crop, v2.ToImage(), *(to_float if floats else [])])
-    images = torchvision.datasets.ImageFolder(str(load.folder), transform)
-    loader = torch.utils.data.DataLoader(
-        images, load.batch, shuffle=True, drop_last=True,
-        num_workers=load.threads, persistent_workers=True,
-    )  # fmt: skip
-    while True:
-        yield from loader
-
-
-LOADERS: dict[str, Callable[[Load], Any]] = {
-    "dali": partial(_ours, dali=True),
-    "torchvision arm": partial(_ours, dali=False),
-    "ImageFolder, uint8": partial(_image_folder, floats=False),
-    "ImageFolder, float": partial(_image_folder, floats=True),
-}
-
-if __name__ == "__main__":
-    called, folder, *numbers = json.loads(sys.argv[1])
-    print(_rate(called, Load(Path(folder), *numbers)))

@@ -11,7 +11,8 @@ import torch
 
 from harness import config as cfg
 from harness.console import out
-from harness.data import Batch, Images, open_sets
+from harness.data.batch import Batch
+from harness.data.sets import Images, open_sets
 from harness.resolve import Resolved, resolve
 from harness.world import World, from_environment, process_group
 

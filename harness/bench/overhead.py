@@ -13,7 +13,7 @@ from harness import engine
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import Arm, in_turns, ratios, report
 from harness.console import count, out
-from harness.data import Batch
+from harness.data.batch import Batch
 from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.signals import Signals

@@ -142,13 +142,14 @@ class Data(Section):
 
     train: str | None = setting(
         None,
-        "Folder of training images, one folder per class; `demo` draws a small set by itself.",
+        "Training images: a folder with one folder per class, or of tar shards; `demo` draws a "
+        "small set by itself.",
         changes="nothing",
         min_length=1,  # an unset shell variable must not mean the current folder
     )
     val: str | None = setting(
         None,
-        "Folder of validation images, one folder per class; or `demo`.",
+        "Validation images: likewise; or `demo`.",
         changes="nothing",
         min_length=1,
     )
@@ -163,8 +164,24 @@ class Data(Section):
         changes="result and speed",
     )
     read: Literal["mmap", "pread"] = setting(
-        "mmap", "Map files, or read them whole (network file systems).", changes="speed"
+        "mmap", "Map files, or read them into memory (network file systems).", changes="speed"
     )
+    read_ahead_batches: int = setting(
+        4,
+        "Batches whose bytes are asked for ahead of those that DALI is given; 0: none.",
+        changes="speed", ge=0, le=64,
+    )  # fmt: skip
+    hw_decoder_load: float = setting(
+        0.65,
+        "decode gpu: share of the images for the hardware JPEG decoder, where the GPU has one.",
+        changes="speed", ge=0, le=1,
+    )  # fmt: skip
+    largest_px: Lengths = setting(
+        (5980, 6430),
+        "decode gpu: width and height of the largest image to set memory aside for, so that it "
+        "does not grow during a run (ImageNet's); 0 0: none.",
+        changes="speed",
+    )  # fmt: skip
     image_px: int = setting(
         224, "Side of the square images given to the network, px.", changes="result and speed", ge=8
     )

@@ -10,7 +10,7 @@ from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from harness.console import track
-from harness.data.dataset import cache_folder
+from harness.data.index import cache_folder
 from harness.files import new_folder
 
 DEMO_VERSION = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.console import track
-from harness.data.dataset import Dataset, beside, locked, writable_index
+from harness.data.dataset import Dataset, undecodable
+from harness.data.index import beside, locked, writable_index
 from harness.errors import BadInput, RunFailed
 from harness.files import write_atomic
 
@@ -31,7 +33,7 @@ def check_one_size(dataset: Dataset, px: int) -> None:
     if len(other):
         first = int(other[0])
         raise BadInput(
-            f"{dataset.path(first)}: is {dataset.width[first]} x {dataset.height[first]} px; "
+            f"{dataset.where(first)}: is {dataset.width[first]} x {dataset.height[first]} px; "
             f"data.mean_image needs all images to be data.image_px {px} x {px}"
         )
 
@@ -90,11 +92,8 @@ def _compute(dataset: Dataset, px: int) -> MeanImage:
 
 
 def _pixels(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
-    path = dataset.path(sample)
     try:
-        with Image.open(path) as file:
+        with Image.open(BytesIO(dataset.content(sample))) as file:
             return np.asarray(file.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise RunFailed(
-            f"{path}: sample {sample} does not decode ({error}); remove or replace it"
-        ) from None
+        raise RunFailed(undecodable(dataset, sample, error)) from None

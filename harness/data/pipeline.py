@@ -8,17 +8,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from harness.data.ahead import read_ahead
 from harness.data.batch import Batch, as_nchw
-from harness.data.dataset import READERS, Dataset
+from harness.data.dataset import Dataset, Read, undecodable
+from harness.data.index import Bytes
 from harness.data.laws import Steps
 from harness.data.stream import Samples
 from harness.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class GpuDecoder:
+    """Settings of nvJPEG, by DALI's names.
+
+    hw_decoder_load: share of the images that go to the hardware decoder, where a GPU has one.
+    preallocate_width_hint, _height_hint: largest image to set memory aside for, px; without, the
+        memory grows for epochs, until the largest image came by.
+    """
+
+    hw_decoder_load: float = 0.65
+    preallocate_width_hint: int = 0
+    preallocate_height_hint: int = 0
 
 
 class DaliBatches:
@@ -43,14 +60,18 @@ class DaliBatches:
         out_px: int,
         device: torch.device,
         decode: str,
-        read: str,
+        read: Read,
+        read_ahead_batches: int,
         threads: int,
         prefetch: int,
+        gpu_decoder: GpuDecoder = GpuDecoder(),
     ) -> None:
         self._dataset = dataset
-        self._read = READERS[read]
+        self._read: Read = read
+        self._read_ahead = read_ahead_batches
         self._samples, self._steps = samples, steps
         self._out_px, self._device, self._decode = out_px, device, decode
+        self._gpu_decoder = gpu_decoder
         # Every batch that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
         self._pipeline = self._build(self._feed(), local_batch, threads, prefetch)
@@ -74,26 +95,10 @@ class DaliBatches:
         del self._pipeline
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
-        for samples in self._samples:
+        read = self._dataset.reader(self._read, soon=bool(self._read_ahead))
+        for samples, encoded in read_ahead(self._samples, read, self._read_ahead):
             self._in_flight.append(samples)
-            yield self._inputs(samples)
-
-    def _inputs(self, samples: Samples) -> tuple[Any, ...]:
-        """The graph's inputs. Always new arrays or views of files: DALI keeps them, no copy."""
-        steps, window = self._steps, samples.window.astype(np.int32)
-        inputs = [
-            [self._read(self._dataset, sample) for sample in samples.ids],
-            samples.labels[:, None],
-            samples.rows(),
-            samples.flip[:, None].astype(np.int32),
-        ]
-        if steps.window:
-            inputs += [window[:, :2].copy(), window[:, 2:].copy()]
-        if steps.resize:
-            inputs += [samples.resized[:, ::-1].astype(np.float32, order="C")]
-        if steps.cut:
-            inputs += [samples.cut.astype(np.int32)]
-        return tuple(inputs)
+            yield inputs(samples, encoded, self._steps)
 
     def _build(self, feed: Iterator[Any], batch: int, threads: int, prefetch: int) -> Any:
         on_gpu = self._device.type == "cuda"
@@ -106,7 +111,7 @@ class DaliBatches:
             feed=feed,
             steps=self._steps,
             out_px=self._out_px,
-            decoder="mixed" if self._decode == "gpu" else "cpu",
+            gpu_decoder=self._gpu_decoder if self._decode == "gpu" else None,
             to_gpu=on_gpu,
         )
         built.build()
@@ -116,23 +121,38 @@ class DaliBatches:
         """The first image in flight that does not decode by itself."""
         tables = [samples.rows() for samples in self._in_flight]
         singles = [Samples.from_rows(row[None]) for rows in tables for row in rows]
-        feed = (self._inputs(one) for one in singles)
+        read = self._dataset.reader(self._read)
+        feed = (inputs(one, [read(int(one.ids[0]))], self._steps) for one in singles)
         pipeline = self._build(feed, batch=1, threads=1, prefetch=1)
         for one in singles:
             try:
                 pipeline.run()
             except RuntimeError as error:
-                sample = int(one.ids[0])
-                return RunFailed(
-                    f"{self._dataset.path(sample)}: sample {sample} does not decode "
-                    f"({_reason(error)}); remove or replace it"
-                )
+                return RunFailed(undecodable(self._dataset, int(one.ids[0]), _reason(error)))
         return None
+
+
+def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, ...]:
+    """The graph's inputs. Always new arrays or views of files: DALI keeps them, no copy."""
+    window = samples.window.astype(np.int32)
+    made = [
+        encoded,
+        samples.labels[:, None],
+        samples.rows(),
+        samples.flip[:, None].astype(np.int32),
+    ]
+    if steps.window:
+        made += [window[:, :2].copy(), window[:, 2:].copy()]
+    if steps.resize:
+        made += [samples.resized[:, ::-1].astype(np.float32, order="C")]
+    if steps.cut:
+        made += [samples.cut.astype(np.int32)]
+    return tuple(made)
 
 
 @pipeline_def
 def _graph(
-    feed: Iterator[Any], steps: Steps, out_px: int, decoder: str, to_gpu: bool
+    feed: Iterator[Any], steps: Steps, out_px: int, gpu_decoder: GpuDecoder | None, to_gpu: bool
 ) -> tuple[Any, Any, Any]:
     """Encoded bytes to uint8 NHWC: decode, resize, cut, flip, as far as the law needs it."""
     geometry = 2 * steps.window * [types.INT32]
@@ -141,9 +161,10 @@ def _graph(
     encoded, labels, rows, flip, *rest = fn.external_source(
         source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=1
     )
-    inputs = iter(rest)  # in the order in which DaliBatches._inputs lists them
+    inputs = iter(rest)  # in the order in which `inputs` lists them
     # torchvision, and so every published accuracy, ignores EXIF rotation.
-    how = {"device": decoder, "output_type": types.RGB, "adjust_orientation": False}
+    how: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    how |= {"device": "mixed", **vars(gpu_decoder)} if gpu_decoder else {"device": "cpu"}
     if steps.window:
         images = fn.decoders.image_slice(
             encoded, next(inputs), next(inputs), axis_names="WH", **how

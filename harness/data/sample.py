@@ -1,4 +1,4 @@
-"""Some files of a folder of images, without reading all of it: what `harness doctor` tries out."""
+"""Some images of a folder, without reading all of it: what `harness doctor` tries out."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import Dataset, class_folders, is_image
+from harness.data.dataset import current_index, open_folder
+from harness.data.headers import is_image
+from harness.data.shards import ShardFiles, shard_paths
+from harness.data.tree import TreeFiles, class_folders
 from harness.errors import BadInput
 
 _MOST_FOLDERS = 50  # listing a class of ImageNet takes a file server longer than reading an image
 
 
-def some_files(root: Path, most: int, seed: int) -> Dataset:
-    """At most `most` images of an ImageFolder tree, at random, in random order.
+def some_files(root: Path, most: int, seed: int) -> TreeFiles | ShardFiles | None:
+    """At most `most` images of a tree or of shards, at random, in random order.
 
-    Their sizes in px and their labels are not looked up, and are 0; no index is read or built.
+    No index is built. None of shards that have none yet: where their images lie is not known.
 
     Raises:
         BadInput: missing, empty or flat folder, or no image in the folders that were looked into.
     """
     draw = random.Random(seed)
+    if not shard_paths(root):
+        return _of_tree(root, most, draw)
+    if not current_index(root):
+        return None
+    dataset = open_folder(root)
+    ids = draw.sample(range(len(dataset)), min(most, len(dataset)))
+    return dataset.files.part(np.array(ids, dtype=np.int64))
+
+
+def _of_tree(root: Path, most: int, draw: random.Random) -> TreeFiles:
     folders = class_folders(root)
     folders = draw.sample(folders, min(_MOST_FOLDERS, len(folders)))
-    names = [
-        f"{folder.name}/{entry.name}"
-        for folder in folders
+    found = [
+        (label, entry.name)
+        for label, folder in enumerate(folders)
         for entry in os.scandir(folder)
         if is_image(entry.name)
     ]
-    if not names:
+    if not found:
         raise BadInput(f"{folders[0]}: holds no image; remove it or fill it")
-    names = draw.sample(names, min(most, len(names)))
-    nothing = np.zeros(len(names), dtype=np.int32)
-    return Dataset(
+    found = draw.sample(found, min(most, len(found)))
+    sizes = [(folders[label] / name).stat().st_size for label, name in found]
+    return TreeFiles(
         root=root,
-        classes=[],
-        names=np.array([os.fsencode(name) for name in names]),
-        labels=nothing,
-        width=nothing,
-        height=nothing,
-        size_bytes=np.array([(root / name).stat().st_size for name in names], dtype=np.int64),
-        digest="",
+        classes=[folder.name for folder in folders],
+        labels=np.array([label for label, _ in found], dtype=np.int32),
+        names=np.array([os.fsencode(name) for _, name in found]),
+        size_bytes=np.array(sizes, dtype=np.int64),
         index=root,
     )

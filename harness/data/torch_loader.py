@@ -6,6 +6,7 @@ The baseline that DALI is measured against, and the way to run where DALI has no
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils import data
 
 from harness.data.batch import Batch, as_nchw
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, undecodable
 from harness.data.laws import Ints, Steps
 from harness.data.stream import Samples
 from harness.errors import RunFailed
@@ -81,13 +82,15 @@ class _Images(data.Dataset[_Item]):
         self._dataset, self._steps, self._out_px = dataset, steps, out_px
 
     def __getitem__(self, row: Ints) -> _Item:
-        path = self._dataset.path(int(row[1]))
+        sample = int(row[1])
         try:
-            with Image.open(path) as file:
+            with Image.open(BytesIO(self._dataset.content(sample))) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:
+        except RunFailed as error:
             # Not raised: a DataLoader would wrap it into the traceback of its worker.
-            return f"{path}: sample {row[1]} does not decode ({error}); remove or replace it"
+            return str(error)
+        except (OSError, SyntaxError) as error:
+            return undecodable(self._dataset, sample, error)
         return np.asarray(self._draw(image, Samples.from_rows(row[None]))), row
 
     def _draw(self, image: Image.Image, one: Samples) -> Image.Image:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import probes
 from harness.data import demo
-from harness.data.dataset import READERS, cache_folder
+from harness.data.index import cache_folder
 from harness.data.sample import some_files
 from harness.deadline import NoAnswer, within
 from harness.doctor import limits
@@ -121,19 +121,19 @@ def _data(asked: Asked) -> Facts:
         if root is None:
             return {"skipped": "the demo set is drawn on first use"}
         files = some_files(root, limits.READ_FILES, seed=asked.world.rank)
-        paths = [files.path(n) for n in range(len(files))]
-        read = READERS[data.read]
+        if files is None:
+            return {"skipped": f"{root}: shards whose index is built on first use"}
+        extents = [files.extent(n) for n in range(len(files.size_bytes))]
+        read = {"mmap": files.mapped, "pread": files.read}[data.read]
         # Alone before a run, this process stands for all ranks of its node.
         threads = asked.loader_threads * asked.local_ranks // asked.world.local_size
-        reading = probes.read_speed(
-            lambda n: read(files, n), paths, threads=threads, limit_s=limits.READ_S
-        )
+        reading = probes.read_speed(read, extents, threads=threads, limit_s=limits.READ_S)
         return {
             "images_per_second": reading.files / reading.seconds,
             "mb_per_s": reading.size_bytes / reading.seconds / 1e6,
             "kb_per_image": reading.size_bytes / reading.files / 1e3,
             "cached_pct": reading.cached_pct,
-            "all_in_s": reading.seconds if len(files) < limits.READ_FILES else None,
+            "all_in_s": reading.seconds if len(extents) < limits.READ_FILES else None,
             "path": str(root),
         }
 
@@ -173,7 +173,7 @@ def _judge_open_files(ranks: Sequence[Facts], asked: Asked) -> Check:
     if data.source == "dali" and data.read == "mmap":
         # Each image that DALI may be working on is a map, which holds its file open.
         images = asked.config.train.max_local_batch or asked.local_images
-        batches = 2 * data.prefetch_batches + 2
+        batches = 2 * data.prefetch_batches + 2 + data.read_ahead_batches
         need += batches * (min(images, asked.local_images) + asked.config.eval.local_batch)
     value = f"{limit:,} allowed, up to {need:,} needed"
     if 0 <= limit < need:

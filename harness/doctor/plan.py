@@ -12,7 +12,7 @@ import torch
 import harness
 from harness import cli, engine
 from harness import config as cfg
-from harness.data import open_sets
+from harness.data.sets import open_sets
 from harness.errors import BadInput
 from harness.resolve import Resolved, resolve
 from harness.world import from_environment

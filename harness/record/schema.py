@@ -189,6 +189,9 @@ class Result(BaseModel):
     memory_peak_gib: float = _field(
         "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
     )
+    memory_other_gib: float | None = _maybe(
+        "what else that GPU held at the end: DALI's buffers, NCCL's, the CUDA context"
+    )
     recompiles: int = _field("graphs compiled after the warm-up: must be 0")
     graph_breaks: int = _field("graph breaks: must be 0")
     digests: list[EpochDigest]

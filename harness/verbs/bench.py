@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.config import ModelName
-from harness.verbs.words import Parser, count, positive
+from harness.verbs.words import Parser, count, positive, teaching
 
 if TYPE_CHECKING:
     from harness.bench.loop import Work
+
+
+DATA = """\
+Random training crops, decoded and nothing else. The harness reads each DIR; DALI's own reader,
+torchvision's ImageFolder and the decoding alone read the last one that is a folder tree.
+
+  harness bench data /data/imagenet/train                     a tree, or
+  harness bench data shards/train shards-256/train tree/train shards of it too
+  harness bench data --cold shards/train                      from the disk"""
 
 
 def add(verbs: Any) -> None:
@@ -36,15 +45,40 @@ def add(verbs: Any) -> None:
         help="on the disk to measure; left as it was (default: the current folder)",
     )  # fmt: skip
     checkpoint.set_defaults(verb=_bench_checkpoint)
-    loader = bench.add_parser(
-        "data", help="the DALI loader against torchvision's ImageFolder and DataLoader, in turns"
+    _add_data(bench)
+
+
+def _add_data(bench: Any) -> None:
+    loader = teaching(
+        bench,
+        "data",
+        help="the harness's loader against DALI's own reader and torchvision's, in turns",
+        description=DATA,
     )
-    loader.add_argument("folder", type=Path, metavar="DIR", help="images, one folder per class")
+    loader.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="a folder tree or tar shards"
+    )
     loader.add_argument("--image-px", type=positive, default=224, help="px (default 224)")
     loader.add_argument("--batch", type=positive, default=64, help="images (default 64)")
     loader.add_argument("--threads", type=count, default=0, help="threads, and workers (0: cores)")
     loader.add_argument("--batches", type=positive, default=20, help="per turn (default 20)")
     loader.add_argument("--turns", type=positive, default=5, help="turns of each (default 5)")
+    loader.add_argument(
+        "--read", choices=("mmap", "pread"), default="mmap", help="as data.read (default mmap)"
+    )
+    loader.add_argument(
+        "--read-ahead", type=count, default=4, metavar="BATCHES",
+        help="as data.read_ahead_batches (default 4)",
+    )  # fmt: skip
+    loader.add_argument(
+        "--cold", action="store_true",
+        help="have the files dropped from memory before each turn: with read-ahead and without",
+    )  # fmt: skip
+    loader.add_argument(
+        "--slow-read-ms", type=float, default=0.0, metavar="MS",
+        help="with --cold: put so much into each read of what is not in memory, as a slow disk "
+        "would (default 0)",
+    )  # fmt: skip
     loader.set_defaults(verb=_bench_data)
 
 
@@ -92,7 +126,12 @@ def _work(options: argparse.Namespace, steps: int) -> Work:
 
 def _bench_data(options: argparse.Namespace) -> None:
     from harness.bench import data
+    from harness.bench.loaders import Load
 
     threads = options.threads or data.cores()
-    load = data.Load(options.folder, options.image_px, options.batch, threads, options.batches)
-    data.measure(load, options.turns)
+    first, *others = options.folders
+    load = Load(
+        first, options.image_px, options.batch, threads, options.batches, options.read,
+        options.read_ahead, options.slow_read_ms,
+    )  # fmt: skip
+    data.measure(load, others, options.turns, cold=options.cold)

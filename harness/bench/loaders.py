@@ -1,0 +1,173 @@
+"""The loaders that `harness bench data` compares, each with the same work: random training crops.
+
+A module of its own, since each turn of each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from torchvision.transforms import v2
+
+from harness.data import laws
+from harness.data.dataset import Dataset, Read, allow_open_files, open_folder
+from harness.data.index import Bytes
+from harness.data.shards import ShardFiles
+from harness.data.stream import Samples, Stream
+from harness.data.torch_loader import TorchBatches
+from harness.data.tree import TreeFiles
+from harness.pagecache import cached_pct
+
+WARM_BATCHES = 3
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What each loader has to do: random training crops with flips, of one folder's images."""
+
+    folder: Path
+    image_px: int
+    batch: int
+    threads: int
+    batches: int
+    read: Read = "mmap"
+    read_ahead_batches: int = 4
+    slow_read_ms: float = 0.0
+
+
+def rate(name: str, load: Load) -> float:
+    """Images per second of a loader, after a few batches that do not count."""
+    allow_open_files()
+    loader = LOADERS[name](load)
+    for _ in range(WARM_BATCHES):
+        next(loader)
+    began = time.perf_counter()
+    for _ in range(load.batches):
+        next(loader)
+    measured = load.batch * load.batches / (time.perf_counter() - began)
+    loader.close()
+    return measured
+
+
+def training_samples(dataset: Dataset, load: Load) -> Iterator[Samples]:
+    """Shuffled epochs without end, as in training."""
+    images = Stream(0, dataset.labels, dataset.width, dataset.height, law_of(load))
+    for epoch in itertools.count():
+        for first in range(0, len(dataset) - load.batch + 1, load.batch):
+            yield images.shuffled(epoch, first, load.batch)
+
+
+def law_of(load: Load) -> laws.Law:
+    """torchvision's RandomResizedCrop and flip."""
+    return laws.resized_crop(AREA, RATIO, load.image_px, flip=True)
+
+
+class SlowFiles:
+    """Files on a disk that takes so much longer to answer; what lies in memory it does not ask."""
+
+    def __init__(self, files: TreeFiles | ShardFiles, ms: float) -> None:
+        self._files, self._ms = files, ms
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
+        """As the files'."""
+        self._wait(sample)
+        return self._files.mapped(sample, soon=soon)
+
+    def read(self, sample: int) -> Bytes:
+        """As the files'."""
+        self._wait(sample)
+        return self._files.read(sample)
+
+    def _wait(self, sample: int) -> None:
+        if (cached_pct([self._files.extent(sample)]) or 0) < 50:
+            time.sleep(self._ms / 1000)
+
+
+def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
+    dataset = open_folder(load.folder)
+    if load.slow_read_ms:
+        dataset = replace(dataset, files=cast(Any, SlowFiles(dataset.files, load.slow_read_ms)))
+    samples, steps = training_samples(dataset, load), law_of(load).steps
+    how: dict[str, Any] = {"out_px": load.image_px, "device": torch.device("cpu")}
+    how |= {"threads": load.threads, "prefetch": 2}
+    if dali:
+        # Only here: forked DataLoader workers abort at their exit where DALI is loaded.
+        from harness.data.pipeline import DaliBatches
+
+        how |= {"local_batch": load.batch, "decode": "cpu", "read": load.read}
+        how["read_ahead_batches"] = load.read_ahead_batches
+        return DaliBatches(dataset, samples, steps, **how)
+    return TorchBatches(dataset, samples, steps, **how)
+
+
+def _dali_reader(load: Load, *, decode_only: bool) -> Iterator[Any]:
+    """DALI as its own documentation has it, with its own reader, shuffle and random crop."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def
+    def graph() -> Any:
+        encoded, labels = fn.readers.file(
+            file_root=str(load.folder), random_shuffle=True, name="reader", dont_use_mmap=False
+        )
+        images = fn.decoders.image_random_crop(
+            encoded, device="cpu", output_type=types.RGB, random_area=AREA,
+            random_aspect_ratio=RATIO, num_attempts=10, adjust_orientation=False,
+        )  # fmt: skip
+        if decode_only:
+            return labels, images.shape()
+        images = fn.resize(
+            images, size=[load.image_px, load.image_px], interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )  # fmt: skip
+        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
+
+    built = graph(
+        batch_size=load.batch, num_threads=load.threads, device_id=None, prefetch_queue_depth=2
+    )
+    built.build()
+    while True:
+        yield [made.as_tensor() for made in built.run()]  # as whoever trains on them needs it
+
+
+def _image_folder(load: Load, *, floats: bool) -> Iterator[Any]:
+    """What torchvision's users write: normalised floats, or uint8 as the other loaders give."""
+    crop = [v2.RandomResizedCrop(load.image_px), v2.RandomHorizontalFlip()]
+    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform = v2.Compose([*crop, v2.ToImage(), *(to_float if floats else [])])
+    images = torchvision.datasets.ImageFolder(str(load.folder), transform)
+    loader = torch.utils.data.DataLoader(
+        images, load.batch, shuffle=True, drop_last=True,
+        num_workers=load.threads, persistent_workers=True,
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+OURS, LIMIT = "harness", "DALI, decode alone"
+LOADERS: dict[str, Callable[[Load], Any]] = {
+    OURS: partial(_ours, dali=True),
+    "harness, torchvision arm": partial(_ours, dali=False),
+    LIMIT: partial(_dali_reader, decode_only=True),
+    "DALI's own reader": partial(_dali_reader, decode_only=False),
+    "ImageFolder, uint8": partial(_image_folder, floats=False),
+    "ImageFolder, float": partial(_image_folder, floats=True),
+}
+
+if __name__ == "__main__":
+    called, folder, *rest = json.loads(sys.argv[1])
+    print(rate(called, Load(Path(folder), *rest)))

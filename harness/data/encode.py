@@ -1,0 +1,77 @@
+"""What packing does to an image: nothing, unless asked to make it smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image
+
+from harness.data.headers import size_px
+from harness.errors import BadInput
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+DEFAULT_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are made smaller. Without any of it their bytes stay as they are.
+
+    Attributes:
+        shorter_px, longer_px: most that the shorter or longer side may have; the other in ratio.
+        quality: of JPEG, for all images; by default 90 for those that are made smaller.
+    """
+
+    shorter_px: int | None = None
+    longer_px: int | None = None
+    quality: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether any image may be encoded anew."""
+        return any(value is not None for value in (self.shorter_px, self.longer_px, self.quality))
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image of this size gets."""
+        scale = 1.0
+        if self.shorter_px is not None:
+            scale = min(scale, self.shorter_px / min(width, height))
+        if self.longer_px is not None:
+            scale = min(scale, self.longer_px / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
+    """Suffix, by content, and bytes of an image as it is to be packed.
+
+    PNG stays PNG, which is lossless. EXIF goes with the old bytes: rotation was never applied.
+
+    Args:
+        where: the image lies, for a message.
+
+    Raises:
+        BadInput: it is neither JPEG nor PNG, or does not decode where it must.
+    """
+    suffix = "png" if content.startswith(PNG) else "jpg" if content.startswith(JPEG) else None
+    try:
+        if suffix is None:
+            raise ValueError("it is neither a JPEG nor a PNG")
+        size = size_px(BytesIO(content))
+        target = how.size_of(*size)
+        if target == size and (how.quality is None or suffix == "png"):
+            return suffix, content
+        with Image.open(BytesIO(content)) as image:
+            pixels = image if suffix == "png" and image.mode != "P" else image.convert("RGB")
+            if target != size:
+                pixels = pixels.resize(target, Image.Resampling.LANCZOS)
+            if suffix == "png":
+                pixels.save(file := BytesIO(), format="PNG")
+            else:
+                quality = how.quality or DEFAULT_QUALITY
+                pixels.save(file := BytesIO(), format="JPEG", quality=quality)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(
+            f"{where}: {error}; remove or replace it, or find all such by harness data check"
+        ) from None
+    return suffix, file.getvalue()

@@ -1,0 +1,149 @@
+"""The index of a data set: what the stream must know of each image, read once and kept.
+
+It lies beside the data, or in the cache folder where the data cannot be written. One process of a
+node builds it, the others wait for its lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from harness.console import duration, out
+from harness.errors import BadInput
+
+INDEX_VERSION = 2
+"""Raised when what an index holds changes: older ones are built again."""
+
+INDEX_NAME = ".harness-index.npz"
+_WORTH_SAYING_S = 2.0
+
+Bytes = NDArray[np.uint8]
+Arrays = dict[str, NDArray[Any]]
+
+
+def load_or_build(
+    root: Path, key: str, build: Callable[[], Arrays], stale: Callable[[Arrays], str]
+) -> tuple[Path, Arrays]:
+    """The index of a folder and its file, built if it is missing, torn or not of this key.
+
+    Args:
+        key: of the state of the data; changes when the data do.
+        stale: what to say of an index with another key; may refuse.
+    """
+    # Whoever may write there has indexed it for those who may not; it is replaced whole, so that
+    # reading needs no lock.
+    path = beside(root)
+    arrays = _load(path)
+    if arrays is not None and arrays["key"] == key:
+        return path, arrays
+    path = writable_index(root)
+    with locked(path):
+        arrays = _load(path)
+        if arrays is not None and arrays["key"] == key:
+            return path, arrays
+        if path.exists():
+            why = stale(arrays) if arrays is not None else "not a whole index"
+            out.print(f"{path}: {why}, building it again")
+        began = time.monotonic()
+        arrays = build() | {"key": np.array(key)}
+        _save(path, arrays)
+        if (took_s := time.monotonic() - began) > _WORTH_SAYING_S:
+            images = len(arrays["labels"])
+            out.print(f"{path}: index of {images:,} images, built in {duration(took_s)}")
+    return path, arrays
+
+
+def is_current(root: Path, key: str) -> bool:
+    """Whether there is an index with this key, which then takes no time to open."""
+    arrays = _load(beside(root)) or _load(writable_index(root))
+    return arrays is not None and bool(arrays["key"] == key)
+
+
+def digest_of(
+    classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
+) -> NDArray[Any]:
+    """Names, labels and sizes in 16 hex digits: the same for a tree and for shards made of it.
+
+    Args:
+        keys: `class/name` without suffix of each image.
+    """
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for array in (np.array(keys), *arrays):
+        digest.update(array.tobytes())
+    return np.array(digest.hexdigest()[:16])
+
+
+def cache_folder() -> Path:
+    """Where this user's generated files go: $HARNESS_CACHE, or the system's cache folder.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    given = os.environ.get("HARNESS_CACHE")
+    folder = Path(given) if given else user_cache_path("imagenet-harness")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "is not yours to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise BadInput(f"{folder}: {reason}; set HARNESS_CACHE to a folder you can write")
+    return folder
+
+
+def beside(root: Path) -> Path:
+    """Where the index of a folder lies if the folder can be written."""
+    return root / INDEX_NAME
+
+
+def writable_index(root: Path) -> Path:
+    """The same, or in the cache folder where it cannot."""
+    if os.access(root, os.W_OK):
+        return beside(root)
+    folder = cache_folder() / "index"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
+
+
+@contextmanager
+def locked(index: Path) -> Iterator[None]:
+    """One builder at a time; the lock is taken away again, since users look into their data."""
+    lock = index.with_suffix(".lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Arrays | None:
+    """The index, unless it is missing or torn."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        return arrays if "key" in arrays else None
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part.npz")
+    try:
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

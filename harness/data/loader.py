@@ -1,0 +1,125 @@
+"""Loader: a run's settings, resolved, and the batches that they make of either set."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from harness import config as cfg
+from harness.data import calibrate, stream
+from harness.data.batch import Batches
+from harness.data.dataset import allow_open_files
+from harness.data.sets import Images
+from harness.data.stream import Samples, Split
+from harness.data.synthetic import SyntheticBatches
+from harness.errors import BadInput
+from harness.world import World
+
+ENDLESS = 2**30
+"""Epochs."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How batches are made on this rank: the resolved settings, one for both sets."""
+
+    data: cfg.Data
+    world: World
+    decode: str
+    threads: int
+
+    @staticmethod
+    def resolve(
+        data: cfg.Data, world: World, train: Images | None = None, split: Split | None = None
+    ) -> Loader:
+        """Settle `auto` and 0.
+
+        Args:
+            train, split: what is trained on, by which `auto` tries out where to decode.
+
+        Raises:
+            BadInput: decoding on a GPU that is not there, DALI not installed.
+        """
+        if data.source == "dali" and not importlib.util.find_spec("nvidia.dali"):
+            raise BadInput(
+                "data.source: DALI is not installed here; install nvidia-dali-cuda120, or set "
+                "--data.source torchvision"
+            )
+        if data.decode == "gpu" and not world.on_gpu:
+            raise BadInput("data.decode: gpu was asked for, but this process has no GPU")
+        allow_open_files()
+        threads = data.threads or world.cores()
+        if data.source == "synthetic":
+            return Loader(data, world, "none", threads)
+        if data.decode != "auto":
+            return Loader(data, world, data.decode, threads)
+        on_gpu = Loader(data, world, "gpu", threads)
+        if not world.on_gpu or data.source != "dali":
+            return replace(on_gpu, decode="cpu")
+        if train is None or split is None:
+            return on_gpu
+        return replace(on_gpu, decode=on_gpu.faster_decode(train, split))
+
+    def faster_decode(self, images: Images, split: Split) -> str:
+        """Tried out on this node, unless it was before."""
+        key = {
+            "device": torch.cuda.get_device_name(self.world.device),
+            "dali": importlib.metadata.version("nvidia-dali-cuda120"),
+            "threads": self.threads,
+            "local_batch": split.local_batch,
+            "images": images.digest,
+            "image_px": self.data.image_px,
+            "augment": self.data.augment,
+            "hw_decoder_load": self.data.hw_decoder_load,
+        }
+        return calibrate.decode_on(
+            key,
+            lambda where: replace(self, decode=where).train(
+                images, split, epoch=0, step=0, epochs=ENDLESS
+            ),
+        )
+
+    def train(self, images: Images, split: Split, *, epoch: int, step: int, epochs: int) -> Batches:
+        """This rank's micro-batches from (epoch, step) to the end of training."""
+        samples = stream.train_samples(
+            images.stream, split, self.world.rank, epoch=epoch, step=step, epochs=epochs
+        )
+        return self._batches(images, samples, split.local_batch)
+
+    def eval(self, images: Images, local_batch: int) -> Batches:
+        """This rank's batches of the validation set, again and again without end.
+
+        Args:
+            local_batch: images; a batch has all views of each.
+        """
+
+        def endless() -> Iterator[Samples]:
+            world = self.world
+            while True:
+                yield from stream.eval_samples(images.stream, local_batch, world.rank, world.size)
+
+        return self._batches(images, endless(), local_batch * images.stream.law.views)
+
+    def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
+        steps, data, device = images.stream.law.steps, self.data, self.world.device
+        common: dict[str, Any] = {"out_px": data.image_px, "device": device}
+        if images.dataset is None:
+            return SyntheticBatches(samples, local_batch=local_batch, **common)
+        common |= {"threads": self.threads, "prefetch": data.prefetch_batches}
+        if data.source == "torchvision":
+            from harness.data.torch_loader import TorchBatches
+
+            return TorchBatches(images.dataset, samples, steps, **common)
+        # Imported here, since it takes a second and has no wheel on every system.
+        from harness.data.pipeline import DaliBatches, GpuDecoder
+
+        common |= {"local_batch": local_batch, "decode": self.decode, "read": data.read}
+        width_px, height_px = data.largest_px
+        common["read_ahead_batches"] = data.read_ahead_batches
+        common["gpu_decoder"] = GpuDecoder(data.hw_decoder_load, width_px, height_px)
+        return DaliBatches(images.dataset, samples, steps, **common)

@@ -1,0 +1,160 @@
+"""Sets: from a config to the images of a run, and to batches of them, whichever source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness import config as cfg
+from harness.data import demo, laws, stream
+from harness.data.dataset import Dataset, open_folder, same_classes
+from harness.data.laws import Law
+from harness.data.mean import MeanImage, check_one_size, mean_image
+from harness.data.stream import Stream
+from harness.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A training or validation set: its stream, and its files unless they are synthetic."""
+
+    stream: Stream
+    classes: int
+    dataset: Dataset | None
+
+    def __len__(self) -> int:
+        return len(self.stream.labels)
+
+    @property
+    def digest(self) -> str:
+        """Of names, sizes and labels."""
+        return self.dataset.digest if self.dataset else "synthetic"
+
+
+def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
+    """The training set (none where weights are only scored) and the validation set.
+
+    Raises:
+        BadInput: a folder that cannot be trained on; names it and what to do.
+    """
+    data, seed = config.data, config.run.seed
+    training = config.run.mode == "train"
+    if data.source == "synthetic":
+        if training and data.synthetic_images < config.train.global_batch:
+            raise BadInput(
+                f"data.synthetic_images: {data.synthetic_images:,} images are fewer than one "
+                f"train.global_batch of {config.train.global_batch:,}"
+            )
+        val_images = _synthetic(data, data.synthetic_val_images, seed, eval_law(config))
+        if not training:
+            return None, val_images
+        law = _coloured(laws.centre_crop(0, data.image_px), data)
+        return _synthetic(data, data.synthetic_images, seed, law), val_images
+    train_part, val = _open_datasets(data)
+    val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
+    if data.mean_image:
+        assert train_part is not None, "rules.py asks for data.train"
+        check_one_size(train_part, data.image_px)
+        check_one_size(val, data.image_px)
+    if not training:
+        return None, val_images
+    assert train_part is not None
+    classes = same_classes(train_part, val)
+    if len(train_part) < config.train.global_batch:
+        raise BadInput(
+            f"{train_part.root}: {len(train_part):,} images are fewer than one train.global_batch "
+            f"of {config.train.global_batch:,}; lower it"
+        )
+    _check_crops_fit(train_part, data)
+    train_images = Images(_stream(train_part, train_law(data), seed), classes, train_part)
+    return train_images, replace(val_images, classes=classes)
+
+
+def mean_of_training(data: cfg.Data) -> MeanImage | None:
+    """The mean image that the config asks to subtract, if it does."""
+    if not data.mean_image:
+        return None
+    train_part, _ = _open_datasets(data)
+    assert train_part is not None
+    return mean_image(train_part, data.image_px)
+
+
+def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
+    """Training images, if a folder is given, and validation images: of a folder, or held out."""
+    train = _open(data.train, "train") if data.train else None
+    if not data.holdout_images:
+        assert data.val is not None
+        return train, _open(data.val, "val")
+    assert train is not None
+    if data.holdout_images >= len(train):
+        raise BadInput(
+            f"data.holdout_images: {data.holdout_images:,} of the {len(train):,} images in "
+            f"{train.root} leave none to train on; lower it"
+        )
+    stay, out = stream.held_out(len(train), data.holdout_images)
+    return train.part(stay, "without those held out"), train.part(out, "held out")
+
+
+def train_law(data: cfg.Data) -> Law:
+    """The law of augmentation that the config names."""
+    return _coloured(_geometry_law(data), data)
+
+
+def _coloured(law: Law, data: cfg.Data) -> Law:
+    return replace(law, colour=laws.pca_colour(data.colour_std)) if data.colour_std else law
+
+
+def _geometry_law(data: cfg.Data) -> Law:
+    if data.augment == "resized_crop":
+        return laws.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
+    if data.augment == "scale_jitter":
+        return laws.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
+    if data.augment == "pad_crop":
+        return laws.pad_crop(data.pad_px, data.image_px, flip=data.flip)
+    return laws.centre_crop(data.eval_resize_px, data.image_px)
+
+
+def eval_law(config: cfg.Config) -> Law:
+    """Resize the shorter side, cut the centre, or the ten views."""
+    crop = laws.ten_crop if config.eval.views == "ten_crop" else laws.centre_crop
+    return crop(config.data.eval_resize_px, config.data.image_px)
+
+
+def protocol(config: cfg.Config) -> str:
+    """How validation images are shown, in words."""
+    data = config.data
+    resize = f"shorter side to {data.eval_resize_px} px, " if data.eval_resize_px else ""
+    if config.eval.views == "ten_crop":
+        return (
+            f"{resize}10 crops {data.image_px} px (corners, centre, mirrored), mean of their "
+            "probabilities"
+        )
+    return f"{resize}centre crop {data.image_px} px, single view"
+
+
+def _open(folder: str, split: str) -> Dataset:
+    return open_folder(demo.ensure(split) if folder == "demo" else Path(folder))
+
+
+def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:
+    return Stream(seed, dataset.labels, dataset.width, dataset.height, law)
+
+
+def _synthetic(data: cfg.Data, images: int, seed: int, law: Law) -> Images:
+    labels = np.arange(images, dtype=np.int32) % data.synthetic_classes
+    side = np.full(images, data.image_px, dtype=np.int32)
+    return Images(Stream(seed, labels, side, side, law), data.synthetic_classes, None)
+
+
+def _check_crops_fit(dataset: Dataset, data: cfg.Data) -> None:
+    if data.augment != "pad_crop":
+        return
+    shorter = np.minimum(dataset.width, dataset.height)
+    smallest = int(np.argmin(shorter))
+    if shorter[smallest] + 2 * data.pad_px < data.image_px:
+        raise BadInput(
+            f"{dataset.where(smallest)}: {shorter[smallest]} px and data.pad_px {data.pad_px} on "
+            f"each side are less than data.image_px {data.image_px}; use data.augment resized_crop"
+        )

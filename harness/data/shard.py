@@ -1,0 +1,124 @@
+"""A WebDataset tar: an image and its label side by side, uncompressed, found by their headers.
+
+A sample is two members of one name: `class/name.jpg` (or `.jpeg`, `.png`) and `class/name.cls`, the
+label in ASCII. Other members are left alone. Whoever made it: harness data pack, or another tool.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from harness.data import manifest
+from harness.data.headers import size_px
+from harness.errors import BadInput
+
+BLOCK = tarfile.BLOCKSIZE
+IMAGES = ("jpg", "jpeg", "png")
+
+
+class Member(NamedTuple):
+    """A sample as it lies in a shard."""
+
+    key: str
+    label: int
+    width: int
+    height: int
+    size_bytes: int
+    offset: int
+
+
+def samples_of(path: Path, *, sized: bool = True) -> Iterator[Member]:
+    """The samples of a shard in its order, from its headers.
+
+    Args:
+        sized: whether to open each image for its width and height; else they are 0.
+
+    Raises:
+        BadInput: it is truncated or no tar, a sample has no label, or a header that does not
+            parse; names file and offset.
+    """
+    with opened(path) as tar:
+        try:
+            for key, parts in grouped(tar):
+                yield _sample(path, tar, key, parts, sized=sized)
+        except tarfile.TarError as error:
+            raise BadInput(
+                f"{path}: offset {tar.offset:,}: {error}; copy the shard again"
+            ) from None
+        check_end(path, tar)
+
+
+def opened(path: Path) -> tarfile.TarFile:
+    """A tar whose members can be read where they lie.
+
+    Raises:
+        BadInput: it cannot be read, or is none, or compressed: then it has no offsets to read at.
+    """
+    try:
+        return tarfile.open(path, "r:")
+    except (OSError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or f"is no uncompressed tar ({error})"
+        raise BadInput(f"{path}: {reason}; replace it") from None
+
+
+def check_end(path: Path, tar: tarfile.TarFile) -> None:
+    """Refuse a tar of which tarfile read all that it could, but that goes on, or has no end.
+
+    tarfile takes a damaged or cut header for the end. A whole tar ends with blocks of zeros.
+    """
+    with path.open("rb") as file:
+        file.seek(tar.offset)
+        block = file.read(BLOCK)
+    if len(block) < BLOCK:
+        raise BadInput(f"{path}: truncated at offset {tar.offset:,}; copy it again")
+    if any(block):
+        raise BadInput(f"{path}: offset {tar.offset:,}: is no tar header; copy it again")
+
+
+def grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Members of one name that follow each other, by suffix: WebDataset's rule."""
+    parts: dict[str, tarfile.TarInfo] = {}
+    last = ""
+    for member in tar:
+        folder, _, base = member.name.removeprefix("./").rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if not member.isfile() or not stem:
+            continue  # folders; macOS's `._name` and other hidden ones
+        key = f"{folder}/{stem}" if folder else stem
+        if key != last:
+            if parts:
+                yield last, parts
+            parts, last = {}, key
+        parts[suffix.lower()] = member
+    if parts:
+        yield last, parts
+
+
+def _sample(
+    path: Path, tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo], *, sized: bool
+) -> Member:
+    image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
+    if image is None:
+        first = next(iter(parts.values()))
+        raise BadInput(
+            f"{path}: offset {first.offset_data:,} ({first.name}): no .jpg or .png belongs to it"
+        )
+    where = f"{path}: offset {image.offset_data:,} ({image.name})"
+    if "cls" not in parts:
+        raise BadInput(f"{where}: no label belongs to it, {key}.cls is missing")
+    text = cast(Any, tar.extractfile(parts["cls"])).read(32)
+    try:
+        label = int(text)
+        if label < 0:
+            raise ValueError
+    except ValueError:
+        raise BadInput(f"{where}: its label, {key}.cls, is no class number: {text!r}") from None
+    try:
+        width, height = size_px(cast(Any, tar.extractfile(image))) if sized else (0, 0)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}; harness data check lists all such") from None
+    name = manifest.unescaped(key)
+    return Member(name, label, width, height, image.size, image.offset_data)

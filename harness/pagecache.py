@@ -1,0 +1,61 @@
+"""The kernel's cache of files: what of some ranges is in it, and how to have them dropped."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Extent(NamedTuple):
+    """A range of bytes of a file."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+def drop(extents: Iterable[Extent]) -> None:
+    """Ask the kernel to drop what it holds of these ranges; a file server's cache stays.
+
+    What is mapped by a process, or not written to the disk yet, it keeps.
+    """
+    for path, offset, size in extents:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            # Whole pages only: a page is kept where the range ends within it.
+            first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            last = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+            os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def cached_pct(extents: Iterable[Extent]) -> float | None:
+    """Share of these ranges that lies in memory; None where that cannot be told."""
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    if mincore is None:
+        return None
+    pages = held = 0
+    for path, offset, size in extents:
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with path.open("rb") as file, suppress(OSError, ValueError):  # an empty file has no map
+            mapped = mmap.mmap(
+                file.fileno(), offset + size - first, access=mmap.ACCESS_READ, offset=first
+            )
+            view = np.frombuffer(mapped, np.uint8)
+            flags = np.zeros(-(-len(view) // mmap.PAGESIZE), dtype=np.uint8)
+            if mincore(
+                ctypes.c_void_p(view.ctypes.data),
+                ctypes.c_size_t(len(view)),
+                ctypes.c_void_p(flags.ctypes.data),
+            ):
+                return None
+            pages, held = pages + len(flags), held + int((flags & 1).sum())
+    return 100 * held / pages if pages else None
