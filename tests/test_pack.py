@@ -181,38 +181,44 @@ def harness(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "harness", "data", *map(str, words)]
 
 
+def killed_after(command: list[str], folder: Path, shards_more: int, wait_s: float) -> bool:
+    """Whether it was killed: a little after so many more shards were there; else it had ended."""
+    due = len(shards(folder)) + shards_more
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while job.poll() is None and len(list(folder.rglob("*.tar"))) < due:
+        time.sleep(0.001)
+    time.sleep(wait_s)
+    job.send_signal(signal.SIGKILL)
+    return job.wait() == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    tree = packs.tree(tmp_path / "tree", per_class=400)
-    words = ["--shard-images", "50", "--shorter-px", "25", "--workers", "2"]
-    began = time.monotonic()
+    tree = packs.tree(tmp_path / "tree", per_class=150)
+    words = ["--shard-images", "20", "--shorter-px", "25", "--workers", "2"]
     subprocess.run(harness("pack", tree, tmp_path / "whole", *words), check=True)
-    whole_s = time.monotonic() - began
-    draw, killed, dest = random.Random(0), 0, tmp_path / "killed"
-    for _ in range(20):
-        job = subprocess.Popen(harness("pack", tree, dest, *words), stdout=subprocess.PIPE)
-        time.sleep(draw.uniform(0.3, 1) * whole_s)
-        job.send_signal(signal.SIGKILL)
-        killed += job.wait() == -signal.SIGKILL
-        job.stdout.close()  # type: ignore[union-attr]
-        told = manifest.read(dest / "train") if (dest / "train").exists() else None
-        if told and not told.finished:
-            with pytest.raises(BadInput, match="is not packed to the end"):
-                open_folder(dest / "train")
-        if draw.random() < 0.3 and told:  # as if the kill had come before it was listed
-            last = next(iter(reversed(told.shards)), None)
-            kept = {k: v for k, v in told.shards.items() if k != last}
-            manifest.write(
-                dest / "train", told.model_copy(update={"shards": kept, "finished": False})
-            )
-    subprocess.run(harness("pack", tree, dest, *words), check=True)
-    assert killed >= 5
-    assert shards(dest) == shards(tmp_path / "whole")
-    left = [path.name for path in dest.rglob("*") if path.name.endswith((".part", ".lock"))]
-    assert left == []
-    assert (dest / "train" / manifest.NAME).read_bytes() == (
-        tmp_path / "whole" / "train" / manifest.NAME
-    ).read_bytes()
+    whole = shards(tmp_path / "whole")
+    draw, kills, passes = random.Random(0), 0, 0
+    while kills < 20:
+        dest = tmp_path / f"killed-{passes}"
+        command = harness("pack", tree, dest, *words)
+        while killed_after(command, dest, draw.randrange(5), draw.uniform(0, 0.03)):
+            kills += 1
+            told = manifest.read(dest / "train") if (dest / "train").exists() else None
+            if told and not told.finished:
+                with pytest.raises(BadInput, match="is not packed to the end"):
+                    open_folder(dest / "train")
+            if told and told.shards and draw.random() < 0.3:  # as if killed before it was listed
+                kept = dict(list(told.shards.items())[:-1])
+                forged = told.model_copy(update={"shards": kept, "finished": False})
+                manifest.write(dest / "train", forged)
+        subprocess.run(command, check=True)
+        passes += 1
+        assert shards(dest) == whole
+        left = [path.name for path in dest.rglob("*") if path.name.endswith((".part", ".lock"))]
+        assert left == []
+        here, there = (folder / "train" / manifest.NAME for folder in (dest, tmp_path / "whole"))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_what_is_finished_is_not_packed_again(tree: Path, tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from harness.data.shards import ShardFiles
 from harness.data.stream import Samples, Stream
 from harness.data.torch_loader import TorchBatches
 from harness.data.tree import TreeFiles
-from harness.pagecache import cached_pct
 
 WARM_BATCHES = 3
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -75,10 +74,14 @@ def law_of(load: Load) -> laws.Law:
 
 
 class SlowFiles:
-    """Files on a disk that takes so much longer to answer; what lies in memory it does not ask."""
+    """Files on a disk that takes so much longer to answer when an image is first asked for.
+
+    By what was asked before, not by what lies in memory: kernels read far ahead of a local file.
+    """
 
     def __init__(self, files: TreeFiles | ShardFiles, ms: float) -> None:
         self._files, self._ms = files, ms
+        self._asked: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._files, name)
@@ -94,7 +97,8 @@ class SlowFiles:
         return self._files.read(sample)
 
     def _wait(self, sample: int) -> None:
-        if (cached_pct([self._files.extent(sample)]) or 0) < 50:
+        if sample not in self._asked:
+            self._asked.add(sample)
             time.sleep(self._ms / 1000)
 
 

@@ -76,8 +76,8 @@ def _add_data(bench: Any) -> None:
     )  # fmt: skip
     loader.add_argument(
         "--slow-read-ms", type=float, default=0.0, metavar="MS",
-        help="with --cold: put so much into each read of what is not in memory, as a slow disk "
-        "would (default 0)",
+        help="with --cold: put so much into the first read of each image, as a slow disk would "
+        "(default 0)",
     )  # fmt: skip
     loader.set_defaults(verb=_bench_data)
 
