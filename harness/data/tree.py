@@ -6,8 +6,9 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ class TreeFiles:
 
     def path(self, sample: int) -> Path:
         """File of a sample."""
-        name = os.fsdecode(bytes(self.names[sample]))
-        return self.root / self.classes[int(self.labels[sample])] / name
+        return Path(self.where(sample))
 
     def where(self, sample: int) -> str:
-        """The same, for a message."""
-        return str(self.path(sample))
+        """The same as a string: joining Paths would take longer than opening the file."""
+        name = os.fsdecode(bytes(self.names[sample]))
+        return os.path.join(self.root, self.classes[self.labels[sample]], name)
 
     def extent(self, sample: int) -> Extent:
         """The same as a range of bytes."""
@@ -63,12 +64,12 @@ class TreeFiles:
         Raises:
             RunFailed: cannot be opened or mapped, or has another size than its index says.
         """
-        with self._open(sample) as file:
+        with self._opened(sample) as descriptor:
             try:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise RunFailed(
-                    f"{self.path(sample)}: {error.strerror}; set --data.read pread"
+                    f"{self.where(sample)}: {error.strerror}; set --data.read pread"
                 ) from None
         if soon:
             mapped.madvise(mmap.MADV_WILLNEED)
@@ -76,22 +77,28 @@ class TreeFiles:
 
     def read(self, sample: int) -> Bytes:
         """Encoded bytes, read into memory."""
-        with self._open(sample) as file:
-            return np.fromfile(file, dtype=np.uint8)
+        with self._opened(sample) as descriptor:
+            read = os.read(descriptor, int(self.size_bytes[sample]))
+        if len(read) != self.size_bytes[sample]:
+            raise RunFailed(f"{self.where(sample)}: ends early; replace it")
+        return np.frombuffer(read, dtype=np.uint8)
 
-    def _open(self, sample: int) -> Any:
+    @contextmanager
+    def _opened(self, sample: int) -> Iterator[int]:
         try:
-            file = self.path(sample).open("rb")
+            descriptor = os.open(self.where(sample), os.O_RDONLY)
         except OSError as error:
-            raise RunFailed(f"{self.path(sample)}: {error.strerror}") from None
-        # A mapped file that has shrunk would end the process with SIGBUS, not with an exception.
-        if os.fstat(file.fileno()).st_size != self.size_bytes[sample]:
-            file.close()
-            raise RunFailed(
-                f"{self.path(sample)}: its size changed since it was indexed; remove {self.index} "
-                "and start again"
-            )
-        return file
+            raise RunFailed(f"{self.where(sample)}: {error.strerror}") from None
+        try:
+            # A mapped file that has shrunk would end the process with SIGBUS, no exception.
+            if os.fstat(descriptor).st_size != self.size_bytes[sample]:
+                raise RunFailed(
+                    f"{self.where(sample)}: its size changed since it was indexed; remove "
+                    f"{self.index} and start again"
+                )
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 def class_folders(root: Path) -> list[Path]:
