@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import packs
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from ranks import in_ranks
 
 from harness import pagecache, probes
 from harness.config import Model
+from harness.data.dataset import open_folder
 from harness.data.sample import some_files
 from harness.data.tree import TreeFiles
 from harness.deadline import NoAnswer, within
@@ -117,6 +119,23 @@ def test_a_sample_is_random_and_of_real_files(photos: Path, tmp_path: Path) -> N
     (tmp_path / "class0").mkdir()
     with pytest.raises(BadInput, match="class0: holds no image"):
         some_files(tmp_path, 20, seed=1)
+
+
+def test_a_sample_of_shards_needs_their_index(tmp_path: Path) -> None:
+    members = {f"{n}.{kind}": packs.jpeg(n) if kind == "jpg" else b"0"
+               for n in range(30) for kind in ("jpg", "cls")}  # fmt: skip
+    packs.tar(tmp_path / "a.tar", members)
+    assert some_files(tmp_path, 10, seed=1) is None
+    whole = open_folder(tmp_path)
+    files = some_files(tmp_path, 10, seed=1)
+    assert files is not None
+    found = {bytes(files.mapped(n)) for n in range(10)}
+    assert len(found) == 10
+    assert found <= {whole.content(n) for n in range(30)}
+    reading = probes.read_speed(
+        files.mapped, [files.extent(n) for n in range(10)], threads=2, limit_s=60
+    )
+    assert (reading.files, reading.size_bytes) == (10, int(files.size_bytes.sum()))
 
 
 # computing

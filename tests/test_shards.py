@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import tarfile
@@ -12,6 +13,8 @@ from shutil import copytree, move
 import numpy as np
 import packs
 import pytest
+import torch
+from helpers import TINY, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -259,7 +262,31 @@ def test_labels_must_be_classes_of_both_sets(root: Path, tmp_path: Path) -> None
     assert same_classes(bad, open_folder(tmp_path / "good")) == 5
 
 
-# At the size of ImageNet.
+# In training.
+
+
+def test_the_folder_above_the_splits_is_named(root: Path) -> None:
+    above = root.parent
+    for folder in (above / "tree", above):
+        with pytest.raises(BadInput, match=rf"^{folder}: its images lie deeper; give {folder}/"):
+            open_folder(folder)
+
+
+@pytest.mark.slow
+def test_a_run_on_shards_is_the_run_on_the_tree(root: Path) -> None:
+    """Bit by bit, on three ranks, with the same digests of what was seen."""
+    found = []
+    for name, images in (("tree", root.parent / "tree" / "train"), ("shards", root)):
+        words = ["--data.train", images, "--data.val", images, "--run.name", name]
+        words += ["--train.global-batch", "6", "--eval.local-batch", "4", "--data.read", "pread"]
+        done = train(*TINY, *words, ranks=3, cwd=root.parent)
+        assert done.returncode == 0, done.stderr
+        run = root.parent / "runs" / name
+        told = json.loads((run / "result.json").read_text())
+        weights = torch.load(run / "checkpoints" / "final.pt")["model"]
+        found.append((told["digests"], told["train_digest"], told["val_loss"], weights))
+    assert found[0][:3] == found[1][:3]
+    assert all(torch.equal(found[0][3][name], found[1][3][name]) for name in found[0][3])
 
 
 def test_memory_of_a_reader_does_not_grow(root: Path) -> None:

@@ -149,6 +149,8 @@ def build(root: Path, folders: list[Path]) -> Arrays:
     labels: list[int] = []
     for label, folder in enumerate(folders):
         found = images_in(folder)
+        if not found and _is_split(folder):
+            raise BadInput(f"{root}: its images lie deeper; give {folder}, or what else it holds")
         if not found:
             raise BadInput(f"{folder}: holds no {', '.join(SUFFIXES)} file; remove it or fill it")
         names += found
@@ -166,6 +168,15 @@ def build(root: Path, folders: list[Path]) -> Arrays:
     }
     digest = digest_of([folder.name for folder in folders], keys, list(arrays.values()))
     return arrays | {"names": np.array([os.fsencode(name) for name in names]), "digest": digest}
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder that should hold the images of a class holds folders or shards."""
+    return any(
+        entry.is_dir() or entry.name.endswith(".tar")
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".")
+    )
 
 
 def _measure(path: Path) -> tuple[int, int, int]:
