@@ -232,6 +232,8 @@ class Report:
             self.notes.append("images read by the torchvision arm (Pillow), not by DALI")
         if data.source == "synthetic":
             self.notes.append("synthetic images: the accuracy means nothing")
+        if (steps := self.resolved.config.profile.steps) is not None:
+            self.notes.append(f"steps {steps} were profiled, which slows them")
         for note in self.notes:
             out.print(f"{'note':>12}: {note}")
 

@@ -97,6 +97,8 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         split = Split(local_batch * world.size, local_batch, 1, world.size)
     steps_per_epoch = len(train) // split.global_batch if train else 0
     total = config.schedule.epochs * steps_per_epoch
+    steps = min(total, config.schedule.max_steps or total)
+    _check_profile(config.profile, steps)
     assert config.run.name is not None, "cli.load names every run"
     return Resolved(
         config=config,
@@ -104,13 +106,22 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         loader=Loader.resolve(config.data, world, train, split),
         split=split,
         steps_per_epoch=steps_per_epoch,
-        total_steps=min(total, config.schedule.max_steps or total),
+        total_steps=steps,
         peak_lr=peak_lr(config.optim, split.global_batch),
         precision=resolve_precision(config.engine.precision, on_gpu=world.on_gpu),
         compiled=world.on_gpu if config.engine.compile == "auto" else config.engine.compile,
         threads=config.engine.threads or world.cores(),
         folder=Path(config.run.root) / config.run.name,
     )
+
+
+def _check_profile(profile: cfg.Profile, total_steps: int) -> None:
+    steps = profile.first_and_last
+    if steps is not None and not steps[0] < steps[1] <= total_steps:
+        raise BadInput(
+            f"profile.steps: {profile.steps} is not FIRST:LAST with FIRST < LAST, within the "
+            f"{total_steps:,} steps of this run"
+        )
 
 
 def split_batch(train: cfg.Train, world_size: int, bn_images: int = 1) -> Split:

@@ -104,6 +104,10 @@ def _pixel_rules(config: Config) -> Rules:
             f"eval.local_batch: {config.eval.local_batch} is less than the 10 views of one image; "
             "make it a multiple of 10",
         ),
+        (
+            min(data.largest_px) < 0,
+            f"data.largest_px: {data.largest_px} must be width and height in px, or 0 0",
+        ),
         (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
         (
             data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),

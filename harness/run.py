@@ -20,6 +20,7 @@ from harness.data.batch import Batch
 from harness.data.sets import open_sets
 from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
 from harness.keeper import Keeper
+from harness.profile import Profile
 from harness.pulse import Pulse
 from harness.record import folder as run_folder
 from harness.record import rank_log
@@ -144,6 +145,7 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
     with _artefacts_kept(report):
         t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
+    t.profile = _profile(report)
     keeper.go_on(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     val_batches = _started(val_loader)
@@ -158,8 +160,18 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
     while t.step < t.last_step:
         _train_epoch(report, t, batches, keeper)
         _validate(report, t, val_batches)
+    if t.profile is not None:
+        t.profile.close()
     train_loader.close()
     val_loader.close()
+
+
+def _profile(report: Report) -> Profile | None:
+    """What rank 0 is to profile, if anything."""
+    steps = report.resolved.config.profile.first_and_last
+    if steps is None or not report.resolved.world.is_main:
+        return None
+    return Profile(*steps, report.folder.path / "profile", report.resolved.world.device)
 
 
 def _train_epoch(report: Report, t: Training, batches: Iterator[Batch], keeper: Keeper) -> None:

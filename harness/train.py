@@ -21,6 +21,7 @@ from harness.data.stream import order
 from harness.errors import RunFailed
 from harness.events import Event, after_period, last_step
 from harness.optim import set_lr, sgd
+from harness.profile import Profile, phase
 from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.record.schema import EpochDigest, Row
@@ -41,6 +42,7 @@ class Training:
     clock: Clock
     pulse: Pulse
     attempt: int = 1
+    profile: Profile | None = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
     step: int = 0
@@ -112,23 +114,27 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
     split, smoothing = t.resolved.split, t.resolved.config.train.label_smoothing
     shifts, device = t.model.pixels.of, t.resolved.world.device
     for micro in range(split.accumulate):
-        with t.clock.waiting_for_data():
+        with t.clock.waiting_for_data(), phase("wait for data"):
             batch = next(batches)
         last = micro == split.accumulate - 1
         engine.seed_dropout(t.resolved, t.step * split.accumulate + micro)
         with nullcontext() if last else t.ddp.no_sync():
-            with engine.autocast(t.resolved):
+            with engine.autocast(t.resolved), phase("forward"):
                 logits = t.ddp(batch.images, *shifts(batch.rows, device))
-            loss = nn.functional.cross_entropy(
-                logits.float(), batch.labels, label_smoothing=smoothing
-            )
-            t.scaler.scale(loss / split.accumulate).backward()
-        t.counts.add(loss, logits, batch.labels, share=1 / split.accumulate)
-        t.digest.add(batch.rows)
-    set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
-    t.scaler.step(t.optimizer)
-    t.scaler.update()
-    t.optimizer.zero_grad(set_to_none=True)
+            with phase("loss"):
+                loss = nn.functional.cross_entropy(
+                    logits.float(), batch.labels, label_smoothing=smoothing
+                )
+            with phase("backward"):
+                t.scaler.scale(loss / split.accumulate).backward()
+        with phase("counts"):
+            t.counts.add(loss, logits, batch.labels, share=1 / split.accumulate)
+            t.digest.add(batch.rows)
+    with phase("optimizer"):
+        set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
+        t.scaler.step(t.optimizer)
+        t.scaler.update()
+        t.optimizer.zero_grad(set_to_none=True)
     t.counts.next_step()
     t.step += 1
 
@@ -145,6 +151,8 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
     t.clock.mark()
     ends = False
     while not ends:
+        if t.profile is not None and t.profile.before(t.step):
+            t.clock.mark_anew()
         train_step(t, batches)
         t.clock.mark()
         stop, save, end = t.pulse.beat()

@@ -31,6 +31,7 @@ from harness.config.sections import (
     Log,
     Model,
     Optim,
+    Profile,
     Run,
     Schedule,
     Section,
@@ -52,6 +53,7 @@ __all__ = [
     "Model",
     "ModelName",
     "Optim",
+    "Profile",
     "Run",
     "Schedule",
     "Section",
@@ -81,6 +83,7 @@ class Config(BaseModel):
     engine: Engine = Engine()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    profile: Profile = Profile()
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -425,6 +425,26 @@ class Checkpoint(Section):
     )
 
 
+class Profile(Section):
+    """Some steps under torch's profiler."""
+
+    steps: str | None = setting(
+        None,
+        "Profile rank 0 from step FIRST up to LAST, as 20:30, counted from 0: a trace and the "
+        "costliest kernels of each phase, in the run folder; by default none.",
+        changes="speed",
+        pattern=r"^\d+:\d+$",
+    )
+
+    @property
+    def first_and_last(self) -> tuple[int, int] | None:
+        """As numbers."""
+        if self.steps is None:
+            return None
+        first, last = self.steps.split(":")
+        return int(first), int(last)
+
+
 class Log(Section):
     """What is written while training, and where it is mirrored."""
 
