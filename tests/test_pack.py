@@ -94,6 +94,22 @@ def test_shards_packed_anew_are_the_same(tree: Path, tmp_path: Path) -> None:
     assert shards(tmp_path / "once") == shards(tmp_path / "twice")
 
 
+def test_foreign_shards_are_packed_anew_unless_two_names_are_one(tmp_path: Path) -> None:
+    made = {f"{n:03d}": (packs.jpeg(n), b"%d" % (n % 3)) for n in range(9)}
+    members = {f"{key}{suffix}": content for key, both in made.items()
+               for suffix, content in zip((".jpeg", ".cls"), both, strict=True)}  # fmt: skip
+    packs.tar(tmp_path / "theirs" / "a.tar", members)
+    (ours,) = packed(tmp_path / "theirs", tmp_path / "ours").values()
+    theirs = open_folder(tmp_path / "theirs")
+    assert contents(ours) == contents(theirs)
+    assert (ours.digest, ours.named) == (theirs.digest, False)
+    packs.tar(tmp_path / "theirs" / "b.tar", {"003.jpeg": packs.jpeg(77), "003.cls": b"0"})
+    assert len(open_folder(tmp_path / "theirs")) == 10
+    with pytest.raises(BadInput, match=r"a\.tar: offset [\d,]+ \(003\)|is called 003 too"):
+        packed(tmp_path / "theirs", tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
 def test_names_with_dots_and_percents_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "tree" / "v1.2 %41"
     folder.mkdir(parents=True)

@@ -63,6 +63,7 @@ def pack(source: Source, dest: Path, how: Packing, workers: int) -> manifest.Man
             be read; the disk is too small.
         RunFailed: the disk fills up meanwhile; what is finished stays.
     """
+    _refuse_one_name(source)
     try:
         dest.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -133,6 +134,17 @@ def _begun(source: Source, dest: Path, how: Packing) -> manifest.Manifest:
             f"{dest}: was begun with {'; '.join(differ)}; give the same again, or a new folder"
         )
     return told
+
+
+def _refuse_one_name(source: Source) -> None:
+    """Two samples of one name that follow each other in a shard would be read as one."""
+    seen: dict[str, int] = {}
+    for image, name in enumerate(source.names):
+        if (other := seen.setdefault(name, image)) != image:
+            raise BadInput(
+                f"{source.where(image)}: {source.where(other)} is called {name} too; a shard knows "
+                "images by their names: rename one"
+            )
 
 
 def _plan(source: Source, how: Packing) -> dict[str, Sequence[int]]:
@@ -234,8 +246,8 @@ class _Work:
 
 
 def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content: bytes) -> None:
-    folder, _, stem = source.names[image].rpartition("/")
-    member = tarfile.TarInfo(f"{folder}/{manifest.escaped(stem)}.{suffix}")
+    folder, slash, stem = source.names[image].rpartition("/")
+    member = tarfile.TarInfo(f"{folder}{slash}{manifest.escaped(stem)}.{suffix}")
     member.size, member.mode = len(content), 0o644
     try:
         tar.addfile(member, BytesIO(content))

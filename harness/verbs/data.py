@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.console import out
-from harness.errors import EXIT_FAILED, BadInput
+from harness.errors import EXIT_FAILED, BadInput, RunFailed
 from harness.verbs.words import Parser, count, positive, teaching
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ def _data_pack(options: argparse.Namespace) -> None:
         folder = options.dest / source.split
         told = pack.pack(source, folder, how, options.workers or _cores())
         dataset = open_folder(folder)
+        if len(dataset) != told.images:
+            raise RunFailed(
+                f"{folder}: {told.images:,} images were packed, and {len(dataset):,} are found in "
+                "it; please report this"
+            )
         total = sum(shard.bytes for shard in told.shards.values())
         out.print(
             f"{folder}: {told.images:,} images of {len(dataset.classes):,} classes in "
