@@ -107,7 +107,7 @@ def _rate_drift(run: Measured) -> float:
         math.log(images[part].sum() / seconds[part].sum())
         for part in (slice(None, half), slice(half, None))
     )
-    return abs(first - second) / math.sqrt(2)
+    return _apart(first, second)
 
 
 def _step_drift(run: Measured) -> float:
@@ -118,6 +118,11 @@ def _step_drift(run: Measured) -> float:
         return 0.0
     half = len(steps) // 2
     first, second = (math.log(np.median(part)) for part in (steps[:half], steps[half:]))
+    return _apart(first, second)
+
+
+def _apart(first: float, second: float) -> float:
+    """Standard deviation of two values."""
     return abs(first - second) / math.sqrt(2)
 
 
