@@ -21,7 +21,7 @@ from harness.errors import BadInput
 
 Read = Literal["mmap", "pread"]
 
-_LOOKED_AT = 500  # images, to tell what share of all is in the page cache
+_LOOKED_AT = 64  # images, to tell what share of all is in memory: a run waits for it as it starts
 
 
 @dataclass(frozen=True, eq=False)
