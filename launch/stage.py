@@ -15,10 +15,9 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -27,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import cli
 from harness.config import Config
-from harness.console import count, out, track
+from harness.console import count, out
 from harness.errors import BadInput, HarnessError, RunFailed
+from harness.parallel import in_parallel
 
 THREADS = 16
 """A network disk answers many at once, each slowly."""
 CHUNK_BYTES = 4 * 2**20
 VERIFY_S = 10.0
 """How long a copy is read to compare digests: all of a small one, a random part of a large one."""
-AT_ONCE = 4096
 MANIFEST = ".stage-manifest"
 
 
@@ -47,7 +46,6 @@ class Entry(NamedTuple):
     mtime_ns: int
 
 
-T = TypeVar("T")
 Known = dict[str, tuple[Entry, str]]
 """What a copy holds: for each path the file as it was copied, and the digest of its bytes."""
 
@@ -133,7 +131,7 @@ def _copied(source: Path, part: Path, entries: list[Entry]) -> Known:
             return _digest(part / entry.path)
         return _copy(source / entry.path, part / entry.path, entry)
 
-    digests = list(_in_parallel(copy, missing, f"copying {source}"))
+    digests = list(in_parallel(copy, missing, threads=THREADS, what=f"copying {source}"))
     known |= {e.path: (e, digest) for e, digest in zip(missing, digests, strict=True)}
     known = {entry.path: known[entry.path] for entry in entries}
     lines = (f"{d}\t{e.size}\t{e.mtime_ns}\t{e.path}\n" for e, d in known.values())
@@ -176,7 +174,8 @@ def _wrong(copy: Path, entries: list[Entry]) -> list[Entry]:
             return None
         return _digest(copy / entry.path) != known[entry.path][1]
 
-    for entry, answer in zip(order, _in_parallel(differs, order, f"checking {copy}"), strict=True):
+    answers = in_parallel(differs, order, threads=THREADS, what=f"checking {copy}")
+    for entry, answer in zip(order, answers, strict=True):
         read += answer is not None
         if answer:
             (copy / entry.path).unlink()  # as if it had never been copied
@@ -224,17 +223,6 @@ def _remove_others(part: Path, folders: set[str], known: Known) -> None:
     for folder in reversed(inside):
         if folder not in folders:
             (part / folder).rmdir()
-
-
-def _in_parallel(do: Callable[[Entry], T], entries: Sequence[Entry], what: str) -> Iterator[T]:
-    """What it gives for each, in their order; if one fails, those that have not begun never do."""
-
-    def some_at_once() -> Iterator[T]:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for first in range(0, len(entries), AT_ONCE):
-                yield from pool.map(do, entries[first : first + AT_ONCE])
-
-    return track(some_at_once(), total=len(entries), what=what)
 
 
 def _folders_of(config: Config) -> dict[str, Path]:

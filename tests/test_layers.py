@@ -15,6 +15,7 @@ from helpers import ROOT
 ROWS = [
     {"errors"},
     {"config", "world", "console", "signals", "files", "deadline", "pagecache"},
+    {"parallel"},
     {"rules", "events"},
     {"cli"},
     {"models", "data", "optim", "checkpoint", "counts", "record", "probes", "profile"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -65,11 +64,6 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
         raise BadInput(f"{load.folder}: is nothing to compare with; give a folder tree too")
     title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
     return report(in_turns(arms, turns), title)
-
-
-def cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def python_ms(dataset: Dataset, load: Load) -> float:

@@ -9,10 +9,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from harness.console import track
 from harness.data import manifest
 from harness.data.sources import Source
 from harness.errors import BadInput
+from harness.parallel import in_parallel
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000
@@ -33,7 +32,6 @@ LEAK_PCT = 1.0
 
 _HEAD_BYTES = 4096  # what is hashed first; few images share it without being the same
 _ORIENTATION, _TURNED = 0x0112, range(2, 9)  # some write 0, which says nothing
-_AT_ONCE = 4096
 
 WRONG = {
     "empty": "0 bytes",
@@ -145,14 +143,10 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
 
 def _look_at_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Looked]:
     what = f"checking {source.root}" if not source.split else f"checking {source.split}"
-    images = iter(range(len(source)))
-
-    def some_at_once() -> Iterator[_Looked]:
-        with ThreadPoolExecutor(workers, thread_name_prefix="check") as pool:
-            while chunk := list(islice(images, _AT_ONCE)):
-                yield from pool.map(lambda image: _look(source, image, decode=decode), chunk)
-
-    return track(some_at_once(), total=len(source), what=what, unit="images")
+    return in_parallel(
+        lambda image: _look(source, image, decode=decode), range(len(source)),
+        threads=workers, what=what, unit="images",
+    )  # fmt: skip
 
 
 def _look(source: Source, image: int, *, decode: bool) -> _Looked:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.config import ModelName
-from harness.verbs.words import Parser, count, positive, teaching
+from harness.verbs.words import Parser, cores, count, positive, teaching
 
 if TYPE_CHECKING:
     from harness.bench.loop import Work
@@ -128,7 +128,7 @@ def _bench_data(options: argparse.Namespace) -> None:
     from harness.bench import data
     from harness.bench.loaders import Load
 
-    threads = options.threads or data.cores()
+    threads = options.threads or cores()
     first, *others = options.folders
     load = Load(
         first, options.image_px, options.batch, threads, options.batches, options.read,

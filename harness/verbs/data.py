@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.console import out
 from harness.errors import EXIT_FAILED, BadInput, RunFailed
-from harness.verbs.words import Parser, count, positive, teaching
+from harness.verbs.words import Parser, cores, count, positive, teaching
 
 if TYPE_CHECKING:
     from harness.data.sources import Source
@@ -134,7 +133,7 @@ def _data_pack(options: argparse.Namespace) -> None:
     flags = []
     for source in _chosen(options):
         folder = options.dest / source.split
-        told = pack.pack(source, folder, how, options.workers or _cores())
+        told = pack.pack(source, folder, how, options.workers or cores())
         dataset = open_folder(folder)
         if len(dataset) != told.images:
             raise RunFailed(
@@ -188,7 +187,7 @@ def _data_check(options: argparse.Namespace) -> None:
     if options.json and not options.json.parent.is_dir():
         raise BadInput(f"{options.json.parent}: no such folder; give --json another FILE")
     sources = open_sources(options.path)
-    report = check.check(sources, decode=options.decode, workers=options.workers or _cores())
+    report = check.check(sources, decode=options.decode, workers=options.workers or cores())
     show_check.show(report)
     if options.json:
         show_check.write_json(report, options.json)
@@ -196,10 +195,6 @@ def _data_check(options: argparse.Namespace) -> None:
     out.print(show_check.last_line(report, options.path))
     if report.wrong:
         sys.exit(EXIT_FAILED)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _data_get(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -41,3 +42,8 @@ def count(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return number
+
+
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
