@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from harness import config as cfg
-from harness.console import out
+from harness.console import out, wide
 from harness.data.batch import Batch
 from harness.data.sets import Images, open_sets
 from harness.resolve import Resolved, resolve
@@ -73,7 +73,7 @@ def world_of_bench() -> World:
         BadInput: as World's.
     """
     world = from_environment("auto")
-    out.quiet = not world.is_main
+    out.quiet = wide.quiet = not world.is_main
     return world
 
 
