@@ -61,17 +61,22 @@ class Reading:
 
 
 def read_speed(
-    read: Callable[[int], Any], extents: Sequence[Extent], *, threads: int, limit_s: float
+    read: Callable[[int], Any],
+    extents: Sequence[Extent],
+    *,
+    threads: int,
+    limit_s: float,
+    cold: bool = True,
 ) -> Reading:
-    """Read images cold, in the given order, until all are read or `limit_s` seconds are over.
-
-    Cold: the kernel is asked to drop what it holds of them. A file server's cache stays.
+    """Read images in the given order, until all are read or `limit_s` seconds are over.
 
     Args:
         read: gives the bytes of the n-th image as an array; mapped ones are paged in here.
         extents: where they lie.
+        cold: the kernel is first asked to drop what it holds of them; a file server's cache stays.
     """
-    pagecache.drop(extents)
+    if cold:
+        pagecache.drop(extents)
     cached_pct = pagecache.cached_pct(extents[:64])
     began = time.perf_counter()
     numbers = iter(range(len(extents)))
@@ -104,6 +109,21 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, *, limit_s: float = 0
         left @ right
         best_s = min(best_s, _now(device) - began)
     return 2 * side**3 / best_s
+
+
+def copy_speed(device: torch.device, *, limit_s: float = 0.5) -> float:
+    """Bytes per second of memory, read and written, in a copy within it; the quickest of many.
+
+    The tensors are larger than caches.
+    """
+    source = torch.ones(256 * MIB, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best_s = float("inf")
+    until = _now(device) + limit_s
+    while (began := _now(device)) < until:
+        target.copy_(source)
+        best_s = min(best_s, _now(device) - began)
+    return 2 * source.numel() / best_s
 
 
 def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[int]:

@@ -19,6 +19,7 @@ ROWS = [
     {"rules", "events"},
     {"cli"},
     {"models", "data", "optim", "checkpoint", "counts", "record", "probes", "profile"},
+    {"peaks"},
     {"resolve", "pulse", "pixels"},
     {"engine"},
     {"artefacts", "train"},
@@ -26,7 +27,8 @@ ROWS = [
     {"report"},
     {"keeper"},
     {"run"},
-    {"bench", "results", "doctor"},
+    {"results", "doctor"},
+    {"bench"},
     {"verbs"},
     {"__main__", "launch"},
 ]
@@ -40,7 +42,7 @@ ONLY_IN = {
     "wandb": ("harness/record/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),
     "scipy": ("harness/results/statistics.py", "harness/data/sources/ilsvrc.py"),
-    "matplotlib": ("harness/results/plots.py",),
+    "matplotlib": ("harness/results/plots.py", "harness/results/plots_speed.py"),
     "wandb_workspaces": ("harness/results/publish_view.py",),
     "mlperf_logging": ("harness/results/publish_mllog.py",),
 }

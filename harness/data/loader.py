@@ -6,19 +6,22 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from harness import config as cfg
 from harness.data import calibrate, stream
 from harness.data.batch import Batches
-from harness.data.dataset import allow_open_files
+from harness.data.dataset import Dataset, allow_open_files
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.data.synthetic import SyntheticBatches
 from harness.errors import BadInput
 from harness.world import World
+
+if TYPE_CHECKING:
+    from harness.data.pipeline import DaliBatches
 
 ENDLESS = 2**30
 """Epochs."""
@@ -91,6 +94,15 @@ class Loader:
         )
         return self._batches(images, samples, split.local_batch)
 
+    def decoding(self, images: Images, split: Split) -> DaliBatches | None:
+        """What decodes the batches of training and does nothing else, if DALI does it."""
+        if images.dataset is None or self.data.source != "dali":
+            return None
+        samples = stream.train_samples(
+            images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
+        )
+        return self._dali(images, images.dataset, samples, split.local_batch, decode_only=True)
+
     def eval(self, images: Images, local_batch: int) -> Batches:
         """This rank's batches of the validation set, again and again without end.
 
@@ -107,19 +119,32 @@ class Loader:
 
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
         steps, data, device = images.stream.law.steps, self.data, self.world.device
-        common: dict[str, Any] = {"out_px": data.image_px, "device": device}
         if images.dataset is None:
-            return SyntheticBatches(samples, local_batch=local_batch, **common)
-        common |= {"threads": self.threads, "prefetch": data.prefetch_batches}
+            return SyntheticBatches(
+                samples, local_batch=local_batch, out_px=data.image_px, device=device
+            )
         if data.source == "torchvision":
             from harness.data.torch_loader import TorchBatches
 
-            return TorchBatches(images.dataset, samples, steps, **common)
+            return TorchBatches(
+                images.dataset, samples, steps, out_px=data.image_px, device=device,
+                threads=self.threads, prefetch=data.prefetch_batches,
+            )  # fmt: skip
+        return self._dali(images, images.dataset, samples, local_batch)
+
+    def _dali(
+        self, images: Images, dataset: Dataset, samples: Iterator[Samples], local_batch: int, *,
+        decode_only: bool = False,
+    ) -> DaliBatches:  # fmt: skip
         # Imported here, since it takes a second and has no wheel on every system.
         from harness.data.pipeline import DaliBatches, GpuDecoder
 
-        common |= {"local_batch": local_batch, "decode": self.decode, "read": data.read}
+        data = self.data
         width_px, height_px = data.largest_px
-        common["read_ahead_batches"] = data.read_ahead_batches
-        common["gpu_decoder"] = GpuDecoder(data.hw_decoder_load, width_px, height_px)
-        return DaliBatches(images.dataset, samples, steps, **common)
+        return DaliBatches(
+            dataset, samples, images.stream.law.steps, local_batch=local_batch,
+            out_px=data.image_px, device=self.world.device, decode=self.decode, read=data.read,
+            read_ahead_batches=data.read_ahead_batches, threads=self.threads,
+            prefetch=data.prefetch_batches, decode_only=decode_only,
+            gpu_decoder=GpuDecoder(data.hw_decoder_load, width_px, height_px),
+        )  # fmt: skip

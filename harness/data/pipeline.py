@@ -44,6 +44,7 @@ class DaliBatches:
     Args:
         samples: the micro-batches to make, each of `local_batch` images.
         decode: `cpu`, or `gpu` (nvJPEG; resize and flip on the GPU too).
+        decode_only: for `decode()`.
 
     Raises (from next):
         RunFailed: an image does not decode; names sample and file.
@@ -65,13 +66,14 @@ class DaliBatches:
         threads: int,
         prefetch: int,
         gpu_decoder: GpuDecoder = GpuDecoder(),
+        decode_only: bool = False,
     ) -> None:
         self._dataset = dataset
         self._read: Read = read
         self._read_ahead = read_ahead_batches
         self._samples, self._steps = samples, steps
         self._out_px, self._device, self._decode = out_px, device, decode
-        self._gpu_decoder = gpu_decoder
+        self._gpu_decoder, self._decode_only = gpu_decoder, decode_only
         # Every batch that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
         self._pipeline = self._build(self._feed(), local_batch, threads, prefetch)
@@ -79,11 +81,20 @@ class DaliBatches:
     def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Batch:
+    def decode(self) -> None:
+        """Decode the next batch, where that is all that is done: to measure it."""
+        assert self._decode_only
+        self._run()
+
+    def _run(self) -> tuple[Any, ...]:
         try:
-            images, labels, rows = self._pipeline.run()
+            outputs: tuple[Any, ...] = self._pipeline.run()
         except RuntimeError as error:
             raise self._culprit() or error from None
+        return outputs
+
+    def __next__(self) -> Batch:
+        images, labels, rows = self._run()
         return Batch(
             images=as_nchw(torch.from_dlpack(images.as_tensor())),
             labels=torch.from_dlpack(labels.as_tensor()).flatten(),
@@ -113,6 +124,7 @@ class DaliBatches:
             out_px=self._out_px,
             gpu_decoder=self._gpu_decoder if self._decode == "gpu" else None,
             to_gpu=on_gpu,
+            decode_only=self._decode_only,
         )
         built.build()
         return built
@@ -152,7 +164,12 @@ def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, .
 
 @pipeline_def
 def _graph(
-    feed: Iterator[Any], steps: Steps, out_px: int, gpu_decoder: GpuDecoder | None, to_gpu: bool
+    feed: Iterator[Any],
+    steps: Steps,
+    out_px: int,
+    gpu_decoder: GpuDecoder | None,
+    to_gpu: bool,
+    decode_only: bool,
 ) -> tuple[Any, Any, Any]:
     """Encoded bytes to uint8 NHWC: decode, resize, cut, flip, as far as the law needs it."""
     geometry = 2 * steps.window * [types.INT32]
@@ -171,6 +188,8 @@ def _graph(
         )
     else:
         images = fn.decoders.image(encoded, **how)
+    if decode_only:
+        return images.shape(), labels, rows
     if steps.resize:
         # Pillow's law: a triangle filter that widens when an image shrinks.
         images = fn.resize(

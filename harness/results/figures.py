@@ -21,8 +21,8 @@ from harness.results.plots import (
     cell_colour,
     curves,
     humps,
-    scaling,
 )  # fmt: skip
+from harness.results.plots_speed import scaling
 from harness.results.reproduce import Reproduction
 from harness.results.series import Line, band, line
 

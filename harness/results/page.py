@@ -63,7 +63,7 @@ def write_page(
         _section("Runs", _runs(cells)),
         tag("footer", *(tag("p", text(line)) for line in _foot(comparisons, reproductions))),
     ]
-    page = _page(title, body)
+    page = whole(title, body)
     try:
         write_atomic(path, lambda part: part.write_text(page, encoding="utf-8"))
     except (OSError, ValueError) as error:  # of a value: a path such as `.` names no file
@@ -71,7 +71,8 @@ def write_page(
         raise BadInput(f"{path}: {reason}; give a file that can be written") from None
 
 
-def _page(title: str, body: Iterable[Markup]) -> str:
+def whole(title: str, body: Iterable[Markup]) -> str:
+    """A page of its own, styles and all."""
     head = (
         '<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from harness.results.inline import inline
 from harness.results.markup import Markup, printable
@@ -100,15 +100,17 @@ def curves(
     """
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, figure.subplots(), x, y)
+        axes = quiet_axes(figure, figure.subplots(), x, y)
         for each in bands:
-            axes.fill_between(each.x, each.low, each.high, color=_of(each.cell), alpha=0.16, lw=0)
+            axes.fill_between(
+                each.x, each.low, each.high, color=colour_of(each.cell), alpha=0.16, lw=0
+            )
         for line in lines:
             marker = "o" if len(line.x) <= MARKED else ""
             dash = DASHES[line.cell // len(CELLS) % len(DASHES)]
             axes.plot(
-                line.x, line.y, ls=dash, lw=1.2, color=_of(line.cell), alpha=0.9, marker=marker,
-                ms=2.8, mew=0,
+                line.x, line.y, ls=dash, lw=1.2, color=colour_of(line.cell), alpha=0.9,
+                marker=marker, ms=2.8, mew=0,
             )  # fmt: skip
         for name, level in (levels or {}).items():
             axes.axhline(level, lw=1, ls=(0, (3, 2)), color=STAND_IN[QUIET])
@@ -119,7 +121,7 @@ def curves(
         axes.set_ylim(*y_range)
         axes.margins(x=0.02)
 
-    return _drawn(key, told, draw)
+    return drawn(key, told, draw)
 
 
 def humps(key: str, told: str, groups: Sequence[Hump], *, x: str) -> Markup:
@@ -128,14 +130,14 @@ def humps(key: str, told: str, groups: Sequence[Hump], *, x: str) -> Markup:
     def draw(figure: Figure) -> None:
         strip_px = 14 * len(groups) + 8
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[HEIGHT_PX - 82, strip_px])
-        _axes(figure, upper, y="log periods, %")
+        quiet_axes(figure, upper, y="log periods, %")
         upper.tick_params(axis="x", bottom=False)
         seen = np.concatenate([each.values for each in groups])
         low, high = np.percentile(seen, (0.5, 99.5))
         pad = max((high - low) / 20, high / 200)
         edges = np.linspace(low - pad, high + pad, 41)
         for row, each in enumerate(groups):
-            colour = _of(each.cell)
+            colour = colour_of(each.cell)
             share = 100 * np.histogram(each.values, edges)[0] / len(each.values)
             upper.stairs(share, edges, fill=True, color=colour, alpha=0.18)
             upper.stairs(share, edges, color=colour, lw=1.2)
@@ -143,18 +145,18 @@ def humps(key: str, told: str, groups: Sequence[Hump], *, x: str) -> Markup:
             lower.plot([p50, p95], [-row, -row], color=colour, lw=1.6)
             lower.plot([p50], [-row], "o", color=colour, ms=5, mew=0)
             lower.plot([p95], [-row], "|", color=colour, ms=8, mew=1.6)
-        _axes(figure, lower, x)
+        quiet_axes(figure, lower, x)
         lower.yaxis.set_major_locator(NullLocator())
         lower.set_ylim(0.7 - len(groups), 0.7)
 
-    return _drawn(key, told, draw, HEIGHT_PX + 14 * (len(groups) - 1))
+    return drawn(key, told, draw, HEIGHT_PX + 14 * (len(groups) - 1))
 
 
 def bars(key: str, told: str, rows: Sequence[Bar], *, x: str) -> Markup:
     """A stacked bar for each row, its name above it."""
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, figure.subplots(), x)
+        axes = quiet_axes(figure, figure.subplots(), x)
         ends = max(sum(row.parts.values()) for row in rows)
         places, left = -np.arange(len(rows)), np.zeros(len(rows))
         for part, colour in ACCOUNTS.items():
@@ -167,7 +169,7 @@ def bars(key: str, told: str, rows: Sequence[Bar], *, x: str) -> Markup:
         for place, row in enumerate(rows):
             above = 0.24 - place
             if row.cell is not None:
-                axes.text(0, above, "■", color=_of(row.cell), **near)
+                axes.text(0, above, "■", color=colour_of(row.cell), **near)
             axes.annotate(_short(row.name), (0, above), (0 if row.cell is None else 13, 0), **aside)
             axes.text(ends, above, row.total, ha="right", color=STAND_IN[QUIET], **near)
         axes.grid(axis="y", visible=False)
@@ -175,32 +177,7 @@ def bars(key: str, told: str, rows: Sequence[Bar], *, x: str) -> Markup:
         axes.set_xlim(0, ends)
         axes.set_ylim(0.4 - len(rows), 0.75)
 
-    return _drawn(key, told, draw, 50 + 34 * len(rows))
-
-
-def scaling(
-    key: str, told: str, lines: Sequence[Line], points: Sequence[Line], *, x: str, y: str
-) -> Markup:
-    """Points in the colours of their cells, joined by quiet lines; x is logarithmic."""
-
-    def draw(figure: Figure) -> None:
-        axes = _axes(figure, figure.subplots(), x, y)
-        axes.axhline(100, lw=1, ls=(0, (3, 2)), color=STAND_IN[QUIET])
-        for line in lines:
-            dash = DASHES[line.cell % len(DASHES)]
-            axes.plot(line.x, line.y, lw=1, ls=dash, color=STAND_IN[QUIET])
-        for each in points:
-            axes.plot(each.x, each.y, "o", color=_of(each.cell), ms=4.5, mew=0)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(sorted({n for each in points for n in each.x})))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(_number))
-        lowest = min(float(each.y.min()) for each in points)
-        highest = max(float(each.y.max()) for each in points)
-        axes.set_ylim(min(lowest - 3, 90), max(highest + 2, 102))
-        axes.margins(x=0.06)
-
-    return _drawn(key, told, draw)
+    return drawn(key, told, draw, 50 + 34 * len(rows))
 
 
 def interval(
@@ -234,14 +211,15 @@ def interval(
         if abs(point) <= reach:
             axes.plot([point], [0], "o", ms=6.5, mew=1.8, mfc=STAND_IN[PAPER], mec=stroke)
 
-    return _drawn(key, told, draw, 24, 180, layout=None)
+    return drawn(key, told, draw, 24, 180, layout=None)
 
 
-def _of(cell: int) -> str:
+def colour_of(cell: int) -> str:
+    """What stands for a cell's colour while matplotlib draws."""
     return STAND_IN[cell_colour(cell)]
 
 
-def _axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
+def quiet_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
     """Quiet axes; what is along y stands above it, where it takes no width."""
     axes.set_xlabel(x)
     if y:
@@ -250,11 +228,12 @@ def _axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(_number))
+        axis.set_major_formatter(FuncFormatter(plain_number))
     return axes
 
 
-def _number(value: float, _: object = None) -> str:
+def plain_number(value: float, _: object = None) -> str:
+    """A number at an axis."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -264,11 +243,12 @@ def _short(name: str, most: int = 44) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}"
 
 
-def _drawn(
+def drawn(
     key: str, told: str, draw: Callable[[Figure], None],
     height_px: int = HEIGHT_PX, width_px: int = WIDTH_PX, *,
     layout: Literal["constrained"] | None = "constrained",
 ) -> Markup:  # fmt: skip
+    """What `draw` draws, as SVG for a page."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A name may hold letters that matplotlib's font lacks; the reader's will have them.
         warnings.filterwarnings("ignore", "Glyph .* missing")

@@ -134,6 +134,15 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
     return Estimate(difference, error, error**4 / sum(drifting), "drift")
 
 
+def interval_of_mean(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
+    """The confidence interval of a mean, by Student's t; infinite for a single value."""
+    middle = mean(values)
+    if len(values) < 2:
+        return -math.inf, math.inf
+    error = stdev(values) / math.sqrt(len(values))
+    return Estimate(middle, error, len(values) - 1, "").interval(level)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for having asked several questions (Holm 1979)."""
     adjusted, highest = [0.0] * len(p_values), 0.0

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from harness.bench.loop import Work
 
 
+LADDER = """\
+The step of training, taken apart: reading, decoding, the loader, forward, backward, optimizer, sums
+over ranks, each alone and then together, beside what this machine can do at most. The last lines
+say what binds and what to change first. Takes the words of launch/train.py:
+
+  harness bench ladder                                        the quickstart
+  harness bench ladder configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
+  torchrun --nproc-per-node 8 -m harness bench ladder ...     all GPUs of a node
+  sbatch slurm/bench.sh ...                                   of several nodes
+
+Nothing is trained and no run is written; ladder.json and ladder.html come into --out."""
+
 DATA = """\
 Random training crops, decoded and nothing else. The harness reads each DIR; DALI's own reader,
 torchvision's ImageFolder and the decoding alone read the last one that is a folder tree.
@@ -46,6 +58,34 @@ def add(verbs: Any) -> None:
     )  # fmt: skip
     checkpoint.set_defaults(verb=_bench_checkpoint)
     _add_data(bench)
+    _add_ladder(bench)
+
+
+def _add_ladder(bench: Any) -> None:
+    ladder = teaching(
+        bench, "ladder", help="what holds this machine back: each part of a step, and its limit",
+        description=LADDER,
+    )  # fmt: skip
+    ladder.usage = "harness bench ladder [CONFIG.yaml] [options] [--section.key VALUE ...]"
+    ladder.allow_abbrev = False
+    ladder.add_argument(
+        "--minutes", type=float, default=10.0, help="at most, compiling included (default 10)"
+    )
+    ladder.add_argument(
+        "--out", type=Path, default=Path("bench/ladder"), metavar="DIR",
+        help="for ladder.json and ladder.html (default bench/ladder)",
+    )  # fmt: skip
+    ladder.set_defaults(verb=_bench_ladder, words=[])
+
+
+def _bench_ladder(options: argparse.Namespace) -> None:
+    from harness import cli
+
+    # Torch takes seconds to import: a typo is told before.
+    config = cli.load(options.words, prog="harness bench ladder")
+    from harness.bench import show_ladder
+
+    show_ladder.run(config, minutes=options.minutes, folder=options.out)
 
 
 def _add_data(bench: Any) -> None:

@@ -1,0 +1,108 @@
+"""Ladder: each part of a training step timed, alone and together, in one run.
+
+Rungs are timed in rounds, forth and back, so that a drift of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness import config as cfg
+from harness import engine
+from harness.bench import limits, rungs
+from harness.bench.advice import first_change
+from harness.bench.loop import TIMEOUT_S, opened, world_of_bench
+from harness.bench.rungs import Rung
+from harness.bench.summary import AllRanksTurn, Ladder, half_width_pct, put_together
+from harness.console import duration, out
+from harness.pulse import Pulse
+from harness.record.clock import Clock
+from harness.record.process import process_age_s
+from harness.signals import Signals
+from harness.train import set_up
+from harness.world import Ballot, World
+
+LEAST_ROUNDS, ROUNDS = 3, 10
+"""Rounds that are done in any case, and as many as the time is shared out for."""
+ENOUGH_PCT = 2.0
+"""Half-width of all intervals, in percent of the mean, at which measuring ends early."""
+EVERY_S = 10.0
+TURN_S = 0.3  # a turn of less says more about the clock
+
+
+def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, str] | None:
+    """Time all rungs of a run's step, and say what to change first; a collective call.
+
+    None on all ranks but the first.
+
+    Args:
+        config: of the run; nothing of it is trained for long, nothing is written.
+        minutes: all of it, setting up and compiling included, if three rounds fit into that.
+
+    Raises:
+        BadInput: as a run's.
+    """
+    until = time.perf_counter() - process_age_s() + 60 * minutes
+    world = world_of_bench()
+    with opened(config, world) as run:
+        ballot = Ballot(TIMEOUT_S)
+        try:
+            pulse = Pulse(ballot, Signals(), None, lambda: False)
+            net = engine.network(run.resolved, run.train_set.classes)
+            t = set_up(run.resolved, net, Clock(world.device), pulse)
+            found, missing = rungs.rungs(t, run.train_set)
+            bounds = limits.find(run.resolved, run.train_set.classes)
+            turns = _in_rounds(found, world, until)
+        finally:
+            ballot.close()
+        if not world.is_main:
+            return None
+        dataset = run.train_set.dataset
+        kb = None if dataset is None else float(dataset.size_bytes.mean()) / 1e3
+        ladder = put_together(run, found, turns, missing, bounds)
+        return ladder, first_change(ladder, run.resolved, kb)
+
+
+def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, list[AllRanksTurn]]:
+    """Turns of each rung, until all are known well or the time is over, the same on all ranks."""
+    steps = {rung.name: _steps(rung, len(found), world, until) for rung in found}
+    turns: dict[str, list[AllRanksTurn]] = defaultdict(list)
+    began, told, rounds = time.perf_counter(), time.perf_counter(), 0
+    while True:
+        for rung in found if rounds % 2 == 0 else reversed(found):
+            turns[rung.name].append(_turn(rung, steps[rung.name], world))
+        rounds += 1
+        now = time.perf_counter()
+        widest = max(half_width_pct(turns[rung.name]) for rung in found)
+        over = now + (now - began) / rounds > until or widest < ENOUGH_PCT
+        if world.from_main(rounds >= LEAST_ROUNDS and over):
+            return turns
+        if now - told > EVERY_S:
+            left = duration(max(0, until - now))
+            out.print(f"round {rounds}: known to within {widest:.1f} %, at most {left} left")
+            told = now
+
+
+def _turn(rung: Rung, steps: int, world: World) -> AllRanksTurn:
+    """One turn, begun by all ranks together; the slowest counts."""
+    world.gather(None)
+    mine = rung.turn(steps)
+    ranks = world.gather(mine)
+    seconds = max(each.seconds for each in ranks)
+    return AllRanksTurn(
+        rung.images * steps / seconds,
+        sum(each.cpu_s for each in ranks) / seconds,
+        mine.steps_ms,
+    )
+
+
+def _steps(rung: Rung, number: int, world: World, until: float) -> int:
+    """How many steps of a rung fill its part of the time; it is warm afterwards."""
+    rung.turn(1)
+    per_step_s = max(max(world.gather(rung.turn(1).seconds)), 1e-5)
+    turn_s = max(TURN_S, (until - time.perf_counter()) / (number * ROUNDS))
+    return int(world.from_main(int(np.clip(turn_s / per_step_s, 1, 1000))))

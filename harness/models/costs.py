@@ -1,0 +1,151 @@
+"""Costs: operations and bytes of a training step, counted from its graph; nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from harness import config as cfg
+from harness.models import build
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the graph, its costs shared out over the images of a batch.
+
+    Attributes:
+        flops: a multiply-add is two; only matrix products and convolutions count, as usual.
+        moved_bytes: of all tensors that it reads and writes, each once.
+    """
+
+    flops: float
+    moved_bytes: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A training step's operations, in the order in which they run."""
+
+    forward: tuple[Op, ...]
+    backward: tuple[Op, ...]
+    optimizer: tuple[Op, ...]
+
+    @property
+    def step(self) -> tuple[Op, ...]:
+        """All of them."""
+        return self.forward + self.backward + self.optimizer
+
+
+def flops(ops: Iterable[Op]) -> float:
+    """Operations per image."""
+    return sum(op.flops for op in ops)
+
+
+def moved_bytes(ops: Iterable[Op], *, fused: bool) -> float:
+    """Bytes per image between memory and processor.
+
+    Args:
+        fused: everything between two matrix products costs nothing, as if it were part of them:
+            what no compiler can go below. Else each operation reads and writes its own tensors.
+    """
+    return sum(op.moved_bytes for op in ops if op.flops or not fused)
+
+
+def roofline_s(ops: Iterable[Op], flops_per_s: float, bytes_per_s: float, *, fused: bool) -> float:
+    """Seconds per image that no machine with these peaks can go below (Williams et al. 2009).
+
+    Operations run one after the other, each bound by computing or by memory.
+
+    Args:
+        fused: as for `moved_bytes`.
+    """
+    return sum(
+        max(op.flops / flops_per_s, op.moved_bytes / bytes_per_s)
+        for op in ops
+        if op.flops or not fused
+    )
+
+
+def training_costs(
+    model: cfg.Model, classes: int, *, image_px: int, images: int, precision: str, momentum: bool
+) -> Costs:
+    """Costs per image of a step over a local batch of `images`.
+
+    The graph is run on tensors without content. Normalising the pixels is not in it.
+
+    Args:
+        momentum: whether SGD has any.
+    """
+    autocast = torch.autocast("cpu", dtype=_AUTOCAST.get(precision))
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        net = build(model, classes).train()
+        batch = torch.empty(images, 3, image_px, image_px)
+        labels = torch.zeros(images, dtype=torch.int64)
+        with _Count(images) as forward:
+            with autocast if precision in _AUTOCAST else nullcontext():
+                logits = net(batch)
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+        with _Count(images) as backward:
+            loss.backward()
+        parameters = _size(list(net.parameters()))
+    # SGD reads weights, gradients and momentum, and writes weights and momentum.
+    update = Op(0, (5 if momentum else 3) * parameters / images)
+    return Costs(tuple(forward.ops), tuple(backward.ops), (update,))
+
+
+class _Count(TorchDispatchMode):
+    """Notes each operation that moves data."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._images = images
+        self.ops: list[Op] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        out = func(*args, **named)
+        if func.namespace == "aten" and not _moves_nothing(func):
+            count = flop_registry.get(func._overloadpacket)
+            size = _size((args, named)) + _size(_written(func, args)) + _size(_made(out, args))
+            ops = count(*args, **named, out_val=out) if count else 0
+            self.ops.append(Op(ops / self._images, size / self._images))
+        return out
+
+
+def _size(tree: Any) -> int:
+    """Bytes of all tensors in it."""
+    leaves = tree_leaves(tree)
+    return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
+
+
+def _written(func: Any, args: Any) -> list[Any]:
+    """Arguments that are changed in place."""
+    declared = zip(func._schema.arguments, args, strict=False)
+    return [given for each, given in declared if each.alias_info and each.alias_info.is_write]
+
+
+def _made(out: Any, args: Any) -> list[Any]:
+    """What is given back, without arguments that were changed in place."""
+    given = {id(x) for x in tree_leaves(args)}
+    return [x for x in tree_leaves(out) if id(x) not in given]
+
+
+_ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided}
+
+
+def _moves_nothing(func: Any) -> bool:
+    """A view of its argument, or memory without content."""
+    aliases = [each.alias_info for each in func._schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in aliases)
+    return is_view or func._overloadpacket in _ALLOCATE
