@@ -90,8 +90,14 @@ def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
     if images.dataset is None:
         missing[EVERYTHING] = "data.source is synthetic"
     else:
-        found.append(_whole(EVERYTHING, t, _batches(resolved, images), ahead=True))
+        found.append(training_rung(t, images))
     return found, missing
+
+
+def training_rung(t: Training, images: Images) -> Rung:
+    """The whole step as a run has it, on its own images or on synthetic ones."""
+    batches = _batches(t.resolved, images)
+    return _whole(EVERYTHING, t, batches, ahead=images.dataset is not None)
 
 
 def _by_steps(

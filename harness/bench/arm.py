@@ -1,0 +1,111 @@
+"""Arm: the ranks of one arm of a sweep. They set a run up, then train a turn whenever asked.
+
+Started by `Working`, under torchrun or alone. Each rank talks to the bench on a wire of its own, so
+that no collective waits, and holds the device, while another arm is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+
+from harness import __version__, cli, engine
+from harness.bench.loop import TIMEOUT_S, Opened, opened, world_of_bench
+from harness.bench.rungs import Rung, bucket_sizes, training_rung
+from harness.bench.wire import Gone, Wire
+from harness.pulse import Pulse
+from harness.record.clock import Clock
+from harness.signals import Signals
+from harness.train import Training, memory_peak_gib, set_up
+from harness.world import Ballot
+
+MOST_STEPS = 1000
+
+
+def main() -> None:
+    """Connect, set up, measure until nobody asks any more; what fails is told on the wire too."""
+    asked = json.loads(sys.argv[1])
+    wire = Wire.to(asked["address"])
+    try:
+        serve(asked["words"], asked["token"], wire)
+    except Gone:
+        pass
+    except BaseException as error:
+        wire.say(error=f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    finally:
+        wire.close()
+    # Not sys.exit: the others of a broken group would be waited for.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def serve(words: list[str], token: str, wire: Wire) -> None:
+    """Set up, say what came of it, answer each request for a turn.
+
+    Raises:
+        Gone: the bench has hung up.
+    """
+    config = cli.load(words, prog="harness bench")
+    world = world_of_bench()
+    wire.say(token=token, rank=world.rank)
+    began = time.perf_counter()
+    with opened(config, world) as run:
+        ballot = Ballot(TIMEOUT_S)
+        pulse = Pulse(ballot, Signals(), None, lambda: False)
+        net = engine.network(run.resolved, run.train_set.classes)
+        t = set_up(run.resolved, net, Clock(world.device), pulse)
+        rung = training_rung(t, run.train_set)
+        steps = 0
+        wire.say(set_up_s=time.perf_counter() - began, **_facts(run, t))
+        while (turn_s := wire.hear().get("turn_s")) is not None:
+            if not steps:
+                steps = _steps(run, rung, turn_s)
+            wire.say(images_per_second=_turn(run, rung, steps), **engine.graph_counts())
+        wire.say(launches_per_step=_launches(t, rung), memory_peak_gib=memory_peak_gib(world))
+
+
+def _steps(run: Opened, rung: Rung, turn_s: float) -> int:
+    """As many as fill a turn, on all ranks; what compiles late has compiled by then."""
+    rung.turn(2)
+    per_step_s = rung.turn(2).seconds / 2
+    return int(run.resolved.world.from_main(max(1, min(MOST_STEPS, round(turn_s / per_step_s)))))
+
+
+def _turn(run: Opened, rung: Rung, steps: int) -> float:
+    world = run.resolved.world
+    world.gather(None)  # begun together
+    slowest_s: float = max(world.gather(rung.turn(steps).seconds))
+    return rung.images * steps / slowest_s
+
+
+def _facts(run: Opened, t: Training) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "harness": __version__,
+        "ranks": run.resolved.world.size,
+        "local_batch": run.resolved.split.local_batch,
+        "accumulate": run.resolved.split.accumulate,
+        "computing": run.resolved.precision,
+        "buckets": len(bucket_sizes(t)),
+        **engine.graph_counts(),
+    }
+
+
+def _launches(t: Training, rung: Rung) -> int | None:
+    """CUDA graphs replayed in one step; null without a GPU."""
+    if not t.resolved.world.on_gpu:
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        rung.turn(1)
+    calls = [each.count for each in profile.key_averages() if each.key == "cudaGraphLaunch"]
+    return int(sum(calls))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Working: an arm that runs: its processes started, its answers heard, its end seen to."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.bench.wire import Gone, Wire
+from harness.errors import RunFailed
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+END_S = 20.0
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured: a run's words, on so many ranks, by some Python and some code.
+
+    Attributes:
+        words: as launch/train.py takes them.
+        code: the folder that holds the package `harness`.
+        host: under which ranks on other nodes find this process.
+        launch: words that start all ranks with python's own after them; by default torchrun's.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    ranks: int = 1
+    python: Path = Path(sys.executable)
+    code: Path = ROOT
+    host: str = "127.0.0.1"
+    launch: tuple[str, ...] | None = None
+
+    def command(self, told: str) -> list[str]:
+        """What starts its ranks."""
+        if self.launch is not None:
+            return [*self.launch, "-m", "harness.bench.arm", told]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
+        several = torchrun if self.ranks > 1 else []
+        return [str(self.python), *several, "-m", "harness.bench.arm", told]
+
+
+class ArmFailed(RunFailed):
+    """An arm cannot be measured; why, in a line."""
+
+
+class Working:
+    """An arm whose ranks have set themselves up.
+
+    Args:
+        log: file for all that they print.
+
+    Raises:
+        ArmFailed: they could not.
+    """
+
+    def __init__(self, arm: Arm, log: Path) -> None:
+        self.arm, self._log = arm, log
+        token = secrets.token_hex(8)
+        with socket.create_server(("", 0)) as server, log.open("wb") as printed:
+            address = f"{arm.host}:{server.getsockname()[1]}"
+            told = json.dumps({"words": arm.words, "address": address, "token": token})
+            paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+            self._process = subprocess.Popen(
+                arm.command(told), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                self._wires = self._meet(server, token)
+                self.facts = self._hear()
+            except BaseException:
+                self.close()
+                raise
+
+    def turn(self, turn_s: float) -> float:
+        """Images per second over about so many seconds; the first takes some more, to get warm.
+
+        Raises:
+            ArmFailed: its ranks ended.
+        """
+        for wire in self._wires:
+            self._tell(wire, turn_s=turn_s)
+        self.facts |= (heard := self._hear())
+        return float(heard["images_per_second"])
+
+    def end(self) -> dict[str, Any]:
+        """All that is known of it; its processes end."""
+        with suppress(ArmFailed):
+            for wire in self._wires:
+                self._tell(wire, end=True)
+            self.facts |= self._hear()
+        self.close()
+        return self.facts
+
+    def close(self) -> None:
+        """Have its processes end, whatever they do."""
+        for wire in getattr(self, "_wires", []):
+            wire.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _meet(self, server: socket.socket, token: str) -> list[Wire]:
+        """A wire to each rank, in their order."""
+        server.settimeout(LOOK_S)
+        met: dict[int, Wire] = {}
+        while len(met) < self.arm.ranks:
+            try:
+                wire = Wire(server.accept()[0])
+            except TimeoutError:
+                if self._process.poll() is not None:
+                    raise self._failed() from None
+                continue
+            try:
+                hello = wire.hear()
+            except Gone:
+                raise self._failed() from None
+            if "error" in hello:
+                raise self._failed(hello["error"])
+            if hello.get("token") == token:
+                met[hello["rank"]] = wire
+        return [met[rank] for rank in sorted(met)]
+
+    def _tell(self, wire: Wire, **told: Any) -> None:
+        try:
+            wire.say(**told)
+        except Gone:
+            raise self._failed() from None
+
+    def _hear(self) -> dict[str, Any]:
+        """The answer of rank 0, once all have answered."""
+        answers = []
+        for wire in self._wires:
+            try:
+                answer = wire.hear()
+            except Gone:
+                raise self._failed() from None
+            if "error" in answer:
+                raise self._failed(answer["error"])
+            answers.append(answer)
+        return answers[0]
+
+    def _failed(self, why: str | None = None) -> ArmFailed:
+        return ArmFailed(f"{self.arm.name}: {why or self._last_words()}; see {self._log}")
+
+    def _last_words(self) -> str:
+        time.sleep(LOOK_S)  # for what is still being written
+        lines = self._log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if line.strip()]
+        return told[-1].strip() if told else "its processes ended"
+
+
+def words_of(flags: Mapping[str, str]) -> list[str]:
+    """Settings as flags: `engine.bucket_mb` -> `--engine.bucket-mb`."""
+    return [
+        word for key, text in flags.items() for word in (f"--{key.replace('_', '-')}", str(text))
+    ]
