@@ -18,6 +18,7 @@ from harness import __version__, cli, engine
 from harness.bench.loop import TIMEOUT_S, Opened, opened, world_of_bench
 from harness.bench.rungs import Rung, bucket_sizes, training_rung
 from harness.bench.wire import Gone, Wire
+from harness.errors import HarnessError
 from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.signals import Signals
@@ -36,7 +37,7 @@ def main() -> None:
     except Gone:
         pass
     except BaseException as error:
-        wire.say(error=f"{type(error).__name__}: {error}".splitlines()[0])
+        wire.say(error=_in_a_line(error), memory=isinstance(error, torch.OutOfMemoryError))
         raise
     finally:
         wire.close()
@@ -61,38 +62,54 @@ def serve(words: list[str], token: str, wire: Wire) -> None:
         net = engine.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), pulse)
         rung = training_rung(t, run.train_set)
-        steps = 0
         wire.say(set_up_s=time.perf_counter() - began, **_facts(run, t))
+        per_step_s, warm = None, engine.graph_counts()["graphs"]
         while (turn_s := wire.hear().get("turn_s")) is not None:
-            if not steps:
-                steps = _steps(run, rung, turn_s)
-            wire.say(images_per_second=_turn(run, rung, steps), **engine.graph_counts())
+            per_step_s = per_step_s or _per_step_s(rung)
+            steps = max(1, min(MOST_STEPS, round(turn_s / per_step_s)))
+            rate = _turn(run, rung, steps)
+            counts = engine.graph_counts()
+            recompiles = counts["graphs"] - warm
+            wire.say(images_per_second=rate, recompiles=recompiles, breaks=counts["breaks"])
         wire.say(launches_per_step=_launches(t, rung), memory_peak_gib=memory_peak_gib(world))
 
 
-def _steps(run: Opened, rung: Rung, turn_s: float) -> int:
-    """As many as fill a turn, on all ranks; what compiles late has compiled by then."""
+def _in_a_line(error: BaseException) -> str:
+    told = " ".join(str(error).split())
+    return told if isinstance(error, HarnessError) else f"{type(error).__name__}: {told}"
+
+
+def _per_step_s(rung: Rung) -> float:
+    """Of this rank; what compiles late has compiled by then."""
     rung.turn(2)
-    per_step_s = rung.turn(2).seconds / 2
-    return int(run.resolved.world.from_main(max(1, min(MOST_STEPS, round(turn_s / per_step_s)))))
+    return rung.turn(2).seconds / 2
 
 
 def _turn(run: Opened, rung: Rung, steps: int) -> float:
     world = run.resolved.world
-    world.gather(None)  # begun together
+    steps = world.from_main(steps)  # begun together
     slowest_s: float = max(world.gather(rung.turn(steps).seconds))
     return rung.images * steps / slowest_s
 
 
 def _facts(run: Opened, t: Training) -> dict[str, Any]:
+    """Of the arm; `came_to`: what settings that are `auto`, 0 or null have come to."""
+    r = run.resolved
+    came_to = {
+        "engine.precision": r.precision,
+        "engine.compile": r.compiled,
+        "engine.threads": r.threads,
+        "data.threads": r.loader.threads,
+        "data.decode": r.loader.decode,
+        "train.max_local_batch": r.split.local_batch,
+    }
     return {
         "torch": torch.__version__,
         "harness": __version__,
-        "ranks": run.resolved.world.size,
-        "local_batch": run.resolved.split.local_batch,
-        "accumulate": run.resolved.split.accumulate,
-        "computing": run.resolved.precision,
-        "buckets": len(bucket_sizes(t)),
+        "on_gpu": r.world.on_gpu,
+        "cores": r.world.cores(),
+        "came_to": {key: cli.as_text(value) for key, value in came_to.items()},
+        "buckets": len(bucket_sizes(t)) if r.world.size > 1 else None,
         **engine.graph_counts(),
     }
 

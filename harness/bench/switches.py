@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from harness import cli
 from harness import config as cfg
 
 _CHANGES_LEARNING = frozenset(
-    {"engine.precision", "engine.send_gradients", "train.max_local_batch"}
+    {"engine.precision", "engine.send_gradients", "train.max_local_batch", "train.global_batch"}
 )
 """Switches by which the result may change by more than rounding."""
 
@@ -18,35 +19,40 @@ def changes_learning(key: str) -> bool:
     return key in _CHANGES_LEARNING
 
 
-def candidates(config: cfg.Config, *, ranks: int, cores: int, on_gpu: bool) -> dict[str, list[str]]:
-    """Values to try for each setting, as flags write them; the one that is asked for is left out.
+def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Values to try for each setting, as flags write them; the one that is used is left out.
 
     Args:
-        cores: CPU cores of a rank.
+        facts: what the run as it was asked for told of itself (see arm.py).
     """
-    known = dict(_all(config, ranks=ranks, cores=cores, on_gpu=on_gpu))
-    asked = cfg.flat(config)
+    now = {key: cli.as_text(value) for key, value in cfg.flat(config).items()} | facts["came_to"]
     tried = {}
-    for key, values in known.items():
-        now = cli.as_text(asked[key])
-        others = [value for value in dict.fromkeys(values) if value != now]
+    for key, values in _all(config, ranks, now, facts):
+        others = [value for value in dict.fromkeys(values) if value != now[key]]
         if others:
             tried[key] = others
     return tried
 
 
 def _all(
-    config: cfg.Config, *, ranks: int, cores: int, on_gpu: bool
+    config: cfg.Config, ranks: int, now: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    engine = config.engine
-    yield "engine.precision", ["bf16", "fp16", "tf32", "fp32"] if on_gpu else ["bf16", "fp32"]
+    """What people argue about most comes first."""
+    on_gpu, cores = facts["on_gpu"], facts["cores"]
+    compiled = now["engine.compile"] == "true"
+    yield "engine.compile", ["true", "false"]
     yield "engine.channels_last", ["true", "false"]
-    compiled = on_gpu if engine.compile == "auto" else engine.compile
-    yield "engine.compile", ["false" if compiled else "true"]
-    yield "engine.fused_optimizer", ["true", "false"]
+    yield "engine.precision", ["bf16", "fp16", "tf32", "fp32"] if on_gpu else ["bf16", "fp32"]
     if compiled:
         modes = ["default", "max-autotune-no-cudagraphs"]
         yield "engine.compile_mode", [*modes, *["reduce-overhead", "max-autotune"] * on_gpu]
+    yield "engine.fused_optimizer", ["true", "false"]
+    if config.data.source != "synthetic":
+        if on_gpu:
+            yield "data.decode", ["gpu", "cpu"]
+        yield "data.threads", [str(n) for n in (cores, max(1, cores // 2), 2 * cores)]
+        yield "data.prefetch_batches", ["1", "2", "4"]
+        yield "data.read_ahead_batches", ["0", "4"]
     if ranks > 1:
         yield "engine.bucket_mb", ["10.0", "25.0", "100.0"]
         yield "engine.static_graph", ["true", "false"]
@@ -54,12 +60,5 @@ def _all(
         yield "engine.send_gradients", ["fp32", "bf16"]
         if compiled:
             yield "engine.compile_ddp", ["true", "false"]
-    each = config.train.global_batch // ranks
-    yield "train.max_local_batch", [str(each // n) for n in (1, 2, 4) if each % n == 0 < each // n]
-    if config.data.source == "synthetic":
-        return
-    if on_gpu:
-        yield "data.decode", ["gpu", "cpu"]
-    yield "data.threads", [str(n) for n in (max(1, cores // 2), cores, 2 * cores)]
-    yield "data.prefetch_batches", ["1", "2", "4"]
-    yield "data.read_ahead_batches", ["0", "4"]
+    local = int(now["train.max_local_batch"])
+    yield "train.max_local_batch", [str(local // n) for n in (2, 4) if local % n == 0]

@@ -38,12 +38,13 @@ class Wire:
         except OSError as error:
             raise Gone(str(error)) from None
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, limit_s: float | None = None) -> dict[str, Any]:
         """Wait for a message.
 
         Raises:
-            Gone: nobody is there any more.
+            Gone: nobody is there any more, or not in time.
         """
+        self._socket.settimeout(limit_s)
         try:
             line = self._file.readline()
         except OSError as error:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Arm:
 
     Attributes:
         words: as launch/train.py takes them.
+        flags: settings besides, `section.key` -> text; they win.
         code: the folder that holds the package `harness`.
         host: under which ranks on other nodes find this process.
         launch: words that start all ranks with python's own after them; by default torchrun's.
@@ -37,11 +38,17 @@ class Arm:
 
     name: str
     words: tuple[str, ...]
+    flags: Mapping[str, str] = field(default_factory=dict)
     ranks: int = 1
     python: Path = Path(sys.executable)
     code: Path = ROOT
     host: str = "127.0.0.1"
     launch: tuple[str, ...] | None = None
+
+    @property
+    def all_words(self) -> list[str]:
+        """As launch/train.py takes them."""
+        return [*self.words, *words_of(self.flags)]
 
     def command(self, told: str) -> list[str]:
         """What starts its ranks."""
@@ -53,7 +60,16 @@ class Arm:
 
 
 class ArmFailed(RunFailed):
-    """An arm cannot be measured; why, in a line."""
+    """An arm cannot be measured; why, in a line.
+
+    Attributes:
+        why: the line without the arm's name.
+        memory: whether it did not fit into the device's.
+    """
+
+    def __init__(self, arm: Arm, why: str, *, memory: bool = False) -> None:
+        super().__init__(f"{arm.name}: {why}")
+        self.arm, self.why, self.memory = arm, why, memory
 
 
 class Working:
@@ -68,10 +84,11 @@ class Working:
 
     def __init__(self, arm: Arm, log: Path) -> None:
         self.arm, self._log = arm, log
+        self._wires: list[Wire] = []
         token = secrets.token_hex(8)
         with socket.create_server(("", 0)) as server, log.open("wb") as printed:
             address = f"{arm.host}:{server.getsockname()[1]}"
-            told = json.dumps({"words": arm.words, "address": address, "token": token})
+            told = json.dumps({"words": arm.all_words, "address": address, "token": token})
             paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 arm.command(told), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
@@ -86,7 +103,7 @@ class Working:
                 raise
 
     def turn(self, turn_s: float) -> float:
-        """Images per second over about so many seconds; the first takes some more, to get warm.
+        """Images per second over about so many seconds; the first turn takes four steps more.
 
         Raises:
             ArmFailed: its ranks ended.
@@ -107,14 +124,16 @@ class Working:
 
     def close(self) -> None:
         """Have its processes end, whatever they do."""
-        for wire in getattr(self, "_wires", []):
+        for wire in self._wires:
             wire.close()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
+        # Ranks end by themselves when their wire does; torchrun ends its ranks when it is told to.
+        for told in (None, signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                if told is not None:
+                    os.killpg(self._process.pid, told)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_S)
+                return
 
     def _meet(self, server: socket.socket, token: str) -> list[Wire]:
         """A wire to each rank, in their order."""
@@ -127,12 +146,7 @@ class Working:
                 if self._process.poll() is not None:
                     raise self._failed() from None
                 continue
-            try:
-                hello = wire.hear()
-            except Gone:
-                raise self._failed() from None
-            if "error" in hello:
-                raise self._failed(hello["error"])
+            hello = self._heard(wire)
             if hello.get("token") == token:
                 met[hello["rank"]] = wire
         return [met[rank] for rank in sorted(met)]
@@ -145,19 +159,27 @@ class Working:
 
     def _hear(self) -> dict[str, Any]:
         """The answer of rank 0, once all have answered."""
-        answers = []
-        for wire in self._wires:
-            try:
-                answer = wire.hear()
-            except Gone:
-                raise self._failed() from None
-            if "error" in answer:
-                raise self._failed(answer["error"])
-            answers.append(answer)
-        return answers[0]
+        first, *_ = [self._heard(wire) for wire in self._wires]
+        return first
 
-    def _failed(self, why: str | None = None) -> ArmFailed:
-        return ArmFailed(f"{self.arm.name}: {why or self._last_words()}; see {self._log}")
+    def _heard(self, wire: Wire) -> dict[str, Any]:
+        try:
+            answer = wire.hear()
+        except Gone:
+            raise self._failed() from None
+        if "error" in answer:
+            raise self._failed(answer)
+        return answer
+
+    def _failed(self, answer: Mapping[str, Any] | None = None) -> ArmFailed:
+        """Why it failed, by what a rank says of itself, else by what was printed last."""
+        for wire in self._wires if answer is None else ():
+            with suppress(Gone):
+                heard = wire.hear(LOOK_S)
+                answer = heard if "error" in heard else answer
+        told = answer or {"error": self._last_words()}
+        memory = bool(told.get("memory"))
+        return ArmFailed(self.arm, f"{told['error']}; see {self._log}", memory=memory)
 
     def _last_words(self) -> str:
         time.sleep(LOOK_S)  # for what is still being written

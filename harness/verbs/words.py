@@ -47,3 +47,10 @@ def count(text: str) -> int:
 def cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def minutes(text: str) -> float:
+    """argparse's type of a time that is given to something."""
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
+    return number
