@@ -36,26 +36,23 @@ MOST_FACTOR = 16
 
 
 def run(
-    words: Sequence[str], named: Sequence[str], *, ranks: int, minutes: float, folder: Path,
-    may_change_result: bool,
-) -> None:  # fmt: skip
+    base: Arm, named: Sequence[str], *, minutes: float, folder: Path, may_change_result: bool
+) -> None:
     """Measure, print, write sweep.json and best.yaml into the folder.
 
     Args:
-        words: of the run, as launch/train.py takes them.
         named: arms as --arm takes them; without any, all switches that are known.
 
     Raises:
         BadInput: as a run's; an arm that is none; a folder that cannot be written.
         ArmFailed: the run as it was asked for cannot be measured.
     """
-    config = cli.load(words, prog="harness bench sweep")
+    config = cli.load(base.all_words, prog="harness bench sweep")
     logs = folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
-    base = Arm("base", tuple(words), ranks=ranks)
     until = time.perf_counter() - process_age_s() + 60 * minutes
     with named_arms(base) as arms:
         read = [arms.read(text) for text in named]

@@ -32,8 +32,9 @@ class Arm:
         words: as launch/train.py takes them.
         flags: settings besides, `section.key` -> text; they win.
         code: the folder that holds the package `harness`.
+        launch: starts ranks where they belong, given how many, then Python's words; see
+            slurm/ranks.sh. None: torchrun, on this node.
         host: under which ranks on other nodes find this process.
-        launch: words that start all ranks with python's own after them; by default torchrun's.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Arm:
     ranks: int = 1
     python: Path = Path(sys.executable)
     code: Path = ROOT
-    host: str = "127.0.0.1"
     launch: tuple[str, ...] | None = None
+    host: str = "127.0.0.1"
 
     @property
     def all_words(self) -> list[str]:
@@ -53,7 +54,7 @@ class Arm:
     def command(self, told: str) -> list[str]:
         """What starts its ranks."""
         if self.launch is not None:
-            return [*self.launch, "-m", "harness.bench.arm", told]
+            return [*self.launch, str(self.ranks), "-m", "harness.bench.arm", told]
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
         several = torchrun if self.ranks > 1 else []
         return [str(self.python), *several, "-m", "harness.bench.arm", told]
@@ -86,7 +87,8 @@ class Working:
         self.arm, self._log = arm, log
         self._wires: list[Wire] = []
         token = secrets.token_hex(8)
-        with socket.create_server(("", 0)) as server, log.open("wb") as printed:
+        host = arm.host if arm.launch is None else ""  # of all networks
+        with socket.create_server((host, 0)) as server, log.open("wb") as printed:
             address = f"{arm.host}:{server.getsockname()[1]}"
             told = json.dumps({"words": arm.all_words, "address": address, "token": token})
             paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.config import ModelName
+from harness.verbs import bench_arms
 from harness.verbs.words import Parser, cores, count, minutes, positive, teaching
 
 if TYPE_CHECKING:
@@ -24,23 +25,6 @@ say what binds and what to change first. Takes the words of launch/train.py:
   sbatch slurm/bench.sh ...                                   of several nodes
 
 Nothing is trained and no run is written; ladder.json and ladder.html come into --out."""
-
-SWEEP = """\
-The switches that people argue about, each beside the run as it was asked for: both are alive all
-the time and train in turns, A B B A ..., so that a drift of the machine hits both alike. What is
-faster beyond doubt is put together, measured anew, and written as a config that training takes.
-Takes the words of launch/train.py:
-
-  harness bench sweep                                         the quickstart
-  harness bench sweep --ranks 8 configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
-
-or only what you name, which may be another environment (torch) or another commit of this checkout:
-
-  harness bench sweep --arm engine.bucket-mb=100 --arm "engine.compile=true engine.threads=4" ...
-  harness bench sweep --arm python=/envs/torch-nightly/bin/python --arm commit=v1.2 ...
-
-No run is written; sweep.json, best.yaml and what the ranks print come into --out. Switches that
-may change the accuracy (precision, local batch) are measured, but not put into best.yaml."""
 
 DATA = """\
 Random training crops, decoded and nothing else. The harness reads each DIR; DALI's own reader,
@@ -76,7 +60,7 @@ def add(verbs: Any) -> None:
     checkpoint.set_defaults(verb=_bench_checkpoint)
     _add_data(bench)
     _add_ladder(bench)
-    _add_sweep(bench)
+    bench_arms.add(bench)
 
 
 def _add_ladder(bench: Any) -> None:
@@ -104,55 +88,6 @@ def _bench_ladder(options: argparse.Namespace) -> None:
     from harness.bench import show_ladder
 
     show_ladder.run(config, minutes=options.minutes, folder=options.out)
-
-
-def _add_sweep(bench: Any) -> None:
-    sweep = teaching(
-        bench, "sweep", help="switches in turns beside the run as it was asked for; the best",
-        description=SWEEP,
-    )  # fmt: skip
-    sweep.usage = "harness bench sweep [CONFIG.yaml] [options] [--section.key VALUE ...]"
-    sweep.allow_abbrev = False
-    sweep.add_argument(
-        "--minutes", type=minutes, default=20.0,
-        help="at most, if three pairs of turns of what is begun fit into that (default 20)",
-    )  # fmt: skip
-    sweep.add_argument(
-        "--ranks", type=positive, metavar="N", help="on this node (default: its GPUs, or 1)"
-    )
-    sweep.add_argument(
-        "--arm", action="append", default=[], metavar="WHAT", dest="arms",
-        help="section.key=value, python=PATH, commit=REV, or several in quotes; may be repeated",
-    )  # fmt: skip
-    sweep.add_argument(
-        "--may-change-result",
-        action="store_true",
-        help="let switches that may change the accuracy be among the best",
-    )
-    sweep.add_argument(
-        "--out", type=Path, default=Path("bench/sweep"), metavar="DIR",
-        help="for sweep.json, best.yaml and logs (default bench/sweep)",
-    )  # fmt: skip
-    sweep.set_defaults(verb=_bench_sweep, words=[])
-
-
-def _bench_sweep(options: argparse.Namespace) -> None:
-    from harness import cli
-
-    # Torch takes seconds to import: a typo is told before.
-    cli.load(options.words, prog="harness bench sweep")
-    from harness.bench import show_sweep
-
-    show_sweep.run(
-        options.words, options.arms, ranks=options.ranks or _gpus_or_one(),
-        minutes=options.minutes, folder=options.out, may_change_result=options.may_change_result,
-    )  # fmt: skip
-
-
-def _gpus_or_one() -> int:
-    import torch
-
-    return torch.cuda.device_count() or 1
 
 
 def _add_data(bench: Any) -> None:

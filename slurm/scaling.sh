@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# How training scales over this job's GPUs: 1, 2, 4 ... up to all of them, weak and strong:
+#
+#   sbatch --partition gpu --nodes 4 slurm/scaling.sh \
+#       --train.global-batch 8192 --data.train /imagenet/train --data.val /imagenet/val
+#   sbatch --partition gpu --nodes 4 slurm/scaling.sh configs/resnet18_90ep.yaml --data.source synthetic
+#
+# The table stands at the end of scaling-JOB.log here, with picture and JSON in bench/scaling-JOB. Words
+# of `harness bench scaling` go with the flags (--minutes 30, --ranks 8,16,32). What your site needs: see
+# common.sh.
+#
+#SBATCH --job-name=scaling
+#SBATCH --nodes=2
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=01:00:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
+here=$(dirname "$(realpath "$0")")
+if [ ! -f "$here/common.sh" ]; then
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
+fi
+source "$here/common.sh"
+
+[ -n "${SLURM_JOB_ID:-}" ] || die "give it to sbatch: sbatch --nodes 4 $0 ..."
+set_words configs/resnet50_90ep.yaml "$@"
+nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
+[ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
+all=$((nproc * SLURM_JOB_NUM_NODES))
+numbers=1
+for ((n = 2; n < all; n *= 2)); do numbers+=",$n"; done
+[ "$all" -eq 1 ] || numbers+=",$all"
+set_variables
+run_step python -m harness bench scaling --ranks "$numbers" --per-node "$nproc" \
+    --launch "bash $here/ranks.sh" --host "$SLURMD_NODENAME" --out "bench/scaling-$SLURM_JOB_ID" "${words[@]}"
