@@ -141,7 +141,7 @@ run_step() {
 # One task per node with all cores of the job there: those of Slurm's default would be one. If one
 # fails, the others end at once. For run_step: srun takes the place of the shell that was started.
 on_each_node() {
-    exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    exec srun --relative=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=1 "$@"
 }
 

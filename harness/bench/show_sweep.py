@@ -48,14 +48,14 @@ def run(
         ArmFailed: the run as it was asked for cannot be measured.
     """
     config = cli.load(base.all_words, prog="harness bench sweep")
-    logs = folder / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
     until = time.perf_counter() - process_age_s() + 60 * minutes
     with named_arms(base) as arms:
         read = [arms.read(text) for text in named]
+        logs = folder / "logs"
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out: {folder}: {error.strerror}; name another folder") from None
         swept = sweep(
             base, (lambda _: read) if read else partial(_known, base, config), until=until,
             folder=logs, may_change_result=may_change_result,

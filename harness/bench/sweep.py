@@ -76,7 +76,7 @@ def _one_by_one(
         # Without finals nothing can be promised; without winners there are none.
         share_s = left_s / (len(arms) - done + FINALS)
         finals_s = FINALS * share_s if any(map(wins, trials)) else 0.0
-        if left_s < finals_s + min(took_s, default=0.0):
+        if took_s and left_s < finals_s + min(took_s):
             trials.append(Trial(arm, failed="the time was over before its turn"))
             continue
         began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 
@@ -56,4 +57,8 @@ class Wire:
 
     def close(self) -> None:
         """Hang up."""
+        with suppress(OSError):  # the other side has
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self._file.close()
         self._socket.close()
