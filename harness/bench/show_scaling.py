@@ -12,16 +12,15 @@ import numpy as np
 from rich.table import Table
 
 from harness import cli
+from harness.bench.pages import write_page
 from harness.bench.scaling import Cell, Kind, cells_of, efficiencies, measure, threads_of_each
 from harness.bench.working import Arm
 from harness.console import count, out, wide
 from harness.errors import BadInput, RunFailed
 from harness.files import write_atomic
 from harness.record.process import process_age_s
-from harness.results import markup, page, plots_speed
-from harness.results.figures import legend
+from harness.results import markup
 from harness.results.markup import Markup, tag, text
-from harness.results.plots import cell_colour
 from harness.results.series import Line
 
 KINDS: dict[Kind, str] = {
@@ -80,9 +79,8 @@ def show(cells: Sequence[Cell], base: Arm, folder: Path) -> None:
         "lines": told,
     }
     write_atomic(folder / "scaling.json", lambda part: part.write_text(json.dumps(found, indent=1)))
-    html = _page(cells, base)
-    write_atomic(folder / "scaling.html", lambda part: part.write_text(html, encoding="utf-8"))
-    out.print(f"\n{folder / 'scaling.html'}: to look at; {folder / 'scaling.json'}: all of it")
+    page = write_page(folder / "scaling.html", lambda: _page(cells, base))
+    out.print(f"\n{page}\n{folder / 'scaling.json'}: all of it")
 
 
 def _rows(cells: Sequence[Cell]) -> list[list[str]]:
@@ -124,6 +122,10 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def _page(cells: Sequence[Cell], base: Arm) -> str:
+    from harness.results import page, plots_speed  # matplotlib is an extra
+    from harness.results.figures import legend
+    from harness.results.plots import cell_colour
+
     drawn, bars = [], []
     for place, kind in enumerate(KINDS):
         known = efficiencies(cells, kind)
