@@ -34,7 +34,6 @@ def of(folder: Path, split: str, kind: str = "folder tree") -> Source:
     for label, each in enumerate(track(folders, total=len(folders), what=f"listing {folder}")):
         classes.append(each.name)
         found = images_in(each)
-        _refuse_one_name(each, found)
         paths += [each / name for name in found]
         names += [f"{each.name}/{os.path.splitext(name)[0]}" for name in found]
         labels += [label] * len(found)
@@ -77,13 +76,3 @@ def _sizes(paths: list[Path]) -> list[int]:
         return [path.stat().st_size for path in paths]
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}; remove or replace it") from None
-
-
-def _refuse_one_name(folder: Path, names: list[str]) -> None:
-    stems = [os.path.splitext(name)[0] for name in names]
-    for stem, following, name in zip(stems, stems[1:], names[1:], strict=False):
-        if stem == following:
-            raise BadInput(
-                f"{folder / name}: another image of its class is called {stem} too; rename one, "
-                "since a shard knows them by their names without suffix"
-            )
