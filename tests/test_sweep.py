@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import TINY, train
+from helpers import TINY, launcher, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -344,3 +344,27 @@ def test_scaling_from_its_command_to_the_page(tmp_path: Path) -> None:
     page = (tmp_path / "bench/scaling/scaling.html").read_text()
     assert "<svg" in page
     assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sweep", "--minutes", "0"), "must be more than 0"),
+        (("sweep", "--ranks", "0"), "must be at least 1"),
+        (("scaling", "--ranks", "1,two"), "invalid"),
+        (("scaling", "--engine.bukket-mb", "1"), "did you mean --engine.bucket-mb?"),
+        (("scaling", *WORDS, "--ranks", "3"), "multiple of every number"),
+        (("sweep", *WORDS, "--out", "/proc/none"), "name another folder"),
+    ],
+)
+def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = bench(*words, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert told in done.stderr
+
+
+def test_torchrun_is_not_asked_for(tmp_path: Path) -> None:
+    command = [*launcher(2), "-m", "harness", "bench", "sweep", *WORDS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode
+    assert "give --ranks instead" in done.stderr

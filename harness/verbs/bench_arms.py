@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import BadInput
 from harness.verbs.words import cores, minutes, positive, teaching
 
 if TYPE_CHECKING:
@@ -152,6 +154,8 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
 def _base(options: argparse.Namespace, ranks: int) -> Arm:
     from harness.bench.working import Arm
 
+    if "RANK" in os.environ:
+        raise BadInput("under torchrun: this starts its ranks itself; give --ranks instead")
     arm = Arm("base", tuple(options.words), ranks=ranks)
     if options.launch is None:
         return arm
