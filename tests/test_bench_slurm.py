@@ -26,3 +26,18 @@ def test_scaling_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
     assert {cell["ranks"] for cell in told["cells"]} == {1, 4}
     assert all(len(cell["rates"]) >= 3 and not cell["failed"] for cell in told["cells"])
     assert "4 ranks do" in slurm.log(job)
+
+
+def test_the_ladder_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
+    words = (*TINY, "--data.source", "synthetic", "--train.global-batch", "16")
+    job = slurm.submit(
+        ROOT / "slurm" / "bench.sh", CONFIG, *words, "--minutes", "0.2",
+        options=("--nodes=2",), cwd=tmp_path, environ={"NPROC_PER_NODE": "1"},
+    )  # fmt: skip
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    told = json.loads((tmp_path / f"bench/ladder-{job}/ladder.json").read_text())
+    rungs = {rung["name"]: rung for rung in told["rungs"]}
+    assert rungs["all-reduce"]["images_per_second"] > 0
+    assert rungs["+ DDP"]["images_per_second"] > 0
+    assert rungs["loader"]["missing"] == "data.source is synthetic"
+    assert slurm.log(job).count("change first: ") == 1

@@ -51,7 +51,7 @@ def _data(ladder: Ladder, resolved: Resolved, kb_per_image: float | None) -> lis
         ),
         (
             large,
-            f"smaller images: {kb_per_image:,.0f} KB each; harness data pack --shorter-px 256 "
+            f"smaller images: {kb_per_image or 0:,.0f} KB each; harness data pack --shorter-px 256 "
             "(accuracy is then another: say so)",
         ),
         (
