@@ -25,11 +25,6 @@ class Peaks:
     source: str
 
 
-def peaks(device: torch.device, precision: str, *, limit_s: float = 0.5) -> Peaks:
-    """As printed for a GPU of the table, else as measured in `2 * limit_s` seconds."""
-    return printed_for(device, precision) or measured(device, precision, limit_s=limit_s)
-
-
 def measured(device: torch.device, precision: str, *, limit_s: float = 0.5) -> Peaks:
     """What a matrix product and a copy reach here, beside whatever else runs at the moment."""
     dtype = DTYPES.get(precision, torch.float32)

@@ -115,8 +115,12 @@ def speed(
 ) -> dict[str, Any]:
     """Throughput and where the time went; `t` is none where weights were only scored."""
     graphs, train_s = engine.graph_counts(), clock.train_s
+    rate = t.images_seen / train_s if t else None
+    used = t.utilisation if t else None
     return {
-        "images_per_second": t.images_seen / train_s if t else None,
+        "images_per_second": rate,
+        "mfu_pct": used.mfu_pct(rate) if used and rate else None,
+        "memory_pct": used.memory_pct(rate) if used and rate else None,
         "step_ms_p50": clock.step_ms(50),
         "step_ms_p95": clock.step_ms(95),
         "step_ms_p99": clock.step_ms(99),

@@ -30,6 +30,7 @@ from harness.report import Report
 from harness.resolve import resolve
 from harness.signals import Signals
 from harness.train import StopAgreed, Training, end_epoch, evaluate, set_up, train_epoch
+from harness.utilisation import of_printed_peaks
 from harness.world import Ballot, World, process_group, set_timeout
 
 STOP_MIRROR_S = 0.8
@@ -146,6 +147,7 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
         t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
     t.profile = _profile(report)
+    t.utilisation = of_printed_peaks(resolved, train_set.classes)
     keeper.go_on(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     val_batches = _started(val_loader)

@@ -26,6 +26,7 @@ from harness.pulse import Pulse
 from harness.record.clock import Clock
 from harness.record.schema import EpochDigest, Row
 from harness.resolve import Resolved
+from harness.utilisation import Utilisation
 from harness.world import World
 
 
@@ -43,6 +44,7 @@ class Training:
     pulse: Pulse
     attempt: int = 1
     profile: Profile | None = None
+    utilisation: Utilisation | None = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
     step: int = 0
@@ -231,6 +233,7 @@ def _train_row(t: Training) -> Row:
     top1_pct = 100 * period.correct1 / period.images
     t.events += after_period(top1_pct, t.events, t.resolved.config.schedule, t.step)
     steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
+    rate, used = period.images / times.train_s, t.utilisation
     return Row(
         kind="train",
         attempt=t.attempt,
@@ -243,7 +246,9 @@ def _train_row(t: Training) -> Row:
         loss=period.loss,
         train_top1_pct=top1_pct,
         train_top5_pct=100 * period.correct5 / period.images,
-        images_per_second=period.images / times.train_s,
+        images_per_second=rate,
+        mfu_pct=used.mfu_pct(rate) if used else None,
+        memory_pct=used.memory_pct(rate) if used else None,
         step_ms_mean=steps_ms.mean().item(),
         step_ms_p50=steps_ms.quantile(0.5).item(),
         step_ms_p95=steps_ms.quantile(0.95).item(),

@@ -21,6 +21,7 @@ ROWS = [
     {"models", "data", "optim", "checkpoint", "counts", "record", "probes", "profile"},
     {"peaks"},
     {"resolve", "pulse", "pixels"},
+    {"utilisation"},
     {"engine"},
     {"artefacts", "train"},
     {"resume", "result", "attempt"},

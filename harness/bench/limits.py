@@ -7,8 +7,9 @@ from typing import Any
 
 from harness import peaks, probes
 from harness.bench import rungs
-from harness.models.costs import Costs, flops, moved_bytes, roofline_s, training_costs
+from harness.models.costs import Costs, roofline_s
 from harness.resolve import Resolved
+from harness.utilisation import Utilisation, costs_of, utilisation
 
 LARGE_BYTES = 64 * probes.MIB
 """A sum over ranks so large that only bandwidth counts."""
@@ -69,24 +70,15 @@ class Limits:
             f"a copy {own.bytes_per_s / 1e9:,.4g}"
         )
 
-    def mfu_pct(self, images_per_second: float) -> float:
-        """Share of the peak operations that were the network's, at this rate of all ranks."""
-        needed = flops(self.costs.step) * images_per_second / self.ranks
-        return 100 * needed / self.peak.flops_per_s
-
-    def memory_pct(self, images_per_second: float) -> float:
-        """Share of the peak bandwidth that even fused operations need, at this rate."""
-        needed = moved_bytes(self.costs.step, fused=True) * images_per_second / self.ranks
-        return 100 * needed / self.peak.bytes_per_s
+    @property
+    def utilisation(self) -> Utilisation:
+        """Shares of the peaks, at a rate."""
+        return utilisation(self.costs, self.peak, self.ranks)
 
 
 def find(resolved: Resolved, classes: int) -> Limits:
     """Count and measure; a collective call."""
-    config, world = resolved.config, resolved.world
-    costs = training_costs(
-        config.model, classes, image_px=config.data.image_px, images=resolved.split.local_batch,
-        precision=resolved.precision, momentum=config.optim.momentum > 0,
-    )  # fmt: skip
+    world, costs = resolved.world, costs_of(resolved, classes)
     measured = peaks.measured(world.device, resolved.precision)
     speed = None
     if world.size > 1:

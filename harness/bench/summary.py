@@ -155,8 +155,8 @@ def put_together(
         parts_s=parts_s,
         predicted=1 / law.whole_s(parts_s),
         peak=bounds.in_words(r.precision),
-        mfu_pct=bounds.mfu_pct(_rate(whole)),
-        memory_pct=bounds.memory_pct(_rate(whole)),
+        mfu_pct=bounds.utilisation.mfu_pct(_rate(whole)),
+        memory_pct=bounds.utilisation.memory_pct(_rate(whole)),
         fits_in_memory=None if dataset is None else int(dataset.size_bytes.sum()) < _memory_bytes(),
     )
 

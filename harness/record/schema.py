@@ -59,6 +59,14 @@ class Row(BaseModel):
         "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
     )
 
+    mfu_pct: float | None = _maybe(
+        "share of all GPUs' printed peak that the network's own operations came to, in the period; "
+        "null on a device whose peak is not printed"
+    )
+    memory_pct: float | None = _maybe(
+        "likewise of their printed memory bandwidth, if all between matrix products were fused"
+    )
+
     events: list[str] | None = _maybe("what was decided here, such as `dropped`: the next rate")
     val_loss: float | None = _maybe("mean validation loss")
     val_top1_pct: float | None = _maybe("validation top-1 accuracy")
@@ -177,6 +185,11 @@ class Result(BaseModel):
         "images of all ranks / wall time of the account `train` (waiting for data included; "
         "start-up, compiling, evaluation and checkpoints excluded)"
     )
+    mfu_pct: float | None = _maybe(
+        "share of all GPUs' printed peak that the network's own operations came to; null on a "
+        "device whose peak is not printed"
+    )
+    memory_pct: float | None = _maybe("likewise of their memory bandwidth, as in the rows")
     step_ms_p50: float | None = _field("rank 0, all steps after the warm-up")
     step_ms_p95: float | None
     step_ms_p99: float | None

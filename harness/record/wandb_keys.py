@@ -23,6 +23,8 @@ KEYS = {
     "step_ms_p95": "perf/step_ms_p95",
     "data_wait_pct": "perf/data_wait_pct",
     "memory_peak_gib": "mem/peak_gib",
+    "mfu_pct": "perf/mfu_pct",
+    "memory_pct": "perf/memory_pct",
     "val_loss": "val/loss",
     "val_top1_pct": "val/top1_pct",
     "val_top5_pct": "val/top5_pct",

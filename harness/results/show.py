@@ -127,6 +127,11 @@ def _facts(r: Result) -> dict[str, str]:
     if r.references:
         facts["published"] = _published(r.references)
     if r.images_per_second is not None:
+        if r.mfu_pct is not None and r.memory_pct is not None:
+            facts["of the peak"] = (
+                f"{r.mfu_pct:.1f} % of the GPUs' operations (MFU), {r.memory_pct:.1f} % of their "
+                "memory bandwidth if all were fused"
+            )
         facts |= {
             "images/s": f"{r.images_per_second:,.1f}  ({ranks}, waiting for data "
             "included; start-up, warm-up, validation and checkpoints not)",

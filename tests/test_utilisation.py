@@ -1,0 +1,87 @@
+"""MFU and memory share in rows and result; null where no peak is printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, TINY, TRAIN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import cli, utilisation
+from harness.models.costs import Costs, roofline_s, training_costs
+from harness.peaks import Peaks, printed, printed_for
+
+FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "64",
+         "--train.global-batch", "16", "--log.every-steps", "2"]  # fmt: skip
+MADE_UP = """
+import runpy, sys
+from harness import utilisation
+from harness.peaks import Peaks
+utilisation.printed_for = lambda device, precision: Peaks(1e12, 1e11, "made up")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_rows_and_result_tell_the_share_of_a_printed_peak(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MADE_UP.replace("sys.argv[1]", repr(TRAIN)), *FLAGS]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (folder,) = (tmp_path / "runs").iterdir()
+    config = cli.load(FLAGS)
+    costs = training_costs(
+        config.model, 10, image_px=32, images=16, precision="fp32",
+        momentum=config.optim.momentum > 0,
+    )  # fmt: skip
+    per_image = sum(op.flops for op in costs.step)
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "result.json").read_text())
+    told = [row for row in rows if row["kind"] == "train"] + [result]
+    assert len(told) == 3
+    for each in told:
+        expected = 100 * per_image * each["images_per_second"] / 1e12
+        assert each["mfu_pct"] == pytest.approx(expected, rel=0.01)
+        assert 0 < each["memory_pct"] < 100
+    shown = subprocess.run(
+        [sys.executable, "-m", "harness", "show", folder], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "% of the GPUs' operations (MFU)" in shown.stdout
+
+
+def test_a_device_without_a_printed_peak_has_none(finished_run: Path) -> None:
+    result = json.loads((finished_run / "result.json").read_text())
+    assert result["mfu_pct"] is result["memory_pct"] is None
+    assert printed_for(torch.device("cpu"), "bf16") is None
+    assert printed("A GPU of tomorrow", "bf16") is None
+    assert printed("Tesla T4", "bf16") is None
+
+
+@pytest.fixture(scope="module")
+def costs() -> Costs:
+    return training_costs(
+        cli.load(FLAGS).model, 10, image_px=32, images=4, precision="fp16", momentum=True
+    )
+
+
+@given(ranks=st.integers(1, 256), name=st.sampled_from(["NVIDIA H100 80GB HBM3", "Tesla T4"]))
+def test_at_the_speed_of_light_something_is_used_up(costs: Costs, ranks: int, name: str) -> None:
+    peak = printed(name, "fp16")
+    assert peak is not None
+    used = utilisation.utilisation(costs, peak, ranks)
+    limit = ranks / roofline_s(costs.step, peak.flops_per_s, peak.bytes_per_s, fused=True)
+    both = used.mfu_pct(limit) + used.memory_pct(limit)
+    assert both >= 100 * (1 - 1e-9)
+    assert max(used.mfu_pct(limit), used.memory_pct(limit)) <= 100 * (1 + 1e-9)
+    assert used.mfu_pct(2 * limit) == pytest.approx(2 * used.mfu_pct(limit))
+
+
+def test_more_ranks_share_the_work() -> None:
+    one = utilisation.Utilisation(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=1)
+    two = utilisation.Utilisation(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=2)
+    assert one.mfu_pct(100) == 20
+    assert two.mfu_pct(200) == 20
+    assert one.memory_pct(100) == pytest.approx(10)
