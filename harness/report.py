@@ -289,6 +289,7 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
         slowed=report.throttle.end() if report.throttle else [],
+        stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
         **result.accuracy(report.scores),
         **result.speed(resolved, report.clock, t, report.graphs_warm),

@@ -24,6 +24,7 @@ from harness.optim import set_lr, sgd
 from harness.profile import Profile, phase
 from harness.pulse import Pulse
 from harness.record.clock import Clock
+from harness.record.peers import Peers
 from harness.record.schema import EpochDigest, Row
 from harness.resolve import Resolved
 from harness.utilisation import Utilisation
@@ -42,6 +43,7 @@ class Training:
     counts: TrainCounts
     clock: Clock
     pulse: Pulse
+    peers: Peers
     attempt: int = 1
     profile: Profile | None = None
     utilisation: Utilisation | None = None
@@ -108,6 +110,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
         ),
         clock=clock,
         pulse=pulse,
+        peers=Peers(resolved.world),
     )
 
 
@@ -121,12 +124,13 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
         last = micro == split.accumulate - 1
         engine.seed_dropout(t.resolved, t.step * split.accumulate + micro)
         with nullcontext() if last else t.ddp.no_sync():
-            with engine.autocast(t.resolved), phase("forward"):
-                logits = t.ddp(batch.images, *shifts(batch.rows, device))
-            with phase("loss"):
-                loss = nn.functional.cross_entropy(
-                    logits.float(), batch.labels, label_smoothing=smoothing
-                )
+            with t.clock.computing():
+                with engine.autocast(t.resolved), phase("forward"):
+                    logits = t.ddp(batch.images, *shifts(batch.rows, device))
+                with phase("loss"):
+                    loss = nn.functional.cross_entropy(
+                        logits.float(), batch.labels, label_smoothing=smoothing
+                    )
             with phase("backward"):
                 t.scaler.scale(loss / split.accumulate).backward()
         with phase("counts"):
@@ -150,6 +154,7 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
     config = t.resolved.config
     every, save_every = config.log.every_steps, config.checkpoint.every_steps
     t.model.train()
+    t.peers.begin()
     t.clock.mark()
     ends = False
     while not ends:
@@ -256,6 +261,7 @@ def _train_row(t: Training) -> Row:
         loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
         memory_peak_gib=memory_peak_gib(t.resolved.world),
         events=t.decided_here,
+        **t.peers.read(times, period.images, t.clock),
     )
 
 

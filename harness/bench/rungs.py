@@ -258,6 +258,7 @@ def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = Fa
         t.pulse.beat()
         if t.step % every == 0:
             t.counts.read(t.resolved.world, t.step)
+            t.clock.read_period()
 
     made = t.resolved.config.data.prefetch_batches * ahead
     first = -(-made // t.resolved.split.accumulate) + 1

@@ -18,7 +18,8 @@ from harness.record.schema import Row
 OF_TIME = {
     "attempt", "train_s", "wall_s", "images_per_second", "step_ms_mean", "step_ms_p50",
     "step_ms_p95", "data_wait_pct", "memory_peak_gib", "val_s",
-    "mfu_pct", "memory_pct",
+    "mfu_pct", "memory_pct", "compute_ms_median", "compute_ms_slowest", "slowest_rank",
+    "data_wait_most_pct", "power_w", "images_per_joule",
 }  # fmt: skip
 """Fields of a row that no two runs share; in all others, killing must leave no trace."""
 EQUAL_FIELDS = [name for name in Row.model_fields if name not in OF_TIME]

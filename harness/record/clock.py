@@ -18,9 +18,14 @@ Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "los
 
 @dataclass(frozen=True)
 class PeriodTimes:
-    """How long a log period took: each of its steps, and all of it."""
+    """How long a log period took: each of its steps, and all of it.
+
+    Attributes:
+        compute_ms: this rank's, of all steps together, up to where it may wait for other ranks.
+    """
 
     steps_ms: list[float]
+    compute_ms: float
     train_s: float
     data_wait_s: float
 
@@ -50,7 +55,10 @@ class Clock:
         self._step_ms: list[float] = []
         self._log_point = _LogPoint(0, 0.0, 0.0)
         self._before_s = 0.0
+        self._computed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._compute_ms = 0.0
         self.data_wait_s = 0.0
+        self.energy_j: float | None = None  # of all ranks' GPUs in the account `train`
 
     @contextmanager
     def account(self, name: Account) -> Iterator[None]:
@@ -96,6 +104,8 @@ class Clock:
         return {
             "accounts_s": self.accounts_s,
             "data_wait_s": self.data_wait_s,
+            "compute_ms": self._compute_ms,
+            "energy_j": self.energy_j,
             "log_point": list(self._log_point),
             "step_ms": torch.tensor(self._step_ms, dtype=torch.float32),
         }
@@ -116,6 +126,8 @@ class Clock:
         if state:
             self._step_ms = state["step_ms"].tolist()
             self.data_wait_s = state["data_wait_s"]
+            self.energy_j = state.get("energy_j")
+            self._compute_ms = state.get("compute_ms", 0.0)
             self._log_point = _LogPoint(*state["log_point"])
 
     @contextmanager
@@ -124,6 +136,20 @@ class Clock:
         began = time.perf_counter()
         yield
         self.data_wait_s += time.perf_counter() - began
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """A part of a step in which this rank waits for no other one; not waited for on a GPU."""
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._computed.append((begin, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._compute_ms += 1000 * (time.perf_counter() - began)
 
     def mark(self) -> None:
         """A step begins or ends here."""
@@ -138,9 +164,11 @@ class Clock:
         """What the steps since the last log point took; the device must be idle."""
         self._read_marks()
         since = self._log_point
+        compute_ms, self._compute_ms = self._compute_ms, 0.0
         self._log_point = _LogPoint(len(self._step_ms), self.train_s, self.data_wait_s)
         return PeriodTimes(
             steps_ms=self._step_ms[since.steps :],
+            compute_ms=compute_ms,
             train_s=self._log_point.train_s - since.train_s,
             data_wait_s=self._log_point.data_wait_s - since.data_wait_s,
         )
@@ -149,6 +177,8 @@ class Clock:
         pairs = zip(self._marks, self._marks[1:], strict=False)
         self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]
+        self._compute_ms += sum(begin.elapsed_time(end) for begin, end in self._computed)
+        self._computed = []
 
     def mark_anew(self) -> None:
         """What lies between the last mark and here is not a step: a checkpoint."""

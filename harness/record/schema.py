@@ -54,6 +54,15 @@ class Row(BaseModel):
     data_wait_pct: float | None = _maybe(
         "share of training time in which the host waited for data, rank 0"
     )
+    compute_ms_median: float | None = _maybe(
+        "mean time per step of forward pass and loss, in which no rank waits for another: of the "
+        "median rank"
+    )
+    compute_ms_slowest: float | None = _maybe("the same of the slowest rank; null for one rank")
+    slowest_rank: int | None = _maybe("which one that is")
+    data_wait_most_pct: float | None = _maybe("data_wait_pct of the rank that waits most")
+    power_w: float | None = _maybe("of all GPUs together, by their own counters (NVML)")
+    images_per_joule: float | None = _maybe("of all GPUs together")
     loss_scale: float | None = _maybe("fp16 only: the gradient scaler's factor")
     memory_peak_gib: float | None = _maybe(
         "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
@@ -179,6 +188,14 @@ class Result(BaseModel):
     slowed: list[str] = _list(
         "why the clocks of rank 0's GPU were held down for more than a tenth of the time"
     )
+    stragglers: list[str] = _list(
+        "ranks of the last attempt that computed slower, or waited longer for data, than the "
+        "median rank in most log periods: who, where, by how much"
+    )
+    energy_kj: float | None = _maybe(
+        "of all GPUs in the account `train`, without what a kill made do again; null: not measured"
+    )
+    images_per_joule: float | None = _maybe("likewise")
     references: list[str] = _list("published rows that this is held against")
 
     images_per_second: float | None = _field(

@@ -30,6 +30,7 @@ class Gpu:
 
     name: str
     uuid: str
+    serial: str | None
     mig: bool
     memory_gib: float | None
     memory_used_gib: float | None
@@ -148,6 +149,7 @@ def _gpu(gpu: ET.Element, links: dict[str, list[bool]]) -> Gpu:
     return Gpu(
         name=_text(gpu, "product_name") or "GPU of no name",
         uuid=uuid,
+        serial=_text(gpu, "serial"),
         mig=_text(gpu, "mig_mode/current_mig") == "Enabled",
         memory_gib=memory / 1024 if memory is not None else None,
         memory_used_gib=used / 1024 if used is not None else None,

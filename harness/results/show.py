@@ -124,6 +124,8 @@ def _facts(r: Result) -> dict[str, str]:
         facts["target"] = r.target.in_words()
     if r.events:
         facts["on the way"] = ", ".join(f"{each.kind} at step {each.step:,}" for each in r.events)
+    if r.stragglers:
+        facts["slow"] = "\n".join(r.stragglers)
     if r.references:
         facts["published"] = _published(r.references)
     if r.images_per_second is not None:
@@ -137,6 +139,9 @@ def _facts(r: Result) -> dict[str, str]:
             "included; start-up, warm-up, validation and checkpoints not)",
             "step": f"p50 {r.step_ms_p50:.1f} ms, p95 {r.step_ms_p95:.1f} ms, "
             f"p99 {r.step_ms_p99:.1f} ms; {r.data_wait_pct:.1f} % of training waits for data",
+            "energy": f"{r.energy_kj:,.1f} kJ, {r.images_per_joule:,.1f} images per joule"
+            if r.energy_kj and r.images_per_joule
+            else "not measured",
             "length": f"{r.epochs:g} epochs, {r.steps:,} steps, {r.images_seen:,} images",
         }
     layout = "channels_last" if r.channels_last else "NCHW"
