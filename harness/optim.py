@@ -47,7 +47,7 @@ def learning_rate(
         return peak * schedule.drop_factor**reached
     if schedule.decay == "cosine":
         whole = schedule.epochs * steps_per_epoch - warmup_steps
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / whole))
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, whole)))
     return peak
 
 

@@ -32,6 +32,7 @@ ENOUGH_PCT = 2.0
 """Half-width of all intervals, in percent of the mean, at which measuring ends early."""
 EVERY_S = 10.0
 TURN_S = 0.3  # a turn of less says more about the clock
+MOST_STEPS = 1000
 
 
 def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, str] | None:
@@ -69,7 +70,8 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, str] | None:
 
 def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, list[AllRanksTurn]]:
     """Turns of each rung, until all are known well or the time is over, the same on all ranks."""
-    steps = {rung.name: _steps(rung, len(found), world, until) for rung in found}
+    out.print(f"timing {len(found)} parts by themselves, to share out the time")
+    steps = _plan(found, world, until)
     turns: dict[str, list[AllRanksTurn]] = defaultdict(list)
     began, told, rounds = time.perf_counter(), time.perf_counter(), 0
     while True:
@@ -82,9 +84,37 @@ def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, l
         if world.from_main(rounds >= LEAST_ROUNDS and over):
             return turns
         if now - told > EVERY_S:
-            left = duration(max(0, until - now))
-            out.print(f"round {rounds}: known to within {widest:.1f} %, at most {left} left")
+            left_s = max(until - now, (LEAST_ROUNDS - rounds) * (now - began) / rounds)
+            known = f"known to within {widest:.1f} %, " if rounds > 1 else ""
+            out.print(f"round {rounds}: {known}at most {duration(left_s)} left")
             told = now
+
+
+def _plan(found: Sequence[Rung], world: World, until: float) -> dict[str, int]:
+    """Steps of each rung in a turn; says so if even three rounds take longer than is given."""
+    paces = {rung.name: _pace(rung, world) for rung in found}
+    left_s = until - time.perf_counter()
+    turn_s = max(TURN_S, left_s / (len(found) * ROUNDS))
+    steps = {
+        name: int(np.clip((turn_s - aside_s) / step_s, 1, MOST_STEPS))
+        for name, (aside_s, step_s) in paces.items()
+    }
+    round_s = sum(aside_s + steps[name] * step_s for name, (aside_s, step_s) in paces.items())
+    if LEAST_ROUNDS * round_s > left_s:
+        least = f"{LEAST_ROUNDS} rounds take about {duration(LEAST_ROUNDS * round_s)}"
+        out.print(f"{least}, more than --minutes gives: intervals will be wide")
+    plan: dict[str, int] = world.from_main(steps)
+    return plan
+
+
+def _pace(rung: Rung, world: World) -> tuple[float, float]:
+    """Seconds of a turn that do not count, and of a step, of the slowest rank; warm afterwards."""
+    rung.turn(1)
+    began = time.perf_counter()
+    step_s = rung.turn(1).seconds
+    mine = max(0.0, time.perf_counter() - began - step_s), max(step_s, 1e-5)
+    aside, step = zip(*world.gather(mine), strict=True)
+    return max(aside), max(step)
 
 
 def _turn(rung: Rung, steps: int, world: World) -> AllRanksTurn:
@@ -98,11 +128,3 @@ def _turn(rung: Rung, steps: int, world: World) -> AllRanksTurn:
         sum(each.cpu_s for each in ranks) / seconds,
         mine.steps_ms,
     )
-
-
-def _steps(rung: Rung, number: int, world: World, until: float) -> int:
-    """How many steps of a rung fill its part of the time; it is warm afterwards."""
-    rung.turn(1)
-    per_step_s = max(max(world.gather(rung.turn(1).seconds)), 1e-5)
-    turn_s = max(TURN_S, (until - time.perf_counter()) / (number * ROUNDS))
-    return int(world.from_main(int(np.clip(turn_s / per_step_s, 1, 1000))))

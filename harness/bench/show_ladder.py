@@ -9,11 +9,12 @@ from rich.table import Table
 
 from harness import config as cfg
 from harness.bench.ladder import measure
+from harness.bench.pages import write_page
 from harness.bench.summary import NARROW_PCT, Ladder, Measured
 from harness.console import out, wide
 from harness.errors import BadInput
 from harness.files import write_atomic
-from harness.results import markup, page, plots_speed
+from harness.results import markup
 from harness.results.markup import Markup, tag, text
 
 HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "of it", "share")
@@ -32,7 +33,6 @@ def run(config: cfg.Config, *, minutes: float, folder: Path) -> None:
     measured = measure(config, minutes=minutes)
     if measured is not None:
         show(*measured, folder)
-        out.print(f"\n{folder / 'ladder.html'}: the same to look at; {folder / 'ladder.json'}: all")
 
 
 def show(ladder: Ladder, change: str, folder: Path) -> None:
@@ -47,8 +47,8 @@ def show(ladder: Ladder, change: str, folder: Path) -> None:
         out.print(line)
     told = ladder.as_json() | {"first_change": change, "lines": lines(ladder, change)}
     write_atomic(folder / "ladder.json", lambda part: part.write_text(json.dumps(told, indent=1)))
-    html = _page(ladder, change)
-    write_atomic(folder / "ladder.html", lambda part: part.write_text(html, encoding="utf-8"))
+    page = write_page(folder / "ladder.html", lambda: _page(ladder, change))
+    out.print(f"\n{page}\n{folder / 'ladder.json'}: all of it")
 
 
 def _cells(rung: Measured) -> list[str]:
@@ -110,6 +110,8 @@ def _bound_by(ladder: Ladder) -> str:
 
 
 def _page(ladder: Ladder, change: str) -> str:
+    from harness.results import page, plots_speed  # matplotlib is an extra
+
     measured = [rung for rung in ladder.rungs if rung.missing is None]
     rows = [
         plots_speed.Rate(

@@ -6,6 +6,7 @@ that imports DALI.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,7 +127,10 @@ class DaliBatches:
             to_gpu=on_gpu,
             decode_only=self._decode_only,
         )
-        built.build()
+        with warnings.catch_warnings():
+            if self._decode_only:  # what comes after decoding is fed and not used
+                warnings.filterwarnings("ignore", "The external source node")
+            built.build()
         return built
 
     def _culprit(self) -> RunFailed | None:
