@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from harness import cli
 from harness import config as cfg
+from harness.rules import rules
 
 _CHANGES_LEARNING = frozenset(
     {"engine.precision", "engine.send_gradients", "train.max_local_batch"}
@@ -29,10 +30,20 @@ def candidates(config: cfg.Config, *, ranks: int, cores: int, on_gpu: bool) -> d
     tried = {}
     for key, values in known.items():
         now = cli.as_text(asked[key])
-        others = [value for value in dict.fromkeys(values) if value != now]
+        others = [
+            value for value in dict.fromkeys(values) if value != now and _fits(config, key, value)
+        ]
         if others:
             tried[key] = others
     return tried
+
+
+def _fits(config: cfg.Config, key: str, value: str) -> bool:
+    """Whether the value goes together with all else that is asked for."""
+    section, name = key.split(".")
+    sections = config.model_dump()
+    sections[section][name] = value
+    return not any(broken for broken, _ in rules(cfg.Config.model_validate(sections)))
 
 
 def _all(
@@ -43,7 +54,7 @@ def _all(
     yield "engine.channels_last", ["true", "false"]
     compiled = on_gpu if engine.compile == "auto" else engine.compile
     yield "engine.compile", ["false" if compiled else "true"]
-    yield "engine.fused_optimizer", ["true", "false"]
+    yield "engine.fused_optimizer", ["true" if engine.fused_optimizer is False else "false"]
     if compiled:
         modes = ["default", "max-autotune-no-cudagraphs"]
         yield "engine.compile_mode", [*modes, *["reduce-overhead", "max-autotune"] * on_gpu]
