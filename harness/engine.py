@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import models
@@ -19,6 +21,13 @@ from harness.models.weights import load_weights
 from harness.pixels import Pixels
 from harness.resolve import Resolved
 
+_CODE_OF_DDP = (
+    "`set_runtime_stats_and_log` of class `Logger`",
+    "of class `Reducer`",
+    "`DistributedDataParallel._inside_ddp_forward`",
+)
+"""As the reasons for a graph break name what lies around the network: C++, and a switch."""
+_CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,9 +84,13 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
-        # Static shapes: training and validation get a graph of their own, never a dynamic one.
-        model.compile(dynamic=False)
+        _compile(model, resolved)
     return model
+
+
+def _compile(module: nn.Module, resolved: Resolved) -> None:
+    # Static shapes: training and validation get a graph of their own, never a dynamic one.
+    module.compile(dynamic=False, mode=resolved.config.engine.compile_mode)
 
 
 def data_parallel(model: Classifier, resolved: Resolved) -> DistributedDataParallel:
@@ -86,15 +99,32 @@ def data_parallel(model: Classifier, resolved: Resolved) -> DistributedDataParal
     with warnings.catch_warnings():
         # The newest torch renames broadcast_buffers; the older ones know no other name.
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
+        ddp = DistributedDataParallel(
             model,
             device_ids=[world.device] if world.on_gpu else None,
             # BN's running statistics belong to rank 0, which gives them out before evaluations.
             broadcast_buffers=False,
             bucket_cap_mb=engine.bucket_mb,  # type: ignore[arg-type]
-            gradient_as_bucket_view=True,
+            gradient_as_bucket_view=engine.bucket_view,
             static_graph=engine.static_graph,
         )
+    if engine.send_gradients == "bf16":
+        ddp.register_comm_hook(None, _send_bf16)
+    if resolved.compiled and engine.compile_ddp:
+        # The network's own graph stays for validation, which calls it without DDP.
+        _compile(ddp, resolved)
+    return ddp
+
+
+def _send_bf16(
+    group: dist.ProcessGroup | None, bucket: dist.GradBucket
+) -> torch.futures.Future[Tensor]:
+    """Sum a bucket over the ranks in bf16; torch's own is refused by name where NCCL is missing."""
+    return bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
+
+
+# torch compares these with its classes, and in this file annotations are text.
+_send_bf16.__annotations__ = dict(bf16_compress_hook.__annotations__)
 
 
 def autocast(resolved: Resolved) -> AbstractContextManager[None]:
@@ -117,19 +147,32 @@ def warm_up(
     changes the order of sums: without these steps a resumed run would differ in the last bit.
     Weights, BN statistics and random state are afterwards what they were before.
     """
-    n, device = resolved.split.local_batch, resolved.world.device
-    shifts = ddp.module.pixels.of(np.zeros((n, 15), dtype=np.int64), device)
+    engine = resolved.config.engine
     with _state_kept(ddp):
         ddp.train()
-        for _ in range(2 if resolved.config.engine.static_graph else 1):
-            with autocast(resolved):
-                logits = ddp(_blank(n, resolved), *shifts)
-            nn.functional.cross_entropy(
-                logits.float(), logits.new_zeros(len(logits)).long()
-            ).backward()
+        for _ in range(max(2 if engine.static_graph else 1, _first_calls(resolved))):
+            _throw_away(ddp, resolved)
+        if engine.compile_ddp and resolved.split.accumulate > 1:
+            # DDP's own code takes another way where it only accumulates.
+            with ddp.no_sync():
+                _throw_away(ddp, resolved)
         optimizer.zero_grad(set_to_none=True)
     warm_up_eval(ddp.module, resolved)
     ddp.train()
+
+
+def _throw_away(ddp: DistributedDataParallel, resolved: Resolved) -> None:
+    n = resolved.split.local_batch
+    shifts = ddp.module.pixels.of(np.zeros((n, 15), dtype=np.int64), resolved.world.device)
+    with autocast(resolved):
+        logits = ddp(_blank(n, resolved), *shifts)
+    nn.functional.cross_entropy(logits.float(), logits.new_zeros(len(logits)).long()).backward()
+
+
+def _first_calls(resolved: Resolved) -> int:
+    """Calls that a graph takes until it is as fast as it gets: CUDA graphs run, record, replay."""
+    graphs = resolved.config.engine.compile_mode in _CUDA_GRAPH_MODES
+    return 3 if graphs and resolved.compiled and resolved.world.on_gpu else 1
 
 
 def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
@@ -137,8 +180,9 @@ def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
     # Made outside of inference mode, as the loader's: a tensor made within is of another kind.
     images = _blank(resolved.eval_images * resolved.eval_views, resolved)
     model.eval()
-    with torch.inference_mode(), autocast(resolved):
-        model(images)
+    for _ in range(_first_calls(resolved)):
+        with torch.inference_mode(), autocast(resolved):
+            model(images)
 
 
 def _blank(n: int, resolved: Resolved) -> Tensor:
@@ -158,12 +202,16 @@ def seed_dropout(resolved: Resolved, micro_step: int) -> None:
 
 
 def graph_counts() -> dict[str, int]:
-    """How many graphs torch.compile has made so far, and how often it broke one."""
+    """How many graphs torch.compile has made so far, and how often it broke the network's.
+
+    With engine.compile_ddp it always breaks in DDP's own code too, before and after the network.
+    """
     from torch._dynamo.utils import counters
 
+    breaks = counters["graph_break"].items()
     return {
         "graphs": int(counters["stats"]["unique_graphs"]),
-        "breaks": sum(counters["graph_break"].values()),
+        "breaks": sum(n for why, n in breaks if not any(name in why for name in _CODE_OF_DDP)),
     }
 
 

@@ -58,10 +58,13 @@ def warmup_start_lr(config: cfg.Config) -> float:
     return min(config.optim.lr_per_256, peak) if asked is None else asked
 
 
-def sgd(parameters: Iterable[torch.nn.Parameter], optim: cfg.Optim) -> torch.optim.SGD:
+def sgd(
+    parameters: Iterable[torch.nn.Parameter], optim: cfg.Optim, *, fused: bool = True
+) -> torch.optim.SGD:
     """SGD whose groups are found by structure: one dimension means norm or bias.
 
-    Fused: one kernel per step, and fp16's scaler then needs no host read.
+    Fused: one kernel per step, and fp16's scaler then needs no host read. Else as torch chooses:
+    tensor by tensor on a CPU, all tensors at once on a GPU. The last bits differ.
     """
     everything = list(parameters)
     matrices = [p for p in everything if p.ndim > 1]
@@ -72,7 +75,7 @@ def sgd(parameters: Iterable[torch.nn.Parameter], optim: cfg.Optim) -> torch.opt
         {"params": vectors, "weight_decay": vector_decay},
     ]
     optimizer = torch.optim.SGD(
-        groups, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov, fused=True
+        groups, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused
     )
     if optim.momentum:
         # Else torch makes the buffers in the first step without filling them, also in one that

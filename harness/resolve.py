@@ -16,7 +16,7 @@ from harness.data.stream import Split
 from harness.errors import BadInput
 from harness.events import Event
 from harness.optim import learning_rate, peak_lr, warmup_start_lr
-from harness.rules import per_rank
+from harness.rules import NO_CUDA_GRAPHS, per_rank
 from harness.world import World
 
 
@@ -57,6 +57,13 @@ class Resolved:
             events=events,
         )
 
+    def _compiling(self) -> str:
+        engine = self.config.engine
+        if not self.compiled:
+            return "eager"
+        mode = "" if engine.compile_mode == "default" else f" for {engine.compile_mode}"
+        return f"compiled{mode}{', DDP too' if engine.compile_ddp else ''}"
+
     def lines(self) -> list[str]:
         """What is about to run, for a person."""
         config, world, split = self.config, self.world, self.split
@@ -66,7 +73,7 @@ class Resolved:
             "devices": f"{world.size} x {_device_name(world.device)}",
             "computing": f"{self.precision}, "
             f"{'channels_last' if config.engine.channels_last else 'NCHW'}, "
-            f"{'compiled' if self.compiled else 'eager'}, {self.threads} CPU threads per rank",
+            f"{self._compiling()}, {self.threads} CPU threads per rank",
             "data": f"{config.data.source}, decoded on {self.loader.decode}, "
             f"{self.loader.threads} threads per rank",
         }
@@ -99,6 +106,8 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     total = config.schedule.epochs * steps_per_epoch
     steps = min(total, config.schedule.max_steps or total)
     _check_profile(config.profile, steps)
+    if config.engine.compile_mode == "reduce-overhead" and not world.on_gpu:
+        raise BadInput(NO_CUDA_GRAPHS)
     assert config.run.name is not None, "cli.load names every run"
     return Resolved(
         config=config,

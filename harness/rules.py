@@ -10,6 +10,7 @@ from harness.config import (
     DENSE_MODELS,
     RESIDUAL_MODELS,
     Config,
+    Engine,
     Model,
 )
 from harness.errors import BadInput
@@ -26,6 +27,10 @@ def check(config: Config) -> None:
             raise BadInput(message)
 
 
+NO_CUDA_GRAPHS = (
+    "engine.compile_mode: reduce-overhead means CUDA graphs and does nothing on a CPU; use default"
+)
+
 Rules = list[tuple[bool, str]]
 """Whether a rule is broken, and what to say then."""
 
@@ -38,6 +43,7 @@ def rules(config: Config) -> Rules:
         *_model_rules(config),
         *network_rules(config.model),
         *_other_rules(config),
+        *_engine_rules(config.engine),
     ]
 
 
@@ -199,14 +205,29 @@ def _other_rules(config: Config) -> Rules:
             not _rise(schedule.drop_steps),
             f"schedule.drop_steps: {schedule.drop_steps} must be over 0 and rise from drop to drop",
         ),
+    ]
+
+
+def _engine_rules(engine: Engine) -> Rules:
+    mode = engine.compile_mode
+    return [
         (
-            config.engine.compile is True and config.engine.bucket_mb < 1,
-            f"engine.bucket_mb: {config.engine.bucket_mb:g} is too small for compiled networks: "
+            engine.compile is True and engine.bucket_mb < 1,
+            f"engine.bucket_mb: {engine.bucket_mb:g} is too small for compiled networks: "
             "torch's first bucket has 1 MiB; make it at least 1",
         ),
         (
-            config.engine.device == "cpu" and config.engine.precision in ("tf32", "fp16"),
-            f"engine.precision: {config.engine.precision} needs a GPU; use bf16, fp32 or auto",
+            engine.device == "cpu" and engine.precision in ("tf32", "fp16"),
+            f"engine.precision: {engine.precision} needs a GPU; use bf16, fp32 or auto",
+        ),
+        (
+            engine.compile is False and mode != "default",
+            f"engine.compile_mode: {mode} needs engine.compile true or auto",
+        ),
+        (engine.device == "cpu" and mode == "reduce-overhead", NO_CUDA_GRAPHS),
+        (
+            engine.compile is False and engine.compile_ddp,
+            "engine.compile_ddp: needs engine.compile true or auto",
         ),
     ]
 

@@ -96,7 +96,8 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
     engine.set_up_torch(resolved)
     model = engine.place(net, resolved)
     ddp = engine.data_parallel(model, resolved)
-    optimizer = sgd(model.parameters(), resolved.config.optim)
+    fused = resolved.config.engine.fused_optimizer is not False  # auto: true
+    optimizer = sgd(model.parameters(), resolved.config.optim, fused=fused)
     with clock.account("compile"):
         engine.warm_up(ddp, optimizer, resolved)
     return Training(

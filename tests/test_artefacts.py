@@ -132,6 +132,8 @@ def test_a_machine_has_one_key_and_another_vector_width_or_compiler_another(
         ({"engine": {"timeout_s": 7.0}, "data": {"prefetch_batches": 9}}, True),
         ({"engine": {"threads": 2}}, False),
         ({"engine": {"bucket_mb": 3.0}}, False),
+        ({"engine": {"compile_mode": "max-autotune"}}, False),
+        ({"engine": {"bucket_view": False, "send_gradients": "bf16"}}, True),
         ({"engine": {"precision": "fp32"}}, False),
         ({"train": {"max_local_batch": 6}}, False),
         ({"eval": {"local_batch": 8}}, False),

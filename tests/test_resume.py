@@ -84,8 +84,12 @@ def resume_in_the_middle(
             {"engine": {"static_graph": True}, "train": {"max_local_batch": 2}},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"engine": {"send_gradients": "bf16", "bucket_view": False, "fused_optimizer": False}},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "static graph", "accumulating", "static graph, accumulating"],
+    ids=["plain", "static graph", "accumulating", "static graph, accumulating", "switches"],
 )
 def test_a_resumed_run_has_the_same_bits(
     photos: Path, tmp_path: Path, changes: dict[str, Any]
@@ -124,6 +128,37 @@ def begin(photos: Path, folder: Path, changes: dict[str, Any], steps: int) -> di
         through_a_file(t, folder)
         sums = open_period(t)
     return sums | {"step": t.step, "bits": bits(t), "before": before.tolist()}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_taken_up_whatever_the_switches(photos: Path, tmp_path: Path) -> None:
+    """Four steps with one setting, three with another: there and back."""
+    whole = in_ranks(2, begin, photos, tmp_path / "whole", {}, 7)[0]
+    switches: dict[str, Any] = {
+        "engine": {"send_gradients": "bf16", "bucket_view": False, "fused_optimizer": False}
+    }
+    for first, then in (({}, switches), (switches, {})):
+        folder = tmp_path / str(len(first))
+        in_ranks(2, begin, photos, folder, first, 4)
+        ranks = in_ranks(2, begin, photos, folder, then, 3)
+        assert (ranks[0]["step"], ranks[0]["seen"]) == (7, whole["seen"])
+        assert ranks[0]["bits"] == ranks[1]["bits"] != whole["bits"]
+        assert ranks[0]["period"].loss == pytest.approx(whole["period"].loss, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_a_compiled_ddp_has_the_same_bits(photos: Path, tmp_path: Path) -> None:
+    """Also those of the network compiled by itself: torch cuts both at the same places."""
+    engine: dict[str, Any] = {"compile": True, "bucket_mb": 1, "send_gradients": "bf16"}
+    found = [
+        in_ranks(2, resume_in_the_middle, photos, tmp_path / str(ddp), changes, True)
+        for ddp in (True, False)
+        for changes in [{"engine": engine | {"compile_ddp": ddp}}]
+    ]
+    for rank in [rank for ranks in found for rank in ranks]:
+        assert rank["buckets"] == 2
+        assert rank["whole"] == rank["resumed"]
+    assert len({rank["whole"][0] for ranks in found for rank in ranks}) == 1
 
 
 @pytest.mark.slow

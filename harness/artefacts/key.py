@@ -74,6 +74,8 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
         "precision": resolved.precision,
         "channels_last": config.engine.channels_last,
         "deterministic": config.engine.deterministic,
+        "compile_mode": config.engine.compile_mode,
+        "compile_ddp": config.engine.compile_ddp,
         # Dynamo cuts the graph of a module under DDP where a bucket ends.
         "bucket_mb": config.engine.bucket_mb,
         "threads": resolved.threads,

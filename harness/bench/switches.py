@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import cli
 from harness import config as cfg
+from harness.rules import rules
 
 _CHANGES_LEARNING = frozenset(
     {"engine.precision", "engine.send_gradients", "train.max_local_batch", "train.global_batch"}
@@ -28,10 +29,22 @@ def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict
     now = {key: cli.as_text(value) for key, value in cfg.flat(config).items()} | facts["came_to"]
     tried = {}
     for key, values in _all(config, ranks, now, facts):
-        others = [value for value in dict.fromkeys(values) if value != now[key]]
+        others = [
+            value
+            for value in dict.fromkeys(values)
+            if value != now[key] and _fits(config, key, value)
+        ]
         if others:
             tried[key] = others
     return tried
+
+
+def _fits(config: cfg.Config, key: str, value: str) -> bool:
+    """Whether the value goes together with all else that is asked for."""
+    section, name = key.split(".")
+    sections = config.model_dump()
+    sections[section][name] = value
+    return not any(broken for broken, _ in rules(cfg.Config.model_validate(sections)))
 
 
 def _all(
@@ -46,7 +59,8 @@ def _all(
     if compiled:
         modes = ["default", "max-autotune-no-cudagraphs"]
         yield "engine.compile_mode", [*modes, *["reduce-overhead", "max-autotune"] * on_gpu]
-    yield "engine.fused_optimizer", ["true", "false"]
+    fused = now["engine.fused_optimizer"] != "false"  # auto is fused
+    yield "engine.fused_optimizer", ["false" if fused else "true"]
     if config.data.source != "synthetic":
         if on_gpu:
             yield "data.decode", ["gpu", "cpu"]

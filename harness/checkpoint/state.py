@@ -69,6 +69,10 @@ def capture(
 
 
 def restore(state: State, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put captured weights, statistics and momentum back, in place."""
+    """Put captured weights, statistics and momentum back, in place.
+
+    How the optimizer steps, fused or not, stays its own: only rank 0 reads a checkpoint.
+    """
     net.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({**state["optimizer"], "param_groups": own})

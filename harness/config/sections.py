@@ -386,11 +386,40 @@ class Engine(Section):
     compile: bool | Auto = setting(
         "auto", "torch.compile the network; auto: on a GPU.", changes="result and speed"
     )
+    compile_mode: Literal[
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ] = setting(
+        "default",
+        "torch.compile's mode; reduce-overhead: with CUDA graphs; max-autotune: also with kernels "
+        "chosen by trying them, which takes long.",
+        changes="result and speed",
+    )
+    compile_ddp: bool = setting(
+        False,
+        "Compile DDP's own code around the network too, in which torch breaks the graph (not "
+        "counted as graph breaks); the network's graph is cut at bucket borders either way.",
+        changes="result and speed",
+    )
     bucket_mb: float = setting(
         25.0, "DDP: size of a gradient bucket, MiB.", changes="result and speed", gt=0
     )
     static_graph: bool = setting(
         False, "DDP: promise that the graph never changes.", changes="result and speed"
+    )
+    bucket_view: bool = setting(
+        True,
+        "DDP: gradients lie in the buckets; false: they are copied in and out.",
+        changes="speed",
+    )
+    send_gradients: Literal["fp32", "bf16"] = setting(
+        "fp32",
+        "DDP: bf16 rounds gradients and sums them in bf16: half the bytes.",
+        changes="result and speed",
+    )
+    fused_optimizer: bool | Auto = setting(
+        "auto",
+        "SGD in one kernel; auto: true; false: with fp16, the host then waits in each step.",
+        changes="result and speed",
     )
     threads: int = setting(
         0, "CPU threads for computing, per rank; 0: the rank's cores.",
