@@ -25,7 +25,11 @@ def test_scaling_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
     told = json.loads((tmp_path / f"bench/scaling-{job}/scaling.json").read_text())
     assert {cell["ranks"] for cell in told["cells"]} == {1, 4}
     assert all(len(cell["rates"]) >= 3 and not cell["failed"] for cell in told["cells"])
+    assert set(told["efficiency"]) == {"weak", "strong"}
     assert "4 ranks do" in slurm.log(job)
+    page = (tmp_path / f"bench/scaling-{job}/scaling.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
 
 
 def test_the_ladder_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:

@@ -332,20 +332,6 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
         cells_of(config, [1, 2, 3])
 
 
-@pytest.mark.slow
-def test_scaling_from_its_command_to_the_page(tmp_path: Path) -> None:
-    done = bench("scaling", *WORDS, "--ranks", "1,2", "--minutes", "0.01", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "bench/scaling/scaling.json").read_text())
-    assert [cell["ranks"] for cell in told["cells"]] == [1, 1, 2]
-    assert all(len(cell["rates"]) == scaling.LEAST_ROUNDS for cell in told["cells"])
-    assert set(told["efficiency"]) == {"weak", "strong"}
-    assert "2 ranks do" in done.stdout
-    page = (tmp_path / "bench/scaling/scaling.html").read_text()
-    assert "<svg" in page
-    assert "<script" not in page
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
