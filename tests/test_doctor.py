@@ -337,7 +337,7 @@ def test_a_sick_harness_is_found_out(icons: Path, tmp_path: Path) -> None:
     for name in ("harness", "launch", "configs"):
         copytree(ROOT / name, sick / name)
     file = sick / "harness" / "checkpoint" / "state.py"
-    healthy = '    optimizer.load_state_dict(state["optimizer"])\n'
+    healthy = '    optimizer.load_state_dict({**state["optimizer"], "param_groups": own})\n'
     assert healthy in file.read_text()
     file.write_text(file.read_text().replace(healthy, ""))
     done = doctor(icons, tmp_path, "--kills", "2", "--steps", "24", "--seed", "3", root=sick)
