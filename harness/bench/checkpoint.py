@@ -17,7 +17,7 @@ from harness import attempt as attempts
 from harness import config as cfg
 from harness import engine
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Arm, in_turns, report
+from harness.bench.turns import Timed, in_turns, report
 from harness.checkpoint import Staging
 from harness.console import out
 from harness.errors import BadInput, RunFailed
@@ -75,8 +75,8 @@ def measure(work: Work, folder: Path) -> float:
         with opened(config, world) as run, ExitStack() as closing:
             turns = _Turns(run, work.steps // SAVES, closing)
             arms = [
-                Arm("with checkpoints", turns.with_checkpoints),
-                Arm("without", turns.without),
+                Timed("with checkpoints", turns.with_checkpoints),
+                Timed("without", turns.without),
             ]
             for arm in arms:
                 arm.turn()  # not measured: first touches of memory

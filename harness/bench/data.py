@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import pagecache
 from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
-from harness.bench.turns import Arm, in_turns, report
+from harness.bench.turns import Timed, in_turns, report
 from harness.console import out
 from harness.data.dataset import Dataset, open_folder
 from harness.data.tree import TreeFiles
@@ -99,13 +99,13 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [""] if len(folders) == 1 else [f", {folder.name}" for folder in folders]
 
 
-def _arm(title: str, loader: str, load: Load, drop: Dataset | None) -> Arm:
+def _arm(title: str, loader: str, load: Load, drop: Dataset | None) -> Timed:
     def turn() -> float:
         if drop is not None:
             pagecache.drop(map(drop.files.extent, range(len(drop))))
         return _in_process(loader, load)
 
-    return Arm(title, turn)
+    return Timed(title, turn)
 
 
 def _in_process(name: str, load: Load) -> float:

@@ -28,8 +28,8 @@ from harness.world import Ballot, World
 
 LEAST_ROUNDS, ROUNDS = 3, 10
 """Rounds that are done in any case, and as many as the time is shared out for."""
-ENOUGH_PCT = 2.0
-"""Half-width of all intervals, in percent of the mean, at which measuring ends early."""
+ENOUGH_PCT, ENOUGH_ROUNDS = 2.0, 5
+"""Half-width of an interval, in percent of the mean, from so many turns, at which a rung rests."""
 EVERY_S = 10.0
 TURN_S = 0.3  # a turn of less says more about the clock
 MOST_STEPS = 1000
@@ -69,23 +69,31 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, str] | None:
 
 
 def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, list[AllRanksTurn]]:
-    """Turns of each rung, until all are known well or the time is over, the same on all ranks."""
+    """Turns of each rung, until all are known well or the time is over, the same on all ranks.
+
+    A rung that is known well rests, so that its time goes to the others.
+    """
     out.print(f"timing {len(found)} parts by themselves, to share out the time")
     steps = _plan(found, world, until)
     turns: dict[str, list[AllRanksTurn]] = defaultdict(list)
-    began, told, rounds = time.perf_counter(), time.perf_counter(), 0
+    told, rounds, open_ones = time.perf_counter(), 0, list(found)
     while True:
-        for rung in found if rounds % 2 == 0 else reversed(found):
+        began = time.perf_counter()
+        for rung in open_ones:
             turns[rung.name].append(_turn(rung, steps[rung.name], world))
         rounds += 1
+        widest = {rung.name: half_width_pct(turns[rung.name]) for rung in found}
+        if rounds >= ENOUGH_ROUNDS:
+            open_ones = [rung for rung in open_ones if widest[rung.name] > ENOUGH_PCT]
+        open_ones.reverse()  # forth and back
         now = time.perf_counter()
-        widest = max(half_width_pct(turns[rung.name]) for rung in found)
-        over = now + (now - began) / rounds > until or widest < ENOUGH_PCT
-        if world.from_main(rounds >= LEAST_ROUNDS and over):
+        round_s = now - began
+        over = rounds >= LEAST_ROUNDS and now + round_s > until
+        if world.from_main(over or not open_ones):
             return turns
         if now - told > EVERY_S:
-            left_s = max(until - now, (LEAST_ROUNDS - rounds) * (now - began) / rounds)
-            known = f"known to within {widest:.1f} %, " if rounds > 1 else ""
+            left_s = max(until - now, (LEAST_ROUNDS - rounds) * round_s)
+            known = f"known to within {max(widest.values()):.1f} %, " if rounds > 1 else ""
             out.print(f"round {rounds}: {known}at most {duration(left_s)} left")
             told = now
 

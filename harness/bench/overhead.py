@@ -11,7 +11,7 @@ from torch import nn
 
 from harness import engine
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Arm, in_turns, ratios, report
+from harness.bench.turns import Timed, in_turns, ratios, report
 from harness.console import count, out
 from harness.data.batch import Batch
 from harness.pulse import Pulse
@@ -40,9 +40,9 @@ def measure(work: Work) -> float:
         net = engine.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), voting)
         arms = [
-            Arm("harness", lambda: _harness(t, run.batches, voting)),
-            Arm("harness, no vote", lambda: _harness(t, run.batches, silent)),
-            Arm("bare loop", _Bare(run, next(run.batches), work.steps)),
+            Timed("harness", lambda: _harness(t, run.batches, voting)),
+            Timed("harness, no vote", lambda: _harness(t, run.batches, silent)),
+            Timed("bare loop", _Bare(run, next(run.batches), work.steps)),
         ]
         _explain(world.size)
         for arm in arms:

@@ -115,6 +115,7 @@ def _once(base: Arm, cell: Cell, turn_s: float, folder: Path, start: Start) -> N
     try:
         works = start(arm, folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log")
         try:
+            works.ready()
             cell.rates.append(works.turn(turn_s))
         finally:
             works.close()

@@ -29,8 +29,8 @@ from harness.files import write_atomic
 from harness.record.process import process_age_s
 
 _COUNTED = ("recompiles", "breaks", "buckets", "launches_per_step")
-HEAD = ("", "of the base", "from", "to", "images/s", "pairs", "recompiles", "breaks", "buckets",
-        "CUDA graphs", "GiB")  # fmt: skip
+HEAD = ("", "of the base", "from", "to", "images/s", "starts", "pairs", "recompiles", "breaks",
+        "buckets", "CUDA graphs", "GiB")  # fmt: skip
 MOST_FACTOR = 16
 """How many times the asked batch is tried."""
 
@@ -114,7 +114,7 @@ def _cells(trial: Trial) -> list[str]:
     return [
         trial.arm.name + "*" * any(map(changes_learning, trial.arm.flags)),
         *(f"{ratio:.3f}" for ratio in (trial.ratio, low, high)),
-        f"{trial.images_per_second:,.0f}", str(len(trial.pairs)),
+        f"{trial.images_per_second:,.0f}", str(len(trial.starts)), str(len(trial.pairs)),
         *(_cell(facts.get(key)) for key in _COUNTED), _cell(facts.get("memory_peak_gib"), ".1f"),
     ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def lines(swept: Swept) -> list[str]:
         told.append("*: may change the accuracy, not only the speed")
     apart = [each.arm.name for each in trials if not each.together]
     if apart:
-        told.append(f"too large to be alive beside the base, each turn a start: {', '.join(apart)}")
+        told.append(f"too large beside the base, so that each turn is a start: {', '.join(apart)}")
     held_back = [
         f"{each.arm.name} ({each.ratio:.2f})"
         for each in swept.trials
@@ -166,7 +166,8 @@ def best_yaml(swept: Swept, config: Config) -> str:
         low, high = best.interval
         head.append(
             f"promises {best.ratio:.3f} times the images/s of what was asked for "
-            f"(95 %: {low:.3f} to {high:.3f}; {len(best.pairs)} pairs of turns)"
+            f"(95 %: {low:.3f} to {high:.3f}; {count(len(best.starts), 'start')}, "
+            f"{len(best.pairs)} pairs of turns)"
         )
         head += [f"{key}: {value}, was {cli.as_text(before[key])}" for key, value in flags.items()]
     if any(map(changes_learning, flags)):
@@ -178,7 +179,7 @@ def _as_json(trial: Trial) -> dict[str, Any]:
     told: dict[str, Any] = {
         "name": trial.arm.name, "flags": dict(trial.arm.flags), "python": str(trial.arm.python),
         "code": str(trial.arm.code), "failed": trial.failed, "together": trial.together,
-        "pairs": trial.pairs, "facts": trial.facts,
+        "starts": trial.starts, "facts": trial.facts,
     }  # fmt: skip
     if trial.failed is None:
         told |= {"ratio": trial.ratio, "interval": trial.interval}

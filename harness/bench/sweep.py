@@ -55,12 +55,9 @@ def sweep(
     """
     out.print(f"{base.name}: setting it up")
     running = Base(base, folder, start)
-    try:
-        wins = partial(_wins, base=base, may_change_result=may_change_result)
-        trials = _one_by_one(running, arms(running), until, wins)
-        finals = _finals(running, [each for each in trials if wins(each)], until)
-    finally:
-        running.close()
+    wins = partial(_wins, base=base, may_change_result=may_change_result)
+    trials = _one_by_one(running, arms(running), until, wins)
+    finals = _finals(running, [each for each in trials if wins(each)], until)
     faster = [each for each in finals if each.is_faster]
     best = max(faster, key=lambda each: each.ratio, default=None)
     return Swept(base, trials, finals, best)

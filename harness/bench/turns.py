@@ -13,14 +13,14 @@ from harness.console import out, track, wide
 
 
 @dataclass(frozen=True)
-class Arm:
+class Timed:
     """One of the things compared: a turn of it returns images per second."""
 
     name: str
     turn: Callable[[], float]
 
 
-def in_turns(arms: Sequence[Arm], turns: int) -> dict[str, list[float]]:
+def in_turns(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
     """Images per second of each arm in each turn; the order is reversed from turn to turn."""
     measured: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for turn in track(range(turns), total=turns, what="measuring"):

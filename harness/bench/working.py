@@ -74,35 +74,38 @@ class ArmFailed(RunFailed):
 
 
 class Working:
-    """An arm whose ranks have set themselves up.
+    """An arm whose ranks have been started.
 
     Args:
         log: file for all that they print.
-
-    Raises:
-        ArmFailed: they could not.
     """
 
     def __init__(self, arm: Arm, log: Path) -> None:
         self.arm, self._log = arm, log
+        self.facts: dict[str, Any] = {}
         self._wires: list[Wire] = []
-        token = secrets.token_hex(8)
+        self._token = secrets.token_hex(8)
         host = arm.host if arm.launch is None else ""  # of all networks
-        with socket.create_server((host, 0)) as server, log.open("wb") as printed:
-            address = f"{arm.host}:{server.getsockname()[1]}"
-            told = json.dumps({"words": arm.all_words, "address": address, "token": token})
-            paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._server = socket.create_server((host, 0))
+        address = f"{arm.host}:{self._server.getsockname()[1]}"
+        told = json.dumps({"words": arm.all_words, "address": address, "token": self._token})
+        paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with log.open("wb") as printed:
             self._process = subprocess.Popen(
                 arm.command(told), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )  # fmt: skip
-            try:
-                self._wires = self._meet(server, token)
-                self.facts = self._hear()
-            except BaseException:
-                self.close()
-                raise
+
+    def ready(self) -> None:
+        """Return once its ranks have set themselves up.
+
+        Raises:
+            ArmFailed: they could not.
+        """
+        with self._server:
+            self._meet()
+        self.facts = self._hear()
 
     def turn(self, turn_s: float) -> float:
         """Images per second over about so many seconds; the first turn takes four steps more.
@@ -126,6 +129,7 @@ class Working:
 
     def close(self) -> None:
         """Have its processes end, whatever they do."""
+        self._server.close()
         for wire in self._wires:
             wire.close()
         # Ranks end by themselves when their wire does; torchrun ends its ranks when it is told to.
@@ -137,21 +141,21 @@ class Working:
                 self._process.wait(END_S)
                 return
 
-    def _meet(self, server: socket.socket, token: str) -> list[Wire]:
+    def _meet(self) -> None:
         """A wire to each rank, in their order."""
-        server.settimeout(LOOK_S)
+        self._server.settimeout(LOOK_S)
         met: dict[int, Wire] = {}
         while len(met) < self.arm.ranks:
             try:
-                wire = Wire(server.accept()[0])
+                wire = Wire(self._server.accept()[0])
             except TimeoutError:
                 if self._process.poll() is not None:
                     raise self._failed() from None
                 continue
             hello = self._heard(wire)
-            if hello.get("token") == token:
+            if hello.get("token") == self._token:
                 met[hello["rank"]] = wire
-        return [met[rank] for rank in sorted(met)]
+        self._wires = [met[rank] for rank in sorted(met)]
 
     def _tell(self, wire: Wire, **told: Any) -> None:
         try:

@@ -95,9 +95,16 @@ class Dataset:
             read: mmap gives a view, paged in where it is decoded; pread reads into memory.
             soon: mapped bytes are paged in from the call on, without waiting for them.
         """
-        if read == "pread":
-            return self.files.read
-        return lambda sample: self.files.mapped(sample, soon=soon)
+        return reader_of(self.files, read, soon=soon)
+
+
+def reader_of(
+    files: TreeFiles | ShardFiles, read: Read, *, soon: bool = False
+) -> Callable[[int], Bytes]:
+    """As Dataset.reader, of files without a dataset."""
+    if read == "pread":
+        return files.read
+    return lambda sample: files.mapped(sample, soon=soon)
 
 
 def open_folder(root: Path) -> Dataset:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness import probes
 from harness.data import demo
+from harness.data.dataset import reader_of
 from harness.data.index import cache_folder
 from harness.data.sample import some_files
 from harness.deadline import NoAnswer, within
@@ -124,7 +125,7 @@ def _data(asked: Asked) -> Facts:
         if files is None:
             return {"skipped": f"{root}: shards whose index is built on first use"}
         extents = [files.extent(n) for n in range(len(files.size_bytes))]
-        read = {"mmap": files.mapped, "pread": files.read}[data.read]
+        read = reader_of(files, data.read)
         # Alone before a run, this process stands for all ranks of its node.
         threads = asked.loader_threads * asked.local_ranks // asked.world.local_size
         reading = probes.read_speed(read, extents, threads=threads, limit_s=limits.READ_S)

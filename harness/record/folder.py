@@ -237,7 +237,10 @@ def _changed(path: Path, config: Config, digests: Mapping[str, str | None]) -> s
     if differ := [name for name, digest in digests.items() if first[name] != digest]:
         return f"images ({differ[0]} differs)"
     if first["result_fingerprint"] != fingerprint(config, "result"):
-        return "terms: the version of the harness that began it orders or crops images otherwise"
+        return (
+            "terms: the version of the harness that began it has other settings, or orders or "
+            "crops images otherwise"
+        )
     return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections import Counter
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ SLOWER = 1.10
 """So much slower than the median rank is slow."""
 WAITS_MORE_PCT = 10.0
 """So many points more of the time waiting for data than the median rank is slow too."""
-LEAST_PERIODS = 3
+LEAST_PERIODS, WINDOW_PERIODS = 3, 20
+"""A rank is judged by its last periods: one that turns slow after days is found within minutes."""
 MOST_NAMED = 8
 """More than a few slow ranks are the normal ones."""
 ANSWER_S = 5.0
@@ -43,12 +44,11 @@ class Slow:
 
 
 class Stragglers:
-    """Ranks that were slower than the median rank in more than half of at least three periods."""
+    """Ranks that were slower than the median rank in more than half of the last periods."""
 
     def __init__(self) -> None:
-        self._periods = 0
-        self._computing: Counter[int] = Counter()
-        self._waiting: Counter[int] = Counter()
+        self._computing: deque[set[int]] = deque(maxlen=WINDOW_PERIODS)
+        self._waiting: deque[set[int]] = deque(maxlen=WINDOW_PERIODS)
         self._named: set[int] = set()
 
     def period(self, compute_ms: Sequence[float], wait_pct: Sequence[float]) -> list[Slow]:
@@ -60,22 +60,21 @@ class Stragglers:
         """
         # Of two ranks, the fast one is what the slow one is held against.
         compute, wait = median_low(compute_ms), median_low(wait_pct)
-        self._periods += 1
-        self._computing.update(r for r, ms in enumerate(compute_ms) if ms > SLOWER * compute)
-        self._waiting.update(r for r, pct in enumerate(wait_pct) if pct > wait + WAITS_MORE_PCT)
+        self._computing.append({r for r, ms in enumerate(compute_ms) if ms > SLOWER * compute})
+        self._waiting.append({r for r, pct in enumerate(wait_pct) if pct > wait + WAITS_MORE_PCT})
         found = []
         for rank in range(len(compute_ms)):
             if rank in self._named or len(self._named) == MOST_NAMED:
                 continue
-            if self._is_often(self._computing[rank]):
+            if times := self._often(rank, self._computing):
                 why = (
                     f"computes a step in {compute_ms[rank]:.1f} ms, the median rank in "
-                    f"{compute:.1f}, slow in {self._computing[rank]} of {self._periods} log periods"
+                    f"{compute:.1f}, slow in {times} log periods"
                 )
-            elif self._is_often(self._waiting[rank]):
+            elif times := self._often(rank, self._waiting):
                 why = (
                     f"waits for data {wait_pct[rank]:.0f} % of the time, the median rank "
-                    f"{wait:.0f} %, in {self._waiting[rank]} of {self._periods} log periods"
+                    f"{wait:.0f} %, in {times} log periods"
                 )
             else:
                 continue
@@ -83,8 +82,12 @@ class Stragglers:
             found.append(Slow(rank, why))
         return found
 
-    def _is_often(self, periods: int) -> bool:
-        return self._periods >= LEAST_PERIODS and periods > self._periods / 2
+    @staticmethod
+    def _often(rank: int, slow: deque[set[int]]) -> str | None:
+        """In how many of the last periods a rank was among the slow ones, if in most."""
+        times = sum(rank in each for each in slow)
+        is_often = len(slow) >= LEAST_PERIODS and times > len(slow) / 2
+        return f"{times} of the last {len(slow)}" if is_often else None
 
 
 class Peers:
