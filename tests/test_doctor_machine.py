@@ -258,7 +258,7 @@ def test_data_that_never_answers(
 def test_data_that_comes_slowly(
     healthy: Report, icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(files: TreeFiles, sample: int) -> Bytes:
+    def slowly(files: TreeFiles, sample: int, *, soon: bool = False) -> Bytes:
         time.sleep(0.2)
         return files.read(sample)
 

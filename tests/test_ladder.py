@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from harness import cli
 from harness import config as cfg
 from harness.bench import rungs, show_ladder
-from harness.bench.advice import first_change
+from harness.bench.advice import Change, first_change
 from harness.bench.law import Law, Part, law_of
 from harness.bench.summary import Ladder, Measured
 from harness.data.sets import open_sets
@@ -66,6 +66,7 @@ def ladder(binds: Part, *, cold: float = 1e6, fits: bool = True) -> Ladder:
     law = Law(shared=True)
     return Ladder(
         what=["network: made up"],
+        ranks_per_node=1,
         rungs=[
             Measured(name, about, images_per_second=rates.get(name, 100.0), low=99.0, high=101.0)
             for name, about in rungs.ABOUT.items()
@@ -99,13 +100,7 @@ def test_advice_names_what_is_open_for_the_part_that_binds(
     name: str, part: Part, words: tuple[str, ...], more: dict[str, Any], told: str
 ) -> None:
     change = first_change(ladder(part, **more), resolved(*words), kb_per_image=None)
-    assert told in change
-
-
-def flags_in(change: str) -> list[str]:
-    """Words of the settings that an advice begins with."""
-    found = re.match(r"(--[a-z]+\.[a-z-]+) ([\w.]+)", change)
-    return [] if found is None else [found[1], found[2]]
+    assert told in change.words
 
 
 @pytest.mark.parametrize("part", ["data", "compute", "all-reduce"])
@@ -116,15 +111,22 @@ def flags_in(change: str) -> list[str]:
 )  # fmt: skip
 def test_advised_flags_are_settings(part: Part, words: tuple[str, ...]) -> None:
     change = first_change(ladder(part), resolved(*words), kb_per_image=110.0)
-    if flags := flags_in(change):
-        cli.load([*TINY, "--data.source", "synthetic", *words, *flags])
+    if change.arm is not None:
+        key, value = change.arm.split("=")
+        flag = f"--{key.replace('_', '-')}"
+        assert change.words.startswith(f"{flag} {value}: ")
+        cli.load([*TINY, "--data.source", "synthetic", *words, flag, value])
 
 
 def test_what_is_not_known_well_is_said() -> None:
     good = ladder("compute")
-    assert not [line for line in show_ladder.lines(good, "x") if line.startswith("not known")]
+    assert not [
+        line for line in show_ladder.lines(good, Change("x"), []) if line.startswith("not known")
+    ]
     bad = replace(good, rungs=[*good.rungs[:-1], replace(good.rungs[-1], high=120.0)])
-    (line,) = [line for line in show_ladder.lines(bad, "x") if line.startswith("not known")]
+    (line,) = [
+        line for line in show_ladder.lines(bad, Change("x"), []) if line.startswith("not known")
+    ]
     assert "everything +-20.0 %" in line
 
 
@@ -161,6 +163,8 @@ def test_from_the_command_to_the_page(tmp_path: Path, photos: Path) -> None:
     assert rows[rungs.FORWARD]["limit"] > rows[rungs.BACKWARD]["limit"] > 0
     assert rows[rungs.FORWARD]["limit_unfused"] < rows[rungs.FORWARD]["limit"]
     assert done.stdout.count("change first: ") == 1
+    (gives,) = re.findall(r"what that gives: harness bench sweep (.*)\n", done.stdout)
+    assert gives.startswith("--minutes 5 --arm engine.compile=true --model.name resnet20 ")
     page = (tmp_path / "bench/ladder/ladder.html").read_text()
     assert "<svg" in page
     assert not re.search(r'<script|(src|href)="http', page)

@@ -14,7 +14,7 @@ import numpy as np
 from harness import config as cfg
 from harness import engine
 from harness.bench import limits, rungs
-from harness.bench.advice import first_change
+from harness.bench.advice import Change, first_change
 from harness.bench.loop import TIMEOUT_S, opened, world_of_bench
 from harness.bench.rungs import Rung
 from harness.bench.summary import AllRanksTurn, Ladder, half_width_pct, put_together
@@ -35,7 +35,7 @@ TURN_S = 0.3  # a turn of less says more about the clock
 MOST_STEPS = 1000
 
 
-def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, str] | None:
+def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | None:
     """Time all rungs of a run's step, and say what to change first; a collective call.
 
     None on all ranks but the first.

@@ -203,11 +203,11 @@ def _end(works: Works) -> None:
 
 
 def _starts_to_come(left_s: float, set_up_s: float, done: int) -> int:
-    """How many starts more, this one included: setting up takes half of the time at most.
+    """How many starts more, this one included: setting up takes two thirds of the time at most.
 
     One, where fewer would come together than intervals need.
     """
-    to_come = min(MOST_STARTS - done, max(1, int(left_s / max(2 * set_up_s, 1e-9))))
+    to_come = min(MOST_STARTS - done, max(1, int(left_s / max(1.5 * set_up_s, 1e-9))))
     return to_come if done + to_come >= LEAST_STARTS else 1
 
 

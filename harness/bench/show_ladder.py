@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from harness import config as cfg
+from harness.bench.advice import Change
 from harness.bench.ladder import measure
 from harness.bench.pages import write_page
 from harness.bench.summary import NARROW_PCT, Ladder, Measured
@@ -20,8 +23,11 @@ from harness.results.markup import Markup, tag, text
 HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "of it", "share")
 
 
-def run(config: cfg.Config, *, minutes: float, folder: Path) -> None:
+def run(config: cfg.Config, words: Sequence[str], *, minutes: float, folder: Path) -> None:
     """Measure, print, write ladder.json and ladder.html into the folder; a collective call.
+
+    Args:
+        words: by which the config was asked for.
 
     Raises:
         BadInput: as a run's; a folder that cannot be written.
@@ -32,10 +38,10 @@ def run(config: cfg.Config, *, minutes: float, folder: Path) -> None:
         raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
     measured = measure(config, minutes=minutes)
     if measured is not None:
-        show(*measured, folder)
+        show(*measured, words, folder)
 
 
-def show(ladder: Ladder, change: str, folder: Path) -> None:
+def show(ladder: Ladder, change: Change, words: Sequence[str], folder: Path) -> None:
     """Print it, and write both files."""
     table = Table(*HEAD)
     for column in table.columns[1:]:
@@ -43,11 +49,12 @@ def show(ladder: Ladder, change: str, folder: Path) -> None:
     for rung in ladder.rungs:
         table.add_row(*_cells(rung))
     wide.print(table)
-    for line in lines(ladder, change):
+    told = lines(ladder, change, words)
+    for line in told:
         out.print(line)
-    told = ladder.as_json() | {"first_change": change, "lines": lines(ladder, change)}
-    write_atomic(folder / "ladder.json", lambda part: part.write_text(json.dumps(told, indent=1)))
-    page = write_page(folder / "ladder.html", lambda: _page(ladder, change))
+    of_all = ladder.as_json() | {"first_change": change.words, "lines": told}
+    write_atomic(folder / "ladder.json", lambda part: part.write_text(json.dumps(of_all, indent=1)))
+    page = write_page(folder / "ladder.html", lambda: _page(ladder, told))
     out.print(f"\n{page}\n{folder / 'ladder.json'}: all of it")
 
 
@@ -72,7 +79,7 @@ def _number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
 
 
-def lines(ladder: Ladder, change: str) -> list[str]:
+def lines(ladder: Ladder, change: Change, words: Sequence[str]) -> list[str]:
     """What it means, in words: what binds, headroom, the law, limits, what to change first."""
     rate, binds = ladder.rate, ladder.binds
     without = ladder.without(binds)
@@ -96,7 +103,12 @@ def lines(ladder: Ladder, change: str) -> list[str]:
             "or a quieter machine"
         )
     told += [f"{rung.name}: not measured ({rung.missing})" for rung in ladder.rungs if rung.missing]
-    return [*told, f"change first: {change}"]
+    told.append(f"change first: {change.words}")
+    if change.arm is not None:
+        ranks = ["--ranks", str(ladder.ranks_per_node)] if ladder.ranks_per_node > 1 else []
+        sweep = shlex.join([*ranks, "--arm", change.arm, *words])
+        told.append(f"what that gives: harness bench sweep --minutes 5 {sweep}")
+    return told
 
 
 def _bound_by(ladder: Ladder) -> str:
@@ -109,7 +121,7 @@ def _bound_by(ladder: Ladder) -> str:
     return f"the slowest of {told} images/s"
 
 
-def _page(ladder: Ladder, change: str) -> str:
+def _page(ladder: Ladder, told: Sequence[str]) -> str:
     from harness.results import page, plots_speed  # matplotlib is an extra
 
     measured = [rung for rung in ladder.rungs if rung.missing is None]
@@ -124,7 +136,7 @@ def _page(ladder: Ladder, change: str) -> str:
     cells = [[text(cell) for cell in (*_cells(rung), rung.about)] for rung in ladder.rungs]
     body: list[Markup] = [
         tag("header", tag("h1", text("What binds")), tag("p", text(ladder.what[0].strip()))),
-        tag("ul", *(tag("li", text(line)) for line in lines(ladder, change))),
+        tag("ul", *(tag("li", text(line)) for line in told)),
         tag("figure", picture, tag("figcaption", text("images/s; | is the limit of the rung"))),
         markup.table([*HEAD, "what it is"], cells, right=range(1, len(HEAD))),
         tag("footer", *(tag("p", text(line.strip())) for line in ladder.what)),

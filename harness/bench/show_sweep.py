@@ -29,7 +29,7 @@ from harness.files import write_atomic
 from harness.record.process import process_age_s
 
 _COUNTED = ("recompiles", "breaks", "buckets", "launches_per_step")
-HEAD = ("", "of the base", "from", "to", "images/s", "starts", "pairs", "recompiles", "breaks",
+HEAD = ("", "of the base", "from", "to", "images/s", "starts x pairs", "recompiles", "breaks",
         "buckets", "CUDA graphs", "GiB")  # fmt: skip
 MOST_FACTOR = 16
 """How many times the asked batch is tried."""
@@ -114,7 +114,7 @@ def _cells(trial: Trial) -> list[str]:
     return [
         trial.arm.name + "*" * any(map(changes_learning, trial.arm.flags)),
         *(f"{ratio:.3f}" for ratio in (trial.ratio, low, high)),
-        f"{trial.images_per_second:,.0f}", str(len(trial.starts)), str(len(trial.pairs)),
+        f"{trial.images_per_second:,.0f}", f"{len(trial.starts)} x {len(trial.starts[0])}",
         *(_cell(facts.get(key)) for key in _COUNTED), _cell(facts.get("memory_peak_gib"), ".1f"),
     ]  # fmt: skip
 

@@ -81,6 +81,7 @@ class Ladder:
 
     Attributes:
         what: what was trained, and where, as lines.
+        ranks_per_node: processes that trained on this node.
         parts_s: seconds per image of the parts that make up the whole, each alone.
         predicted: images per second of the whole by the law, from the parts.
         peak: of one rank's device, in words.
@@ -90,6 +91,7 @@ class Ladder:
     """
 
     what: list[str]
+    ranks_per_node: int
     rungs: list[Measured]
     law: Law
     parts_s: dict[Part, float]
@@ -150,6 +152,7 @@ def put_together(
     parts_s = _parts_s(plain)
     return Ladder(
         what=r.lines()[:6],
+        ranks_per_node=r.world.local_size,
         rungs=_with_shares(_with_limits(plain, law), _rate(whole)),
         law=law,
         parts_s=parts_s,

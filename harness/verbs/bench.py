@@ -87,7 +87,7 @@ def _bench_ladder(options: argparse.Namespace) -> None:
     config = cli.load(options.words, prog="harness bench ladder")
     from harness.bench import show_ladder
 
-    show_ladder.run(config, minutes=options.minutes, folder=options.out)
+    show_ladder.run(config, options.words, minutes=options.minutes, folder=options.out)
 
 
 def _add_data(bench: Any) -> None:
