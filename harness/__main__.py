@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from harness import __version__
 from harness.console import err
 from harness.errors import EXIT_INTERRUPTED, HarnessError
+from harness.record import rank_log
 from harness.verbs import bench, compare, data, doctor, publish, show
 from harness.verbs.words import Parser
 
@@ -24,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         options.verb(options)
     except HarnessError as error:
-        err.print(f"error: {' '.join(str(error).split())}")
+        told = " ".join(str(error).split())
+        rank_log.tell_torchrun(told)
+        if rank_log.speaks_first():  # a bench has several ranks
+            err.print(f"error: {told}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")

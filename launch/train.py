@@ -7,10 +7,8 @@ srun --ntasks-per-node 8 --gpus-per-node 8 python launch/train.py ...       one 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +75,8 @@ def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> 
     """Say what happened, once: this rank may be one of many that the same error ends."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
-        _tell_torchrun(message)
-    if first and _speaks_first():
+        rank_log.tell_torchrun(message)
+    if first and rank_log.speaks_first():
         rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
@@ -87,33 +85,6 @@ def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> 
     sys.stderr.flush()
     # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
     os._exit(code)
-
-
-def _speaks_first() -> bool:
-    """Whether no rank of this node has spoken before.
-
-    Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
-    """
-    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return rank_log.is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
-    try:
-        # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
-        (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _tell_torchrun(message: str) -> None:
-    """Leave the message in the file that torchrun's closing report quotes, as `@record` does.
-
-    By hand, since `@record` would import torch before a typo is rejected.
-    """
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
 if __name__ == "__main__":

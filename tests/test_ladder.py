@@ -208,6 +208,14 @@ def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: st
     assert told in done.stderr
 
 
+@pytest.mark.slow
+def test_bad_input_is_told_once_by_two_ranks(tmp_path: Path) -> None:
+    done, _ = run(*SMALL, "--data.train", tmp_path / "none", "--data.val", tmp_path, cwd=tmp_path,
+                  ranks=2)  # fmt: skip
+    assert done.returncode
+    assert done.stderr.count(f"\nerror: {tmp_path / 'none'}: No such file or directory") == 1
+
+
 def test_ctrl_c_ends_it_with_a_word(tmp_path: Path) -> None:
     words = [*SMALL, "--data.source", "synthetic", "--minutes", "5"]
     command = [sys.executable, "-u", "-m", "harness", "bench", "ladder", *words]

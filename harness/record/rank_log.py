@@ -5,6 +5,7 @@ At the level of file descriptors, so that what libraries in C say goes there too
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -51,6 +52,33 @@ def tell_job(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     if _job_stderr is not None:
         os.write(_job_stderr, f"{line}\n".encode())
+
+
+def speaks_first() -> bool:
+    """Whether no rank of this node has spoken before: what ends one may end all.
+
+    Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
+    """
+    if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        return is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
+        (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave the message in the file that torchrun's closing report quotes, as `@record` does.
+
+    By hand, since `@record` would import torch before a typo is rejected.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
 def last_lines(run_folder: Path, rank: int, count: int = 20) -> list[str]:
