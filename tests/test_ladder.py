@@ -218,7 +218,9 @@ def test_bad_input_is_told_once_by_two_ranks(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_with_a_word(tmp_path: Path) -> None:
     words = [*SMALL, "--data.source", "synthetic", "--minutes", "5"]
-    command = [sys.executable, "-u", "-m", "harness", "bench", "ladder", *words]
+    # What a shell starts in the background, such as these tests, ignores SIGINT otherwise.
+    command = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "harness"]
+    command += ["bench", "ladder", *words]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
