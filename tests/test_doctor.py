@@ -317,13 +317,13 @@ def test_one_kill_leaves_nothing_behind(icons: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_of_every_kind(icons: Path, tmp_path: Path) -> None:
+def test_ten_kills_of_every_kind(icons: Path, tmp_path: Path) -> None:
     keep = tmp_path / "keep"
-    done = doctor(icons, tmp_path, "--kills", f"{len(KINDS)}", "--steps", "32", "--keep", str(keep))
+    done = doctor(icons, tmp_path, "--kills", "10", "--steps", "48", "--keep", str(keep))
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in KINDS:
         assert f": {kind}" in done.stdout
-    assert all(f"kill {n}/{len(KINDS)}: " in done.stdout for n in range(1, len(KINDS) + 1))
+    assert sum(f"kill {n}/10: " in done.stdout for n in range(1, 11)) == 10
     assert "the same bits: yes" in done.stdout
     assert "all refused" in done.stdout or "its orphans finished" in done.stdout
     assert (keep / "killed" / "result.json").exists()

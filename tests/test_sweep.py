@@ -115,7 +115,8 @@ def test_a_steady_drift_of_the_machine_leaves_the_ratio_alone(
     machine = Machine({"engine.bucket_mb=1": true}, drift=drift, seed=seed)
     base = Base(BASE, Path(), machine.start)
     trial = base.beside(arm(engine__bucket_mb="1"), 0.01)
-    assert trial.ratio == pytest.approx(true), "pairs turn round"
+    # Pairs turn round: of an odd number one is left over.
+    assert abs(math.log(trial.ratio / true)) <= -math.log(1 - drift) / len(trial.pairs) + 1e-9
 
 
 def test_starts_that_differ_are_not_taken_for_a_difference() -> None:

@@ -82,9 +82,9 @@ def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, l
         for rung in open_ones:
             turns[rung.name].append(_turn(rung, steps[rung.name], world))
         rounds += 1
-        widest = {rung.name: half_width_pct(turns[rung.name]) for rung in found}
+        widths_pct = {rung.name: half_width_pct(turns[rung.name]) for rung in found}
         if rounds >= ENOUGH_ROUNDS:
-            open_ones = [rung for rung in open_ones if widest[rung.name] > ENOUGH_PCT]
+            open_ones = [rung for rung in open_ones if widths_pct[rung.name] > ENOUGH_PCT]
         open_ones.reverse()  # forth and back
         now = time.perf_counter()
         round_s = now - began
@@ -93,7 +93,7 @@ def _in_rounds(found: Sequence[Rung], world: World, until: float) -> dict[str, l
             return turns
         if now - told > EVERY_S:
             left_s = max(until - now, (LEAST_ROUNDS - rounds) * round_s)
-            known = f"known to within {max(widest.values()):.1f} %, " if rounds > 1 else ""
+            known = f"known to within {max(widths_pct.values()):.1f} %, " if rounds > 1 else ""
             out.print(f"round {rounds}: {known}at most {duration(left_s)} left")
             told = now
 

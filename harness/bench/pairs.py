@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -190,16 +190,11 @@ class Base:
             for arm in arms:
                 self._logs += 1
                 works = self._start(arm, self._folder / f"{self._logs:03d}.log")
-                ends.callback(_end, works)
+                ends.callback(works.close)
                 alive.append(works)
             for works in alive:
                 works.ready()
             yield alive
-
-
-def _end(works: Works) -> None:
-    with suppress(ArmFailed):
-        works.close()
 
 
 def _starts_to_come(left_s: float, set_up_s: float, done: int) -> int:

@@ -211,6 +211,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     """Keep other claimants out for a moment; yields False if the filesystem cannot lock."""
     lock = FileLock(folder / ".lease.lock", timeout=_LOCK_S)
     with ExitStack() as held:
+        # NotImplementedError is what older versions of filelock raise where locks are not known.
         # Its timeout too: in place of locks it may use files, which outlive a job that was killed.
         with suppress(OSError, NotImplementedError), warnings.catch_warnings(action="ignore"):
             held.enter_context(lock)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from harness.bench.working import Arm
 
 SWEEP = """\
-The switches that people argue about, each beside the run as it was asked for: both are alive all
-the time and train in turns, A B B A ..., so that a drift of the machine hits both alike. What is
+The switches that people argue about, each beside the run as it was asked for: both are started
+together and train in turns, A B B A ..., so that a drift of the machine hits both alike. What is
 faster beyond doubt is put together, measured anew, and written as a config that training takes.
 Takes the words of launch/train.py:
 
