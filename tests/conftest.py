@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness  # noqa: F401  # isort: skip  (before torch: it says how OpenMP's threads wait)
 import pytest
 import torch
 from helpers import draw_tree, icons_flags, small_disk, train
