@@ -99,7 +99,7 @@ class Peers:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._energy = Energy(counter_of(world.device))
+        self._energy = Energy(None if world.shares_gpu else counter_of(world.device))
         self._stragglers = Stragglers()
         self.stragglers: list[str] = []
 
