@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -15,8 +14,12 @@ from trainings import here
 from harness import config as cfg
 from harness.doctor import machine
 from harness.errors import BadInput
+from harness.record.clock import Clock
+from harness.record.energy import Energy
 from harness.record.peers import Peers
 from harness.world import World, from_environment, process_group
+
+CPU = torch.device("cpu")
 
 
 def rank(number: int, of: int) -> dict[str, str]:
@@ -49,7 +52,7 @@ def test_under_gloo_ranks_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_auto_is_nccl_on_gpus_and_gloo_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert from_environment("cpu", rank(1, 2)) == World(1, 1, 2, 2, torch.device("cpu"), "gloo")
+    assert from_environment("cpu", rank(1, 2)) == World(1, 1, 2, 2, CPU, "gloo")
     see_gpus(monkeypatch, 2)
     there = torch.device("cuda", 1)
     assert from_environment("auto", rank(1, 2)) == World(1, 1, 2, 2, there, "nccl")
@@ -81,16 +84,16 @@ def test_the_group_is_of_the_worlds_backend(monkeypatch: pytest.MonkeyPatch, bac
         assert begun[0]["device_id"] == (there if backend == "nccl" else None)
 
 
-def test_energy_of_a_shared_gpu_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank would count all of it."""
-    see_gpus(monkeypatch, 1)
-    monkeypatch.setattr("harness.record.peers.counter_of", lambda device: iter([5.0, 9.0]).__next__)
-    shared = Peers(from_environment("auto", rank(0, 2), "gloo"))
-    alone = Peers(from_environment("auto", rank(0, 1), "gloo"))
-    for peers in (shared, alone):
-        peers.begin()
-    assert math.isnan(shared._energy.used_j())
-    assert alone._energy.used_j() == 4
+@pytest.mark.parametrize("shared", [False, True])
+def test_energy_of_a_shared_gpu_is_not_told(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Each of its ranks would count all of it."""
+    monkeypatch.setattr(Energy, "used_j", lambda energy: 5.0)
+    monkeypatch.setattr(World, "gather_tensor", lambda world, tensor: tensor[None])
+    world, clock = World(0, 0, 1, 1, CPU, "gloo", shared), Clock(CPU)
+    with clock.account("train"):
+        clock.mark()
+    Peers(world).read(clock.read_period(), 8, clock)
+    assert clock.energy_j == (None if shared else 5)
 
 
 def collectives() -> tuple[str, list[Any]]:
