@@ -53,9 +53,11 @@ def costs_of(resolved: Resolved, classes: int) -> Costs:
 def of_printed_peaks(resolved: Resolved, classes: int) -> Utilisation | None:
     """Of a GPU whose peaks are printed; for others, a run has no time to measure any.
 
+    Ranks that share a GPU have no peak of their own.
+
     Nothing is counted, and no time spent, where the result would be none.
     """
     peak = printed_for(resolved.world.device, resolved.precision)
-    if peak is None:
+    if peak is None or resolved.world.shares_gpu:
         return None
     return utilisation(costs_of(resolved, classes), peak, resolved.world.size)

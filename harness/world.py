@@ -23,13 +23,20 @@ from harness.errors import BadInput, RunFailed
 
 @dataclass(frozen=True)
 class World:
-    """One process's place: slices of data go by `rank`, devices by `local_rank`."""
+    """One process's place: slices of data go by `rank`, devices by `local_rank`.
+
+    Attributes:
+        backend: of the process group, `nccl` or `gloo`.
+        shares_gpu: whether several ranks of this node compute on one GPU.
+    """
 
     rank: int
     local_rank: int
     size: int
     local_size: int
     device: torch.device
+    backend: str = "gloo"
+    shares_gpu: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -76,14 +83,18 @@ class World:
         return values
 
 
-def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> World:
+def from_environment(
+    device: str, environ: Mapping[str, str] = os.environ, backend: str = "auto"
+) -> World:
     """World as torchrun's names tell it; without them, a world of one.
 
     Args:
         device: `auto`, `cpu` or `cuda` (config engine.device).
+        environ: with torchrun's names.
+        backend: `auto`, `nccl` or `gloo` (config engine.backend).
 
     Raises:
-        BadInput: an incomplete identity, several Slurm tasks without one, or no such GPU.
+        BadInput: an incomplete identity, several Slurm tasks without one, no GPU or too few.
     """
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     given = [name for name in names if name in environ]
@@ -95,16 +106,33 @@ def from_environment(device: str, environ: Mapping[str, str] = os.environ) -> Wo
     rank, local_rank, size, local_size = (
         (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
     )
-    if device == "cuda" and not torch.cuda.is_available():
+    gpus = _gpus(device)
+    if backend == "auto":
+        backend = "nccl" if gpus else "gloo"
+    if backend == "nccl":
+        _one_gpu_each(local_size, gpus)
+    where = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    return World(rank, local_rank, size, local_size, where, backend, 0 < gpus < local_size)
+
+
+def _gpus(device: str) -> int:
+    """GPUs of this process; 0: it computes on the CPU."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
         raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu and local_rank >= torch.cuda.device_count():
+    return torch.cuda.device_count() if there and device != "cpu" else 0
+
+
+def _one_gpu_each(ranks: int, gpus: int) -> None:
+    """Refuse what NCCL cannot do; every rank of the node does, so that none waits for another."""
+    if not gpus:
+        raise BadInput("engine.backend: nccl needs GPUs; use gloo, or auto")
+    if ranks > gpus:
         raise BadInput(
-            f"local rank {local_rank} has no GPU: torch sees {torch.cuda.device_count()}; "
-            "lower --nproc-per-node, or under srun give --gpus-per-node in place of --gpus-per-task"
+            f"engine.backend: nccl needs a GPU for each of the {ranks} ranks of a node, torch sees "
+            f"{gpus}; lower --nproc-per-node, or under srun give --gpus-per-node in place of "
+            "--gpus-per-task; to try several ranks on one GPU, set --engine.backend gloo"
         )
-    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    return World(rank, local_rank, size, local_size, where)
 
 
 class Agreed(NamedTuple):
@@ -155,7 +183,7 @@ def set_timeout(timeout_s: float) -> None:
 
 @contextmanager
 def process_group(world: World, timeout_s: float) -> Iterator[None]:
-    """The process group (NCCL on GPUs, gloo on CPUs), closed on a good end only.
+    """The process group, closed on a good end only.
 
     After an error the others may be waiting in a collective: closing would wait for them, leaving
     lets the launcher end them.
@@ -163,12 +191,13 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
     if world.on_gpu:
         torch.cuda.set_device(world.device)
     dist.init_process_group(
-        backend="nccl" if world.on_gpu else "gloo",
+        backend=world.backend,
         rank=world.rank,
         world_size=world.size,
         store=_store(world, timeout_s),
         timeout=timedelta(seconds=timeout_s),
-        device_id=world.device if world.on_gpu else None,
+        # Gloo works in host memory, whatever the device of the tensors.
+        device_id=world.device if world.backend == "nccl" else None,
     )
     yield
     dist.destroy_process_group()

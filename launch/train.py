@@ -51,7 +51,8 @@ def work(argv: Sequence[str]) -> None:
     # Torch takes seconds to import: a typo has been rejected by now.
     from harness import run, world
 
-    run.run(config, world.from_environment(config.engine.device))
+    place = world.from_environment(config.engine.device, backend=config.engine.backend)
+    run.run(config, place)
 
 
 def explained(error: BaseException) -> tuple[int, str]:

@@ -36,10 +36,12 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
     if watch:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
     try:
-        if on_gpu and cli.load([str(config)]).engine.device == "auto":
+        engine = cli.load([str(config)]).engine
+        if on_gpu and engine.device == "auto":
             from harness import world
 
-            world.from_environment("cuda")  # refuses; else it would train on the CPU for days
+            # Refuses; else it would train on the CPU for days.
+            world.from_environment("cuda", backend=engine.backend)
         if not watch and os.environ.get("HARNESS_PREFLIGHT") != "off":
             _look_at_the_nodes(config)
         train.work([str(config)])

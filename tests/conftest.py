@@ -1,4 +1,8 @@
-"""Markers and fixtures of all tests."""
+"""Markers and fixtures of all tests.
+
+Only tests marked `gpu` see this machine's GPUs, so that all others do the same on every machine.
+One marked `gpu_too` is two tests: the same function on the CPU, and marked `gpu` on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,45 @@ from pathlib import Path
 import harness  # noqa: F401  # isort: skip  (before torch: it says how OpenMP's threads wait)
 import pytest
 import torch
-from helpers import draw_tree, icons_flags, small_disk, train
+from helpers import draw_tree, icons_flags, see_gpus, small_disk, train
+
+GPU = torch.cuda.is_available()
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+ON_CPU = pytest.param("cpu", id=getattr(pytest, "HIDDEN_PARAM", "cpu"))  # since pytest 8.4
+ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests their devices; the GPU's are left out where nobody could or wants to run them."""
+    has = metafunc.definition.get_closest_marker
+    if has("gpu_too") and not has("host"):
+        if not (GPU or "gpu" in metafunc.config.option.markexpr):
+            return
+        devices = [ON_CPU, ON_GPU]
+    elif has("gpu"):
+        devices = [pytest.param("cuda", id=getattr(pytest, "HIDDEN_PARAM", "cuda"))]
+    else:
+        return
+    metafunc.parametrize("device", devices, indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """What the test computes on. `device auto`, here and in commands, comes to the same."""
+    type_ = getattr(request, "param", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        if GPU and type_ == "cpu":
+            see_gpus(patch, 0)
+        elif GPU:
+            if VISIBLE is None:
+                patch.delenv("CUDA_VISIBLE_DEVICES")
+            else:
+                patch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
+            # Read when cuBLAS starts, in this process once.
+            patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        yield torch.device(type_)
+    if type_ == "cuda":
+        torch.use_deterministic_algorithms(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="no CUDA device")
     no_data = pytest.mark.skip(reason="HARNESS_SHARED_DATA is not set")
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not GPU:
             item.add_marker(no_gpu)
         if item.get_closest_marker("shared_data") and "HARNESS_SHARED_DATA" not in os.environ:
             item.add_marker(no_data)
@@ -31,8 +73,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the user's cache folder out of it; commands inherit this."""
+    """Keep the user's cache folder and the GPUs out of it; commands inherit this."""
     os.environ["HARNESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

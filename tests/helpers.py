@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,7 @@ TRAIN = str(ROOT / "launch" / "train.py")
 TINY = [
     *("--model.name", "resnet20", "--data.image-px", "32", "--data.eval-resize-px", "32"),
     *("--schedule.epochs", "1", "--log.wandb", "off", "--engine.compile", "false"),
-    *("--engine.threads", "1", "--data.threads", "1"),
+    *("--engine.threads", "1", "--data.threads", "1", "--data.decode", "cpu"),
 ]
 """Flags of a run that takes a few seconds."""
 
@@ -42,7 +43,7 @@ def train(
     *flags: str | Path, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run launch/train.py as a user does: alone, or with several ranks under torchrun."""
-    command = [*launcher(ranks), TRAIN, *map(str, flags)]
+    command = [*launcher(ranks), TRAIN, *on_gpu(), *map(str, flags)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
 
 
@@ -50,6 +51,19 @@ def launcher(ranks: int) -> list[str]:
     """What stands before the script: Python alone, or torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return [sys.executable, *(torchrun if ranks > 1 else [])]
+
+
+def on_gpu() -> list[str]:
+    """Flags with which ranks share a GPU and have the same bits each time; none on a CPU."""
+    if not torch.cuda.is_available():
+        return []
+    return ["--engine.deterministic", "true", "--engine.backend", "gloo"]
+
+
+def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let this process believe that torch sees so many GPUs, or none."""
+    patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
 
 
 def wait_for_rows(folder: Path, job: subprocess.Popen[str], rows: int = 1) -> None:

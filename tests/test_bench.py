@@ -29,6 +29,7 @@ def table_row(text: str, name: str) -> list[float]:
     return [float(each.strip().replace(",", "")) for each in line.split("│")[2:-1]]
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_checkpoints_are_written_and_their_cost_is_told(tmp_path: Path) -> None:
     done = bench("checkpoint", *TINY, "--every", "3", "--folder", tmp_path)

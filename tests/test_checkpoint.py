@@ -138,12 +138,13 @@ def test_the_newest_are_kept_and_one_of_every_so_many_epochs(
     assert len(list(tmp_path.iterdir())) == 2 * len(left)
 
 
-def test_staging_copies_once_and_keeps_the_layout() -> None:
+@pytest.mark.gpu_too
+def test_staging_copies_once_and_keeps_the_layout(device: torch.device) -> None:
     staging = Staging()
-    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    image = torch.randn(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last)
     value = {"a": [image, torch.arange(3)], "n": 7, "t": (torch.ones(()),)}
     first = staging.copy(value)
-    assert torch.equal(first["a"][0], image)
+    assert torch.equal(first["a"][0], image.cpu())
     assert first["a"][0].stride() == image.stride()
     image.zero_()
     assert first["a"][0].abs().sum() > 0, "a copy"

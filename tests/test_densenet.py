@@ -283,6 +283,7 @@ def test_dropout_comes_after_each_convolution_but_the_first() -> None:
         assert torch.equal(model.eval()(images()), model(images()))
 
 
+@pytest.mark.gpu_too
 def test_masks_follow_from_seed_step_and_rank(photos: Path) -> None:
     """A training that goes on from step 2 with other random numbers around it: the same bits."""
     settings = {"name": "densenet_40_12", "dropout": 0.2}

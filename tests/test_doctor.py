@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, on_gpu
 from rich.console import Console
 
 import harness.__main__ as command
@@ -281,6 +281,7 @@ def doctor(
     flags = [
         *TINY, "--data.train", str(icons), "--data.val", str(icons), "--data.augment", "pad_crop",
         *("--train.global-batch", "12", "--eval.local-batch", "8", "--schedule.epochs", "12"),
+        *("--ranks", "3"), *on_gpu(),
     ]  # fmt: skip
     (tmp_path / "tmp").mkdir()
     done = subprocess.run(
@@ -292,6 +293,7 @@ def doctor(
     return done
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_a_run_that_fails_by_itself(icons: Path, tmp_path: Path) -> None:
     words = ("--ranks", "1", "--steps", "4", "--optim.lr-per-256", "1e30")
@@ -305,6 +307,7 @@ def test_a_run_that_fails_by_itself(icons: Path, tmp_path: Path) -> None:
     assert last == f"the run folders and logs are in {folder}"
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_one_kill_leaves_nothing_behind(icons: Path, tmp_path: Path) -> None:
     done = doctor(icons, tmp_path, "--kills", "1", "--steps", "12")
@@ -316,6 +319,7 @@ def test_one_kill_leaves_nothing_behind(icons: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_ten_kills_of_every_kind(icons: Path, tmp_path: Path) -> None:
     keep = tmp_path / "keep"
@@ -330,6 +334,7 @@ def test_ten_kills_of_every_kind(icons: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_a_sick_harness_is_found_out(icons: Path, tmp_path: Path) -> None:
     """One that goes on with other momentum than it had."""

@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, on_gpu
 from ranks import in_ranks
 from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
@@ -42,6 +42,7 @@ def flags(icons: Path) -> list[str]:
     return [
         *TINY, "--data.train", str(icons), "--train.global-batch", "3000",
         *("--train.max-local-batch", "20", "--eval.local-batch", "16", "--engine.device", "auto"),
+        *on_gpu(),
     ]  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def changed(healthy: Report, faulty: Report) -> dict[str, str]:
 # whole runs
 
 
+@pytest.mark.gpu_too
 def test_alone_it_prints_one_json_object_and_leaves_nothing(icons: Path, tmp_path: Path) -> None:
     done = doctor(*flags(icons), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -126,6 +128,7 @@ def test_alone_it_prints_one_json_object_and_leaves_nothing(icons: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_three_ranks_give_one_screen(icons: Path, tmp_path: Path) -> None:
     done = doctor(*flags(icons), ranks=3, cwd=tmp_path)
@@ -375,6 +378,7 @@ def test_faults_of_one_rank_of_three(icons: Path, monkeypatch: pytest.MonkeyPatc
     assert value(said["a clock 5 s behind"], "clock skew").startswith("5,00")
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_the_alarm_rings_and_names_what_hangs(icons: Path, tmp_path: Path) -> None:
     script = """

@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, TINY, TRAIN, children, icons_flags, launcher, small_disk, train
+from helpers import ROOT, TINY, TRAIN, children, icons_flags, launcher, on_gpu, small_disk, train
 from helpers import wait_for_rows as wait
 
 from harness.doctor.compare import compare
 from harness.errors import RunFailed
 from harness.record.folder import attempts
 from harness.world import World, own_part
+
+pytestmark = pytest.mark.gpu_too
 
 RANKS = 3
 SIGNALS = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2")
@@ -46,7 +48,7 @@ def started(
     """Ranks under torchrun; whatever happens, none is left."""
     with (cwd / "said").open("a+") as said:
         job = subprocess.Popen(
-            [*launcher(RANKS), *torchrun, script, *flags],
+            [*launcher(RANKS), *torchrun, script, *on_gpu(), *flags],
             cwd=cwd, text=True, stdout=said, stderr=said,
         )  # fmt: skip
         ranks: list[int] = []
@@ -86,7 +88,9 @@ def block(image: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, device: torch.device
+) -> Path:
     cwd = tmp_path_factory.mktemp("undisturbed")
     done = train(*flags_of(photos, "quiet"), ranks=RANKS, cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -165,6 +169,7 @@ def test_torchrun_starts_again_what_was_killed(
     assert not (folder / "stacks").exists()
 
 
+@pytest.mark.host
 def test_ranks_that_start_again_never_take_the_dead_for_the_living() -> None:
     """Three starts on one store, as torchrun keeps it; the others come well before rank 0."""
     store, cpu = torch.distributed.HashStore(), torch.device("cpu")
@@ -220,7 +225,7 @@ def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
     data = copytree(photos, tmp_path / "data", ignore=ignore_patterns(".*"))
     flags = flags_of(photos, "alone", "--data.train", str(data), "--engine.timeout-s", "3")
     job = subprocess.Popen(
-        [*launcher(1), TRAIN, *flags, "--schedule.epochs", "1000"],
+        [*launcher(1), TRAIN, *on_gpu(), *flags, "--schedule.epochs", "1000"],
         cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     folder = tmp_path / "runs" / "alone"
@@ -293,6 +298,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_never_saved(
     assert compare(undisturbed, folder) == []
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("size", "goes_on_from"),
     [

@@ -87,16 +87,17 @@ def test_decay_leaves_out_norm_and_bias_where_asked(everywhere: bool) -> None:
             assert group["weight_decay"] == (0.25 if decays else 0)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_the_papers(nesterov: bool) -> None:
+def test_sgd_is_the_papers(nesterov: bool, device: torch.device) -> None:
     """Goyal et al. 2017, 3: v = m v + g; w = w - lr v, and no momentum correction is needed."""
-    w = torch.nn.Parameter(torch.tensor([[2.0, -1.0]]))
+    w = torch.nn.Parameter(torch.tensor([[2.0, -1.0]], device=device))
     optimizer = sgd([w], cfg.Optim(momentum=0.9, nesterov=nesterov, weight_decay=0.1))
-    by_hand, v = w.detach().clone(), torch.zeros(1, 2)
+    by_hand, v = w.detach().clone(), torch.zeros(1, 2, device=device)
     for lr in (0.5, 0.5, 0.05):
         for group in optimizer.param_groups:
             group["lr"] = lr
-        w.grad = torch.tensor([[1.0, 3.0]]) * w.detach()
+        w.grad = torch.tensor([[1.0, 3.0]], device=device) * w.detach()
         g = w.grad + 0.1 * by_hand
         v = 0.9 * v + g
         by_hand = by_hand - lr * (g + 0.9 * v if nesterov else v)
@@ -104,10 +105,11 @@ def test_sgd_is_the_papers(nesterov: bool) -> None:
     torch.testing.assert_close(w.detach(), by_hand)
 
 
-def test_a_first_step_that_fp16_skips_leaves_nothing_behind() -> None:
+@pytest.mark.gpu_too
+def test_a_first_step_that_fp16_skips_leaves_nothing_behind(device: torch.device) -> None:
     """torch would keep the momentum that it made without filling it."""
-    w = torch.nn.Parameter(torch.ones(1000, 1000))
-    optimizer, scaler = sgd([w], cfg.Optim(weight_decay=0)), torch.amp.GradScaler("cpu")
+    w = torch.nn.Parameter(torch.ones(1000, 1000, device=device))
+    optimizer, scaler = sgd([w], cfg.Optim(weight_decay=0)), torch.amp.GradScaler(device.type)
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     for factor in (math.inf, 1.0):
@@ -115,4 +117,4 @@ def test_a_first_step_that_fp16_skips_leaves_nothing_behind() -> None:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    torch.testing.assert_close(w.detach(), torch.zeros(1000, 1000))
+    torch.testing.assert_close(w.detach(), torch.zeros_like(w))

@@ -12,7 +12,7 @@ from statistics import median_low
 
 import pytest
 import torch
-from helpers import TINY, TRAIN, launcher
+from helpers import TINY, TRAIN, launcher, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,18 +60,19 @@ def test_one_rank_has_nobody_to_be_slower_than() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def run(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> tuple[Path, str]:
     """A run of three ranks of which one computes more slowly."""
     cwd = tmp_path_factory.mktemp("slow")
     script = cwd / "slow.py"
     script.write_text(SLOW_RANK)
-    command = [*launcher(3), str(script), *FLAGS]
+    command = [*launcher(3), str(script), *on_gpu(), *FLAGS]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder,) = (cwd / "runs").iterdir()
     return folder, done.stdout
 
 
+@pytest.mark.gpu_too
 def test_a_slow_rank_is_named(run: tuple[Path, str]) -> None:
     folder, printed = run
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainings import here
 
 from harness.data import laws
 from harness.data.batch import Batch
@@ -20,6 +21,8 @@ from harness.data.pipeline import DaliBatches
 from harness.data.stream import Law, Samples, Stream
 from harness.data.torch_loader import TorchBatches
 from harness.errors import RunFailed
+
+pytestmark = pytest.mark.gpu_too
 
 CPU = torch.device("cpu")
 PX = 64
@@ -38,12 +41,12 @@ def samples_of(dataset: Dataset, law: Law, batch: int, epochs: int = 1) -> Itera
 def dali(
     dataset: Dataset, law: Law, batch: int = 10, px: int = PX, *, depth: int = 2,
     read: Read = "mmap", samples: Iterator[Samples] | None = None, decode: str = "cpu",
-    device: torch.device = CPU, ahead: int = 2,
+    device: torch.device | None = None, ahead: int = 2,
 ) -> DaliBatches:  # fmt: skip
     return DaliBatches(
         dataset, samples or samples_of(dataset, law, batch), law.steps, local_batch=batch,
-        out_px=px, device=device, decode=decode, read=read, read_ahead_batches=ahead,
-        threads=2, prefetch=depth,
+        out_px=px, device=device or here({}).device, decode=decode, read=read,
+        read_ahead_batches=ahead, threads=2, prefetch=depth,
     )  # fmt: skip
 
 
@@ -56,7 +59,7 @@ def in_pillow(dataset: Dataset, law: Law, batch: int = 10, px: int = PX) -> list
 
 
 def pixels(batches: Any) -> np.ndarray:
-    return np.concatenate([batch.images.numpy() for batch in batches])
+    return np.concatenate([batch.images.cpu().numpy() for batch in batches])
 
 
 @pytest.mark.parametrize("law", [RESIZED, CENTRE], ids=["train", "eval"])
@@ -69,7 +72,7 @@ def test_dali_shows_what_pillow_shows(photos: Path, law: Law) -> None:
     ours, theirs = list(dali(dataset, law)), in_pillow(dataset, law)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(mine.rows, other.rows)
-        assert torch.equal(mine.labels, other.labels)
+        assert torch.equal(mine.labels.cpu(), other.labels)
     difference = np.abs(pixels(ours).astype(float) - pixels(theirs)).mean(axis=(1, 2, 3))
     assert difference.mean() < 0.35, "of 255"
     assert difference.max() < 0.6
@@ -86,7 +89,7 @@ def test_the_pixels_are_those_of_the_window(icons: Path) -> None:
     """Against the file itself, by plain array indexing."""
     dataset = open_folder(icons)
     for batch in dali(dataset, PADDED, px=32):
-        for image, row in zip(batch.images, batch.rows, strict=True):
+        for image, row in zip(batch.images.cpu(), batch.rows, strict=True):
             one = Samples.from_rows(row[None])
             whole = np.asarray(Image.open(dataset.where(int(one.ids[0]))).convert("RGB"))
             x, y = one.cut[0] + 4
@@ -113,7 +116,7 @@ def test_any_depth_and_way_of_reading_gives_the_same_bytes(photos: Path) -> None
     def shown(**how: Any) -> np.ndarray:
         found = []
         for batch in dali(dataset, RESIZED, samples=samples_of(dataset, RESIZED, 10, 3), **how):
-            found.append(batch.images.clone().numpy())
+            found.append(batch.images.clone().cpu().numpy())
             # Dirty the heap, so that freed memory would not keep its old content by luck.
             _ = [np.full(50_000, 255, dtype=np.uint8) for _ in range(20)]
         return np.concatenate(found)
@@ -205,9 +208,7 @@ def test_real_photos_look_as_in_pillow(shared_data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("decode", ["cpu", "gpu"])
 def test_on_a_gpu_the_pixels_are_nearly_the_same(photos: Path, decode: str) -> None:
     dataset = open_folder(photos)
-    device = torch.device("cuda", 0)
-    batches = list(dali(dataset, RESIZED, decode=decode, device=device))
-    assert batches[0].images.device == device
+    batches = list(dali(dataset, RESIZED, decode=decode))
+    assert batches[0].images.device == torch.device("cuda", 0)
     assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
-    ours = np.concatenate([batch.images.cpu().numpy() for batch in batches]).astype(float)
-    assert np.abs(ours - pixels(in_pillow(dataset, RESIZED))).mean() < 1.5
+    assert np.abs(pixels(batches).astype(float) - pixels(in_pillow(dataset, RESIZED))).mean() < 1.5

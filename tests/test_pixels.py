@@ -166,6 +166,7 @@ def test_images_held_out_are_validated_and_not_trained(icons: Path) -> None:
         open_sets(too_many)
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_what_is_shifted_image_by_image_is_compiled_once(icons: Path) -> None:
     data = {"augment": "pad_crop", "eval_resize_px": 0, "mean_image": True, "colour_std": 0.1}

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import in_ranks
+from trainings import here
 
 from harness import pagecache, probes
 from harness.config import Model
@@ -22,7 +23,7 @@ from harness.deadline import NoAnswer, within
 from harness.errors import BadInput
 from harness.models import build
 from harness.pagecache import Extent
-from harness.world import from_environment, process_group
+from harness.world import process_group
 
 CPU = torch.device("cpu")
 
@@ -141,10 +142,11 @@ def test_a_sample_of_shards_needs_their_index(tmp_path: Path) -> None:
 # computing
 
 
-def test_a_matrix_product_has_a_rate() -> None:
+@pytest.mark.gpu_too
+def test_a_matrix_product_has_a_rate(device: torch.device) -> None:
     torch.set_num_threads(1)
-    rate = probes.matmul_flops(CPU, torch.float32, limit_s=0.2)
-    assert 1e8 < rate < 1e13
+    rate = probes.matmul_flops(device, torch.float32, limit_s=0.2)
+    assert 1e8 < rate < (1e13 if device.type == "cpu" else 1e15)
 
 
 @pytest.mark.parametrize("bucket_mb", [25, 1, 4.5])
@@ -163,12 +165,13 @@ def test_buckets_are_those_that_ddp_would_make(name: str, bucket_mb: float) -> N
 
 
 def _measure_together() -> dict[str, object]:
-    world = from_environment("cpu")
+    world = here()
     with process_group(world, timeout_s=60):
         took_s = probes.all_reduce_s(world, 2**20, limit_s=0.2)
         return {"took_s": took_s, "offsets": probes.clock_offsets(world, trips=5)}
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_ranks_measure_together() -> None:
     found = in_ranks(3, _measure_together)

@@ -24,6 +24,7 @@ def run(icons: Path, tmp_path: Path, name: str, *words: str) -> tuple[Path, str]
     return tmp_path / "runs" / name, done.stdout
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_two_steps_are_profiled_and_the_weights_are_the_same(icons: Path, tmp_path: Path) -> None:
     plain, _ = run(icons, tmp_path, "plain")

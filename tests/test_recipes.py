@@ -204,7 +204,7 @@ def test_torchvisions_schedule() -> None:
 TINY: dict[str, dict[str, Any]] = {
     "train": {"global_batch": 4, "max_local_batch": None},
     "eval": {"local_batch": 10},
-    "engine": {"device": "cpu", "compile": False, "threads": 1},
+    "engine": {"compile": False, "threads": 1},
     "log": {"every_steps": 1, "wandb": "off"},
 }
 
@@ -220,13 +220,14 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return wide, small
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 @every_recipe
 def test_it_trains_two_steps_and_validates(path: Path, few: tuple[Path, Path]) -> None:
     config = load(path)
     on_cifar = config.model.name in CIFAR_MODELS and config.data.image_px == 32
     images = str(few[on_cifar])
-    data = {"train": images, "image_px": 32, "threads": 1}
+    data = {"train": images, "image_px": 32, "threads": 1, "decode": "cpu"}
     if not on_cifar:
         data |= {"eval_resize_px": 36, "jitter_px": (36, 48)}
     data |= {"holdout_images": 2, "val": None} if config.data.holdout_images else {"val": images}

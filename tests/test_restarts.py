@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TRAIN
+from helpers import TINY, TRAIN, on_gpu
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 def test_a_killed_rank_costs_a_restart_and_not_the_run(tmp_path: Path, photos: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    flags = [*TINY, "--data.train", str(photos), "--data.val", str(photos)]
+    flags = [*TINY, *on_gpu(), "--data.train", str(photos), "--data.val", str(photos)]
     flags += ["--train.global-batch", "12", "--log.every-steps", "3", "--run.name", "killed"]
     flags += ["--schedule.epochs", "8", "--checkpoint.every-steps", "2"]
     job = subprocess.Popen(

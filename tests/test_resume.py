@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import in_ranks
-from trainings import bits, bn_bits, fresh, make_config, make_resolved
+from trainings import bits, bn_bits, fresh, here, make_config, make_resolved
 
 from harness import checkpoint, engine, resume
 from harness.checkpoint import Staging, State
@@ -17,7 +17,9 @@ from harness.counts import TrainCounts
 from harness.data.sets import Images
 from harness.record.clock import Clock
 from harness.train import Training, train_step
-from harness.world import from_environment, process_group
+from harness.world import process_group
+
+pytestmark = pytest.mark.gpu_too
 
 
 def train_some(t: Training, train_set: Images, *, steps: int) -> None:
@@ -42,7 +44,8 @@ def through_a_file(t: Training, folder: Path) -> State | None:
 
 def open_period(t: Training) -> dict[str, Any]:
     period = t.counts.read(t.resolved.world, t.step)
-    seen = t.resolved.world.sum_(torch.from_numpy(t.digest.words()).clone()).tolist()
+    words = torch.from_numpy(t.digest.words()).clone().to(t.resolved.world.device)
+    seen = t.resolved.world.sum_(words).tolist()
     return {"period": period, "seen": seen}
 
 
@@ -50,7 +53,7 @@ def resume_in_the_middle(
     photos: Path, folder: Path, changes: dict[str, Any], warm: bool
 ) -> dict[str, Any]:
     """Bits after 7 steps of an epoch of 8: undisturbed, and ended and gone on with after 4."""
-    world = from_environment("cpu")
+    world = here()
     if not warm:
         engine.warm_up = lambda *args: None
     resolved, train_set, _ = make_resolved(make_config(photos, **changes), world)
@@ -116,7 +119,7 @@ def test_it_is_the_warm_up_that_makes_it_so(photos: Path, tmp_path: Path) -> Non
 
 def begin(photos: Path, folder: Path, changes: dict[str, Any], steps: int) -> dict[str, Any]:
     """Go on from what lies in `folder`, if anything, and leave a checkpoint there."""
-    world = from_environment("cpu")
+    world = here()
     resolved, train_set, _ = make_resolved(make_config(photos, **changes), world)
     with process_group(world, 60):
         t = fresh(resolved)
@@ -193,7 +196,7 @@ def test_another_log_period_may_be_asked_for(photos: Path, tmp_path: Path) -> No
 
 def test_an_open_period_on_fewer_ranks_has_the_same_mean() -> None:
     losses = torch.tensor([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]], dtype=torch.float64)
-    world = from_environment("cpu", {})
+    world = here({})
     counts = TrainCounts(4, world.device)
     counts.go_on(torch.tensor([[1, 2], [3, 4], [5, 6]]), losses, world, images_per_step=12)
     with process_group(world, 60):
@@ -203,6 +206,7 @@ def test_an_open_period_on_fewer_ranks_has_the_same_mean() -> None:
     assert (period.steps, period.images) == (2, 24)
 
 
+@pytest.mark.host
 def test_the_clock_goes_on_and_says_what_was_lost() -> None:
     first = Clock(torch.device("cpu"))
     with first.account("train"):

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, TRAIN, children, launcher, train, wait_for_rows
+from helpers import ROOT, TINY, TRAIN, children, launcher, on_gpu, train, wait_for_rows
 from wandb_standin import StandIn
 
 from harness.data.digest import digest_of, hexadecimal
 from harness.record.schema import Result, Row
 
 pytest_plugins = ["wandb_fixtures"]
+pytestmark = pytest.mark.gpu_too
 
 PHOTOS = ("--train.global-batch", "12", "--eval.local-batch", "7", "--log.every-steps", "3")
 
@@ -41,7 +42,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, photos: Path, device: torch.device) -> Path:
     """The same run on one, two and three ranks, and by the torchvision arm."""
     cwd = tmp_path_factory.mktemp("work")
     for ranks in (1, 2, 3):
@@ -155,7 +156,7 @@ def test_an_undecodable_image_ends_all_ranks_with_its_name(tmp_path: Path, icons
 def test_a_killed_rank_takes_the_job_down(tmp_path: Path, photos: Path) -> None:
     flags = flags_of(photos, **{"run.name": "killed", "schedule.epochs": "10000"})
     job = subprocess.Popen(
-        [*launcher(2), TRAIN, *flags], cwd=tmp_path, text=True,
+        [*launcher(2), TRAIN, *on_gpu(), *flags], cwd=tmp_path, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     wait_for_rows(tmp_path / "runs" / "killed", job)
@@ -219,6 +220,7 @@ def test_a_dead_wandb_server_changes_nothing(tmp_path: Path, photos: Path, serve
     assert "not mirrored" in result.wandb
 
 
+@pytest.mark.host
 def test_out_of_memory_says_what_to_set(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -247,6 +249,7 @@ def test_another_data_set_is_not_taken_for_the_finished_run(runs: Path, icons: P
     assert (runs / "ranks1" / "result.json").read_bytes() == before
 
 
+@pytest.mark.host
 def test_a_start_that_fails_leaves_another_run_alone(tmp_path: Path) -> None:
     """Nobody's folder is marked as failed but one's own."""
     folder = tmp_path / "runs" / "busy"

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, TRAIN, train, wait_for_rows
+from helpers import TINY, TRAIN, on_gpu, train, wait_for_rows
 from wandb_standin import StandIn
 
 from harness.record.wandb import FINISH_TIMEOUT_S
 
 pytest_plugins = ["wandb_fixtures"]
+pytestmark = pytest.mark.gpu_too
 
 TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "3")
 
@@ -26,7 +27,7 @@ TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-
 def test_a_signal_stops_the_run_and_it_goes_on(
     tmp_path: Path, photos: Path, by: signal.Signals
 ) -> None:
-    flags = [*TINY, *TERMS, "--data.train", str(photos), "--data.val", str(photos)]
+    flags = [*TINY, *TERMS, *on_gpu(), "--data.train", str(photos), "--data.val", str(photos)]
     flags += ["--run.name", "stopped", "--schedule.epochs", "10000"]
     job = subprocess.Popen(
         [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
@@ -58,7 +59,7 @@ def test_a_signal_stops_the_run_and_it_goes_on(
 def test_a_wandb_server_that_hangs_does_not_keep_the_stop(
     tmp_path: Path, photos: Path, server: StandIn
 ) -> None:
-    flags = [*TINY, *TERMS, "--data.train", str(photos), "--data.val", str(photos)]
+    flags = [*TINY, *TERMS, *on_gpu(), "--data.train", str(photos), "--data.val", str(photos)]
     flags += ["--run.name", "unheard", "--log.wandb", "online", "--schedule.epochs", "3"]
     folder = tmp_path / "runs" / "unheard"
     job = subprocess.Popen(

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import TRAIN, icons_flags, launcher, train, wait_for_rows
+from helpers import TRAIN, icons_flags, launcher, on_gpu, train, wait_for_rows
 
 from harness.record.schema import Result
+
+pytestmark = pytest.mark.gpu_too
 
 LOOKS_BACK = (
     *("--schedule.epochs", "6", "--schedule.decay", "plateau", "--schedule.plateau-epochs", "1"),
@@ -73,7 +75,7 @@ def test_what_was_decided_survives_a_stop(tmp_path: Path, icons: Path) -> None:
     for rows in (8, 14):
         with (tmp_path / "output").open("w") as output:
             job = subprocess.Popen(
-                [*launcher(ranks), TRAIN, *flags], cwd=broken, text=True,
+                [*launcher(ranks), TRAIN, *on_gpu(), *flags], cwd=broken, text=True,
                 stdout=output, stderr=output,
             )  # fmt: skip
             wait_for_rows(broken / "runs" / "icons-s0", job, rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import TINY, launcher, train
+from helpers import TINY, launcher, on_gpu, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,13 +274,14 @@ def bench(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.gpu_too
 def test_a_sweep_from_its_command_to_the_config(tmp_path: Path) -> None:
     arms = ("--arm", "engine.channels-last=false", "--arm", "optim.momentum=-1")
     refused = bench("sweep", *WORDS, *arms, cwd=tmp_path)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "bench").exists()
     done = bench(
-        "sweep", *WORDS, "--ranks", "2", "--minutes", "0.01", *arms[:2],
+        "sweep", *WORDS, *on_gpu(), "--ranks", "2", "--minutes", "0.01", *arms[:2],
         "--arm", "train.max_local_batch=100000000000", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import TINY, train
 from ranks import in_ranks
-from trainings import alone, bits, fresh, make_config, make_resolved
+from trainings import alone, bits, fresh, here, make_config, make_resolved
 
 from harness import cli, engine
 from harness import config as cfg
@@ -23,7 +23,7 @@ from harness.world import from_environment, process_group
 
 def after_steps(photos: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Five steps, then a validation: bits, some weights, graphs."""
-    world = from_environment("cpu")
+    world = here()
     config = make_config(photos, **changes)
     resolved, train_set, val_set = make_resolved(config, world)
     with process_group(world, 60):
@@ -48,8 +48,9 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     return float((torch.tensor(one["weights"]) - torch.tensor(other["weights"])).abs().max())
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
-def test_which_switch_changes_which_bits(photos: Path) -> None:
+def test_which_switch_changes_which_bits(photos: Path, device: torch.device) -> None:
     """Three ranks, since a sum of two commutes."""
     plain, no_view, unfused, rounded = (
         in_ranks(3, after_steps, photos, engine_changes(**changes))
@@ -63,11 +64,13 @@ def test_which_switch_changes_which_bits(photos: Path) -> None:
     for ranks in (plain, no_view, unfused, rounded):
         assert len({rank["bits"] for rank in ranks}) == 1, "weights agree between ranks"
     assert no_view[0]["bits"] == plain[0]["bits"]
-    assert unfused[0]["bits"] != plain[0]["bits"]
+    if device.type == "cpu":  # on a GPU, one kernel may round as several do
+        assert unfused[0]["bits"] != plain[0]["bits"]
     assert distance(unfused[0], plain[0]) < 1e-5
     assert 1e-6 < distance(rounded[0], plain[0]) < 1e-2
 
 
+@pytest.mark.gpu_too
 def test_bf16_gradients_are_rounded_once_where_there_is_nothing_to_sum(photos: Path) -> None:
     found = []
     for sent in ("fp32", "bf16"):
@@ -108,6 +111,7 @@ def test_what_a_sweep_tries_can_be_asked_for(asked: str, on_gpu: bool) -> None:
     assert ({"engine.compile_mode", "engine.compile_ddp"} <= set(found)) is compiled
 
 
+@pytest.mark.gpu_too
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks import in_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainings import alone, fresh, make_config, make_resolved
+from trainings import alone, fresh, here, make_config, make_resolved
 
 from harness import config as cfg
 from harness import engine
@@ -20,11 +20,13 @@ from harness.data.stream import PADDING
 from harness.errors import BadInput, RunFailed
 from harness.resolve import resolve_precision, split_batch
 from harness.train import evaluate, train_epoch, train_step
-from harness.world import from_environment, process_group
+from harness.world import process_group
+
+pytestmark = pytest.mark.gpu_too
 
 
 def score_in_world(folder: Path) -> tuple[int, int, int, float]:
-    world = from_environment("cpu")
+    world = here()
     resolved, _train_set, val_set = make_resolved(make_config(folder), world)
     with process_group(world, 60):
         t = fresh(resolved)
@@ -60,7 +62,7 @@ def test_evaluation_is_exact_at_any_world_size(photos: Path) -> None:
 
 
 def score_ten_crops(folder: Path) -> tuple[int, int, int, float]:
-    world = from_environment("cpu")
+    world = here()
     config = make_config(
         folder, eval={"views": "ten_crop", "local_batch": 35}, engine={"precision": "fp32"}
     )
@@ -130,8 +132,8 @@ def test_the_host_reads_nothing_between_log_points(
 
 @pytest.mark.gpu
 def test_the_gpu_is_never_waited_for_between_log_points(photos: Path) -> None:
-    world = from_environment("cuda", {})
-    config = make_config(photos, engine={"device": "cuda"})
+    world = here({})
+    config = make_config(photos)
     resolved, train_set, _ = make_resolved(config, world)
     with process_group(world, 60):
         t = fresh(resolved)
@@ -148,7 +150,7 @@ def test_the_gpu_is_never_waited_for_between_log_points(photos: Path) -> None:
 
 def test_the_warm_up_leaves_no_trace(photos: Path) -> None:
     config = make_config(photos)
-    world = from_environment("cpu", {})
+    world = here({})
     resolved, train_set, _ = make_resolved(config, world)
     engine.set_up_torch(resolved)
     untouched = engine.place(engine.network(resolved, train_set.classes), resolved).state_dict()
@@ -199,22 +201,24 @@ def test_rows_and_accounts_add_up(photos: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:
-    world = from_environment("cpu", {})
+    world = here({})
     counts = TrainCounts(8, world.device)
-    logits, labels = torch.zeros(4, 10), torch.zeros(4, dtype=torch.int64)
+    logits = torch.zeros(4, 10, device=world.device)
+    labels = torch.zeros(4, dtype=torch.int64, device=world.device)
     with process_group(world, 60):
         for loss in (1.0, 2.0, math.nan, math.inf, 1.0):
-            counts.add(torch.tensor(loss), logits, labels, share=1.0)
+            counts.add(torch.tensor(loss, device=world.device), logits, labels, share=1.0)
             counts.next_step()
         with pytest.raises(RunFailed, match="step 103: the loss is nan"):
             counts.read(world, steps_done=105)
 
 
 def test_padding_is_never_counted() -> None:
-    world = from_environment("cpu", {})
+    world = here({})
     counts = EvalCounts(world.device)
     logits = torch.eye(6)
-    counts.add(logits, torch.tensor([0, 1, 5, PADDING, PADDING, 0]))
+    labels = torch.tensor([0, 1, 5, PADDING, PADDING, 0], device=world.device)
+    counts.add(logits.to(world.device), labels)
     with process_group(world, 60):
         score = counts.read(world)
     assert (score.images, score.correct1) == (4, 2)
@@ -225,6 +229,7 @@ def test_padding_is_never_counted() -> None:
     )
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("global_batch", "world", "most", "local", "accumulate"),
     [(256, 1, None, 256, 1), (256, 8, None, 32, 1), (256, 1, 100, 64, 4), (96, 3, 10, 8, 4),
@@ -237,11 +242,13 @@ def test_batches_are_cut_as_memory_allows(
     assert (split.local_batch, split.accumulate) == (local, accumulate)
 
 
+@pytest.mark.host
 def test_micro_batches_of_next_to_nothing_are_refused() -> None:
     with pytest.raises(BadInput, match="127 images per rank cannot be cut evenly"):
         split_batch(cfg.Train(global_batch=254, max_local_batch=64), 2)
 
 
+@pytest.mark.host
 def test_auto_precision_on_a_cpu_follows_the_instruction_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

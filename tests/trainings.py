@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,26 @@ from harness.train import Training, set_up
 from harness.world import Ballot, World, from_environment, process_group
 
 
+def here(environ: Mapping[str, str] = os.environ) -> World:
+    """This process's place, on what the test computes on; several ranks share a GPU."""
+    several = int(environ.get("WORLD_SIZE", 1)) > 1
+    return from_environment("auto", environ, "gloo" if several else "auto")
+
+
 def make_config(folder: Path, **changes: Any) -> cfg.Config:
+    """Of a small training; on a GPU its bits are the same each time."""
     sections: dict[str, Any] = {
         "run": {"name": "test"},
         "model": {"name": "resnet20"},
-        "data": {"train": str(folder), "val": str(folder), "image_px": 32, "eval_resize_px": 36},
+        "data": {"train": str(folder), "val": str(folder), "image_px": 32, "eval_resize_px": 36,
+                 "decode": "cpu"},
         "train": {"global_batch": 12},
         "schedule": {"epochs": 3, "decay": "cosine"},
         "eval": {"local_batch": 7},
-        "engine": {"device": "cpu", "compile": False, "threads": 1, "bucket_mb": 0.1},
+        "engine": {"compile": False, "threads": 1, "bucket_mb": 0.1,
+                   "deterministic": torch.cuda.is_available()},
         "log": {"every_steps": 16},
-    }
+    }  # fmt: skip
     for name, section in changes.items():
         sections[name] = sections[name] | section
     return cfg.Config(**sections)
@@ -57,7 +67,7 @@ def pulse() -> Pulse:
 @contextmanager
 def alone(config: cfg.Config) -> Iterator[tuple[Training, Resolved, Images, Images]]:
     """A training that is set up, in a world of one."""
-    world = from_environment("cpu", {})
+    world = here({})
     resolved, train_set, val_set = make_resolved(config, world)
     threads = torch.get_num_threads()
     with process_group(world, 60):
@@ -69,12 +79,12 @@ def bits(t: Training) -> str:
     """Hash of weights and momentum (not of BN's statistics, which differ between ranks)."""
     digest = hashlib.sha256()
     for parameter in t.model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-        digest.update(t.optimizer.state[parameter]["momentum_buffer"].numpy().tobytes())
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+        digest.update(t.optimizer.state[parameter]["momentum_buffer"].cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def bn_bits(t: Training) -> str:
     return hashlib.sha256(
-        b"".join(buffer.numpy().tobytes() for buffer in t.model.buffers())
+        b"".join(buffer.cpu().numpy().tobytes() for buffer in t.model.buffers())
     ).hexdigest()

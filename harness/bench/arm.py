@@ -53,7 +53,7 @@ def serve(words: list[str], token: str, wire: Wire) -> None:
         Gone: the bench has hung up.
     """
     config = cli.load(words, prog="harness bench")
-    world = world_of_bench()
+    world = world_of_bench(config.engine.backend)
     wire.say(token=token, rank=world.rank)
     began = time.perf_counter()
     with opened(config, world) as run:

@@ -48,7 +48,7 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | No
         BadInput: as a run's.
     """
     until = time.perf_counter() - process_age_s() + 60 * minutes
-    world = world_of_bench()
+    world = world_of_bench(config.engine.backend)
     with opened(config, world) as run:
         ballot = Ballot(TIMEOUT_S)
         try:

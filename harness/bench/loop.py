@@ -66,13 +66,13 @@ class Opened:
     batches: Iterator[Batch]
 
 
-def world_of_bench() -> World:
+def world_of_bench(backend: str = "auto") -> World:
     """From torchrun's environment, or a world of one; only rank 0 prints from here on.
 
     Raises:
         BadInput: as World's.
     """
-    world = from_environment("auto")
+    world = from_environment("auto", backend=backend)
     out.quiet = wide.quiet = not world.is_main
     return world
 

@@ -377,6 +377,12 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: the GPU if there is one.", changes="result and speed"
     )
+    backend: Literal["auto", "nccl", "gloo"] = setting(
+        "auto",
+        "What joins the ranks; auto: nccl on GPUs, gloo on CPUs; gloo also lets several ranks "
+        "share a GPU, through host memory: to try things out, not for speed.",
+        changes="result and speed",
+    )
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = setting(
         "auto",
         "auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",

@@ -98,21 +98,22 @@ def ask(config: Config, expect_gpus: int | None, environ: Mapping[str, str]) -> 
 
     Without torchrun's names this is a process by itself, in whatever job.
     """
-    local_rank = int(environ.get("LOCAL_RANK", 0))
     local_size = int(environ.get("LOCAL_WORLD_SIZE", 1))
     there, device = torch.cuda.device_count(), config.engine.device
+    may_share = config.engine.backend == "gloo"
     expected = 0
     if device != "cpu":
         of_slurm = environ.get("SLURM_GPUS_ON_NODE", "")
         expected = int(of_slurm) if of_slurm.isdigit() else 0
         expected = expect_gpus if expect_gpus is not None else expected
         if there or device == "cuda":
-            expected = max(expected, local_size)
+            expected = max(expected, 1 if may_share else local_size)
     known = environ if "RANK" in environ else {}
-    usable = device != "cpu" and torch.cuda.is_available() and local_rank < there
-    return Asked(
-        config, world.from_environment("auto" if usable else "cpu", known), expected, environ
+    usable = device != "cpu" and torch.cuda.is_available()
+    place = world.from_environment(
+        "auto" if usable else "cpu", known, "gloo" if may_share or there < local_size else "auto"
     )
+    return Asked(config, place, expected, environ)
 
 
 def examine(

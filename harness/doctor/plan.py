@@ -126,7 +126,8 @@ def _resolved(config: cfg.Config, ranks: int) -> Resolved:
     """What the last rank would find: data, weights and devices are there, batches divide."""
     last = {"RANK": ranks - 1, "LOCAL_RANK": ranks - 1,
             "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}  # fmt: skip
-    world = from_environment(config.engine.device, {key: str(n) for key, n in last.items()})
+    environ = {key: str(n) for key, n in last.items()}
+    world = from_environment(config.engine.device, environ, config.engine.backend)
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)
     engine.network(resolved, val_set.classes)

@@ -118,7 +118,8 @@ class Peers:
         mine = [
             times.compute_ms / steps,
             100 * times.data_wait_s / times.train_s,
-            self._energy.used_j(),
+            # Of a shared GPU each rank would count all of it.
+            math.nan if self._world.shares_gpu else self._energy.used_j(),
         ]
         vector = torch.tensor(mine, dtype=torch.float64, device=self._world.device)
         compute_ms, wait_pct, joules = self._world.gather_tensor(vector).T.tolist()
