@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from torch import nn
 
-from harness import artefacts, checkpoint, engine
+from harness import artefacts, checkpoint, compilers, engine
 from harness import attempt as attempts
 from harness import config as cfg
 from harness.console import out
@@ -51,6 +51,8 @@ def run(config: cfg.Config, world: World) -> None:
     clock = Clock(world.device)
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)
+    if resolved.compiled:
+        compilers.require(on_gpu=world.on_gpu)
     if config.run.dry_run:
         if world.is_main:
             out.print("\n".join(resolved.lines()))

@@ -217,7 +217,7 @@ def facts_of(xml: str = XML, links: str = LINKS, **more: Any) -> Facts:
     facts: Facts = {
         "gpus": listed, "gpus_of_torch": len(listed), "gpus_expected": len(listed), "smi": None,
         "cuda_error": None, "driver": found.driver, "driver_cuda": found.cuda, "dali_cuda": 12,
-        "nccl_there": True, "host": "node1", "rank": 0,
+        "nccl_there": True, "compiler": None, "host": "node1", "rank": 0,
         "versions": software.versions() | {
             "cuda": "13.0", "harness": "1", "git_commit": None, "git_dirty": None
         },

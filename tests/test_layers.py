@@ -14,7 +14,7 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files", "deadline", "pagecache"},
+    {"config", "world", "console", "signals", "files", "deadline", "pagecache", "compilers"},
     {"parallel"},
     {"rules", "events"},
     {"cli"},
