@@ -16,11 +16,11 @@ from harness.data.sets import Images
 from harness.events import ENDS, after_validation
 from harness.record import wandb_run
 from harness.record.clock import Clock
-from harness.record.environment import environment, gpu_uuid, host_facts
+from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
 from harness.record.schema import EpochDigest, Result, Row, RunEvent, Target
-from harness.record.throttle import Throttle
+from harness.record.throttle import Throttle, in_words
 from harness.record.wandb import WandbMirror
 from harness.record.wandb_account import choose_mode
 from harness.resolve import Resolved
@@ -40,6 +40,7 @@ class Report:
     rows: Recorder | None = None
     mirror: WandbMirror | None = None
     throttle: Throttle | None = None
+    slowed: list[str] = field(default_factory=list)
     result: Result | None = None
     digests: list[EpochDigest] = field(default_factory=list)
     scores: list[tuple[float, Score]] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Report:
         """
         world = self.resolved.world
         ranks = world.gather(host_facts(world.device))
+        self.throttle = Throttle(world.device) if world.on_gpu else None
         if not self.writes:
             return
         facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
@@ -63,7 +65,6 @@ class Report:
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
-        self.throttle = Throttle(gpu_uuid(world.device)) if world.on_gpu else None
         self.mirror = self._open_mirror(facts)
 
     def _images(self) -> dict[str, Any]:
@@ -161,6 +162,11 @@ class Report:
     def warmed_up(self) -> None:
         """Graphs that are compiled from here on are recompilations."""
         self.graphs_warm = engine.graph_counts()
+
+    def end_throttle(self) -> None:
+        """Stop watching the GPUs' clocks; what all ranks have seen; a collective."""
+        if self.throttle is not None:
+            self.slowed = in_words(self.resolved.world.gather(self.throttle.end()))
 
     def conclude(self, net: nn.Module, t: Training | None) -> None:
         """The work is done; what remains is to write it down."""
@@ -288,7 +294,7 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         **result.engine_facts(resolved, training=t is not None),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
-        slowed=report.throttle.end() if report.throttle else [],
+        slowed=report.slowed,
         stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
         **result.accuracy(report.scores),

@@ -240,6 +240,7 @@ def _limit_waiting(report: Report, pulse: Pulse) -> None:
 def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
     """Weights and result; the mirror's end comes last."""
     path = report.folder.path
+    report.end_throttle()
     if report.writes:
         try:
             with report.clock.account("checkpoint"):
