@@ -20,7 +20,7 @@ from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
 from harness.record.schema import EpochDigest, Result, Row, RunEvent, Target
-from harness.record.throttle import Throttle, in_words
+from harness.record.throttle import Throttle
 from harness.record.wandb import WandbMirror
 from harness.record.wandb_account import choose_mode
 from harness.resolve import Resolved
@@ -40,7 +40,6 @@ class Report:
     rows: Recorder | None = None
     mirror: WandbMirror | None = None
     throttle: Throttle | None = None
-    slowed: list[str] = field(default_factory=list)
     result: Result | None = None
     digests: list[EpochDigest] = field(default_factory=list)
     scores: list[tuple[float, Score]] = field(default_factory=list)
@@ -162,11 +161,6 @@ class Report:
     def warmed_up(self) -> None:
         """Graphs that are compiled from here on are recompilations."""
         self.graphs_warm = engine.graph_counts()
-
-    def end_throttle(self) -> None:
-        """Stop watching the GPUs' clocks; what all ranks have seen; a collective."""
-        if self.throttle is not None:
-            self.slowed = in_words(self.resolved.world.gather(self.throttle.end()))
 
     def conclude(self, net: nn.Module, t: Training | None) -> None:
         """The work is done; what remains is to write it down."""
@@ -294,7 +288,7 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         **result.engine_facts(resolved, training=t is not None),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
-        slowed=report.slowed,
+        slowed=report.throttle.slowed if report.throttle else [],
         stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
         **result.accuracy(report.scores),

@@ -240,7 +240,8 @@ def _limit_waiting(report: Report, pulse: Pulse) -> None:
 def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
     """Weights and result; the mirror's end comes last."""
     path = report.folder.path
-    report.end_throttle()
+    if report.throttle is not None:
+        report.throttle.end(report.resolved.world)
     if report.writes:
         try:
             with report.clock.account("checkpoint"):

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, cast
 
 import pynvml as real_pynvml
 import pytest
@@ -25,6 +25,7 @@ from harness.record.energy import Energy
 from harness.record.nvml import Nvml
 from harness.record.peers import LEAST_PERIODS, SLOWER, Stragglers, who
 from harness.record.throttle import Throttle, in_words
+from harness.world import World
 
 FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "120",
          "--train.global-batch", "12", "--log.every-steps", "2"]  # fmt: skip
@@ -258,13 +259,16 @@ def test_bits_of_nvml_are_the_reasons_of_nvidia_smi(
     assert Nvml(gpu).slowed() is None
 
 
-def looked_at(module: Pynvml, throttle: Throttle, looks: int) -> list[str]:
-    """What was seen after so many looks."""
+def slowed_after(module: Pynvml, gpu: torch.device, looks: int) -> list[str]:
+    """What is told after so many looks, where another rank has seen nothing."""
+    world = types.SimpleNamespace(gather=lambda mine: [[], mine])
+    throttle = Throttle(gpu, every_s=0.001)
     until = time.monotonic() + 60
     while len(module.looks) < looks:
         assert time.monotonic() < until
         time.sleep(0.002)
-    return throttle.end()
+    throttle.end(cast(World, world))
+    return throttle.slowed
 
 
 def test_clocks_that_are_held_down_during_a_run_are_seen(
@@ -273,14 +277,11 @@ def test_clocks_that_are_held_down_during_a_run_are_seen(
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
     module = pynvml()
     module.bits = HOT
-    assert looked_at(module, Throttle(gpu, every_s=0.001), 5) == ["hw_thermal_slowdown"]
+    assert slowed_after(module, gpu, looks=5) == ["too hot (hardware): rank 1"]
     module = pynvml()
     module.bits = CAPPED
-    assert looked_at(module, Throttle(gpu, every_s=0.001), 5) == [], "a well used GPU is"
-    pynvml(EVENTS, THROTTLE)
-    throttle = Throttle(gpu, every_s=0.001)
-    time.sleep(0.02)
-    assert throttle.end() == []
+    assert slowed_after(module, gpu, looks=5) == [], "a well used GPU is"
+    assert slowed_after(pynvml(EVENTS, THROTTLE), gpu, looks=0) == []
 
 
 def test_whose_clocks_were_held_down() -> None:

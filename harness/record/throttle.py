@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from harness.record.nvml import HARMLESS, SLOWED, Nvml
+from harness.world import World
 
 EVERY_S = 10.0
 LEAST_SHARE = 0.1
@@ -18,10 +19,15 @@ MOST_NAMED = 8
 
 
 class Throttle:
-    """Looks every few seconds at this rank's GPU, in microseconds; nothing waits for it."""
+    """Looks every few seconds at this rank's GPU, in microseconds; nothing waits for it.
+
+    Attributes:
+        slowed: why clocks were held down in more than a tenth of the looks; known at the end.
+    """
 
     def __init__(self, device: torch.device, every_s: float = EVERY_S) -> None:
         self._gpu = Nvml(device)
+        self.slowed: list[str] = []
         self._every_s = every_s
         self._seen: Counter[str] = Counter()
         self._looks = 0
@@ -29,10 +35,11 @@ class Throttle:
         # A daemon: a call may hang with its driver, and the run must end all the same.
         threading.Thread(target=self._watch, name="throttle", daemon=True).start()
 
-    def end(self) -> list[str]:
-        """Stop looking; why clocks were held down in more than a tenth of the looks."""
+    def end(self, world: World) -> None:
+        """Stop looking; gather what all ranks have seen: a collective."""
         self._over.set()
-        return [reason for reason in SLOWED if self._seen[reason] > LEAST_SHARE * self._looks]
+        own = [reason for reason in SLOWED if self._seen[reason] > LEAST_SHARE * self._looks]
+        self.slowed = in_words(world.gather(own))
 
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
