@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness import __version__
 from harness.console import err
-from harness.errors import EXIT_INTERRUPTED, HarnessError
+from harness.errors import EXIT_INTERRUPTED, explained
 from harness.record import rank_log
 from harness.verbs import bench, compare, data, doctor, publish, show
 from harness.verbs.words import Parser
@@ -24,15 +24,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.verb(options)
-    except HarnessError as error:
-        told = " ".join(str(error).split())
-        rank_log.tell_torchrun(told)
-        if rank_log.speaks_first():  # a bench has several ranks
-            err.print(f"error: {told}")
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if (known := explained(error)) is None:
+            raise
+        code, message = known[0], " ".join(known[1].split())
+        rank_log.tell_torchrun(message)
+        if rank_log.speaks_first():  # a bench has several ranks
+            err.print(f"error: {message}")
+        sys.exit(code)
 
 
 def _parser() -> Parser:

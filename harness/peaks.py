@@ -45,15 +45,16 @@ def printed(name: str, precision: str) -> Peaks | None:
     """The table's row for a GPU; none if it, or the precision, is not in the table.
 
     Args:
-        name: as the driver gives it.
+        name: as the driver gives it, to the letter: of like names, a longer one does less.
     """
-    row = _table().get(name, {})
+    row = table().get(name, {})
     if precision not in row:
         return None
     return Peaks(1e12 * row[precision], 1e9 * row["memory"], str(row["source"]))
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def table() -> dict[str, dict[str, Any]]:
+    """Name of a GPU -> its row: TFLOP/s of each precision, GB/s of `memory`, `source`."""
     table: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return table

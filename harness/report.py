@@ -16,7 +16,7 @@ from harness.data.sets import Images
 from harness.events import ENDS, after_validation
 from harness.record import wandb_run
 from harness.record.clock import Clock
-from harness.record.environment import environment, gpu_uuid, host_facts
+from harness.record.environment import environment, host_facts
 from harness.record.folder import RunFolder, attempts
 from harness.record.recorder import Recorder
 from harness.record.schema import EpochDigest, Result, Row, RunEvent, Target
@@ -56,6 +56,7 @@ class Report:
         """
         world = self.resolved.world
         ranks = world.gather(host_facts(world.device))
+        self.throttle = Throttle(world.device) if world.on_gpu else None
         if not self.writes:
             return
         facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
@@ -63,7 +64,6 @@ class Report:
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
-        self.throttle = Throttle(gpu_uuid(world.device)) if world.on_gpu else None
         self.mirror = self._open_mirror(facts)
 
     def _images(self) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
         **result.engine_facts(resolved, training=t is not None),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
-        slowed=report.throttle.end() if report.throttle else [],
+        slowed=report.throttle.slowed if report.throttle else [],
         stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
         **result.accuracy(report.scores),

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from torch import nn
 
-from harness import artefacts, checkpoint, engine
+from harness import artefacts, checkpoint, compilers, engine
 from harness import attempt as attempts
 from harness import config as cfg
 from harness.console import out
@@ -51,6 +51,8 @@ def run(config: cfg.Config, world: World) -> None:
     clock = Clock(world.device)
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)
+    if resolved.compiled:
+        compilers.require(on_gpu=world.on_gpu)
     if config.run.dry_run:
         if world.is_main:
             out.print("\n".join(resolved.lines()))
@@ -238,6 +240,8 @@ def _limit_waiting(report: Report, pulse: Pulse) -> None:
 def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
     """Weights and result; the mirror's end comes last."""
     path = report.folder.path
+    if report.throttle is not None:
+        report.throttle.end(report.resolved.world)
     if report.writes:
         try:
             with report.clock.account("checkpoint"):

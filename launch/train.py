@@ -17,15 +17,8 @@ from typing import NoReturn
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import cli
-from harness.errors import (
-    EXIT_FAILED,
-    EXIT_GOOD,
-    EXIT_INTERRUPTED,
-    Followed,
-    HarnessError,
-    Stopped,
-)
+from harness import cli, errors
+from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Followed, Stopped
 from harness.record import rank_log
 from launch import slurm
 
@@ -57,17 +50,10 @@ def work(argv: Sequence[str]) -> None:
 
 def explained(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for what ended the work."""
-    if isinstance(error, HarnessError):
-        return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted before anything was done"
-    torch = sys.modules.get("torch")  # what fails may be its import
-    if torch and isinstance(error, torch.OutOfMemoryError):
-        return EXIT_FAILED, (
-            "out of memory: set --train.max-local-batch lower (gradients then accumulate to the "
-            "same global batch), or --eval.local-batch if it was validating; "
-            f"{str(error).splitlines()[0]}"
-        )
+    if known := errors.explained(error):
+        return known
     traceback.print_exception(error)
     return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
 

@@ -6,8 +6,9 @@ The output of nvidia-smi is written here after its DTDs (v11, v12, v13) and publ
 from __future__ import annotations
 
 import copy
-import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from harness.doctor.compute import cpu_quota
 from harness.doctor.report import Report
 from harness.doctor.words import read_config
 from harness.record import smi
-from harness.record.throttle import Throttle
 
 GPU = """
   <gpu id="00000000:{bus}:00.0">
@@ -176,29 +176,6 @@ def test_nvidia_smi_is_asked_or_is_not_there(
     assert smi.ask(10.0) is None
 
 
-def test_clocks_that_are_held_down_during_a_run_are_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "xml").write_text(OLD)
-    plant(tmp_path, monkeypatch, f"echo >> {tmp_path}/looks; cat {tmp_path}/xml")
-    mine, another = (Throttle(uuid, every_s=0.05) for uuid in ("GPU-t4", "GPU-another"))
-    until = time.monotonic() + 60
-    while not (tmp_path / "looks").exists() or len((tmp_path / "looks").read_text()) < 8:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    assert mine.end() == ["too hot (hardware)", "slowed by hardware"]
-    assert another.end() == []
-
-
-def test_without_an_nvidia_smi_nothing_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    throttle = Throttle("GPU-1A", every_s=0.01)
-    time.sleep(0.1)
-    assert throttle.end() == []
-
-
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
@@ -217,7 +194,7 @@ def facts_of(xml: str = XML, links: str = LINKS, **more: Any) -> Facts:
     facts: Facts = {
         "gpus": listed, "gpus_of_torch": len(listed), "gpus_expected": len(listed), "smi": None,
         "cuda_error": None, "driver": found.driver, "driver_cuda": found.cuda, "dali_cuda": 12,
-        "nccl_there": True, "host": "node1", "rank": 0,
+        "nccl_there": True, "compiler": None, "own_gpu": {}, "host": "node1", "rank": 0,
         "versions": software.versions() | {
             "cuda": "13.0", "harness": "1", "git_commit": None, "git_dirty": None
         },
@@ -255,7 +232,7 @@ def test_healthy_gpus_are_green(asked: Asked) -> None:
         ("<used>1 MiB", "<used>65720 MiB", "GPUs", "yellow"),
         ("<current_mig>Disabled", "<current_mig>Enabled", "GPUs", "yellow"),
         ("<current_power_limit>7", "<current_power_limit>5", "GPU clocks, power", "yellow"),
-        ("sw_power_cap>Not Active", "sw_power_cap>Active", "GPU throttling", "yellow"),
+        ("sw_thermal_slowdown>Not A", "sw_thermal_slowdown>A", "GPU throttling", "yellow"),
         ("hw_thermal_slowdown>Not Active", "hw_thermal_slowdown>Active", "GPU throttling", "red"),
         ("<dram_uncorrectable>0", "<dram_uncorrectable>1", "GPU memory errors", "red"),
         ("row_pending>No", "row_pending>Yes", "GPU memory errors", "yellow"),
@@ -268,6 +245,36 @@ def test_a_sick_gpu_is_named(asked: Asked, healthy: str, sick: str, name: str, s
     assert {each: check.status for each, check in found.items()} == {name: status}
     if (healthy, sick) != (H100, "NVIDIA A100-SXM4-80GB") and "MIG" not in found[name].value:
         assert "GPU 1" in found[name].value
+
+
+def test_other_ranks_that_compute_already_are_no_fault(asked: Asked) -> None:
+    """While local rank 0 waits for nvidia-smi, they hold memory and are at their power caps."""
+    busy = XML.replace("<used>1 MiB", "<used>1124 MiB").replace(
+        "sw_power_cap>Not Active", "sw_power_cap>Active"
+    )
+    alone = bad(facts_of(busy), asked)
+    assert {each: check.status for each, check in alone.items()} == {"GPUs": "yellow"}
+    own = [{"uuid": f"GPU-{bus}", "memory_used_gib": 0.01, "slowed": ()} for bus in ("1A", "1B")]
+    ranks = [facts_of(busy, own_gpu=own[0]), {"own_gpu": own[1]}]
+    assert all(check.status == "green" for check in gpus.judge(ranks, asked))
+    own[1] |= {"memory_used_gib": 40.0, "slowed": ("sw_thermal_slowdown", "sw_power_cap")}
+    by_name = {check.name: check for check in gpus.judge(ranks, asked)}
+    assert "GPU 1: 40.0 GiB in use" in by_name["GPUs"].value
+    assert by_name["GPU throttling"].value == "GPU 1: too hot (driver)"
+
+
+def test_each_rank_looks_at_its_gpu_itself(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> None:
+    monkeypatch.setattr(gpus, "gpu_uuid", lambda device: f"GPU-{device.index}")
+    slowed, used = (), 0.5
+    told = SimpleNamespace(slowed=lambda: slowed, memory_used_gib=lambda: used)
+    monkeypatch.setattr(gpus, "Nvml", lambda device: told)
+    world = replace(asked.world, local_rank=1, device=torch.device("cuda", 1))
+    facts = gpus.look(replace(asked, world=world))
+    assert facts["own_gpu"] == {"uuid": "GPU-1", "memory_used_gib": 0.5, "slowed": ()}
+    slowed = used = None  # an old driver: nvidia-smi's word stands
+    assert gpus.look(replace(asked, world=world))["own_gpu"] == {"uuid": "GPU-1"}
+    on_cpu = replace(asked.world, local_rank=1, device=torch.device("cpu"))
+    assert gpus.look(replace(asked, world=on_cpu))["own_gpu"] == {}
 
 
 def test_a_link_that_is_down_is_named(asked: Asked) -> None:

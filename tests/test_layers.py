@@ -14,7 +14,7 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files", "deadline", "pagecache"},
+    {"config", "world", "console", "signals", "files", "deadline", "pagecache", "compilers"},
     {"parallel"},
     {"rules", "events"},
     {"cli"},
@@ -39,7 +39,7 @@ SIDEWAYS = {("counts", "data.stream")}
 """Padding has a label that counts must not count; the stream, which pads, says which."""
 
 ONLY_IN = {
-    "pynvml": ("harness/record/energy.py",),
+    "pynvml": ("harness/record/nvml.py",),
     "nvidia": ("harness/data/pipeline.py", "harness/bench/loaders.py"),
     "wandb": ("harness/record/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),

@@ -6,20 +6,26 @@ import json
 import math
 import subprocess
 import sys
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median_low
+from typing import Any, cast
 
+import pynvml as real_pynvml
 import pytest
 import torch
 from helpers import TINY, TRAIN, launcher, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.record import energy
-from harness.record.energy import Energy, counter_of
-from harness.record.peers import LEAST_PERIODS, SLOWER, Stragglers, state_of, who
-from harness.record.smi import Gpu, parse
+from harness.record import nvml
+from harness.record.energy import Energy
+from harness.record.nvml import Nvml
+from harness.record.peers import LEAST_PERIODS, SLOWER, Stragglers, who
+from harness.record.throttle import Throttle, in_words
+from harness.world import World
 
 FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "120",
          "--train.global-batch", "12", "--log.every-steps", "2"]  # fmt: skip
@@ -103,7 +109,7 @@ def test_on_a_cpu_energy_is_not_measured(run: tuple[Path, str]) -> None:
     )
     assert "energy" in shown.stdout
     assert "not measured" in shown.stdout
-    assert math.isnan(Energy(counter_of(torch.device("cpu"))).used_j())
+    assert math.isnan(Energy(torch.device("cpu")).used_j())
 
 
 def test_of_a_single_rank_there_is_a_median_and_no_slowest(finished_run: Path) -> None:
@@ -115,73 +121,184 @@ def test_of_a_single_rank_there_is_a_median_and_no_slowest(finished_run: Path) -
         assert not {"slowest_rank", "compute_ms_slowest", "data_wait_most_pct"} & row.keys()
 
 
-class Nvml(types.ModuleType):
-    """As much of pynvml as is used: a GPU of 250 W whose counter has gone round before."""
+class Pynvml(types.ModuleType):
+    """As much of pynvml as is used, and a GPU: 250 W, warm, its counter has gone round before.
+
+    Args:
+        lacks: functions that this version, or its driver, does not have.
+    """
 
     class NVMLError(Exception):
         pass
 
-    def __init__(self, *, has_counter: bool = True) -> None:
+    def __init__(self, *lacks: str) -> None:
         super().__init__("pynvml")
-        self.millijoules, self.has_counter = 7_000_000, has_counter
+        self.millijoules, self.bits = 7_000_000, 0
+        self.looks: list[float] = []
+        self.lacks = set(lacks)
+        for name in lacks:  # of the package; what the driver lacks is raised
+            if name.endswith("EventReasons"):
+                setattr(self, name, None)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("nvmlDevice") and name in self.lacks:
+            if value is None:
+                raise AttributeError(name)
+
+            def fails(*_: object) -> None:
+                raise self.NVMLError
+
+            return fails
+        return value
 
     def nvmlInit(self) -> None: ...
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "GPU-1":
+            raise self.NVMLError
         return uuid
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         assert handle == "GPU-1"
-        if not self.has_counter:
-            raise self.NVMLError
         return self.millijoules
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:
+        self.looks.append(time.monotonic())
+        return self.bits
+
+    nvmlDeviceGetCurrentClocksThrottleReasons = nvmlDeviceGetCurrentClocksEventReasons
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str, version: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(used=3 * 2**29)
+
+    def nvmlDeviceGetSerial(self, handle: str) -> str:
+        return "1652"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
+        return 1410
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        return 1980
+
+
+HOT, CAPPED, IDLE = 0x40, 0x04, 0x01
+EVENTS, THROTTLE = (f"nvmlDeviceGetCurrentClocks{name}Reasons" for name in ("Event", "Throttle"))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    monkeypatch.setattr(energy, "gpu_uuid", lambda device: "GPU-1")
+    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-1")
     return torch.device("cuda")
 
 
+@pytest.fixture
+def pynvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
+    """Plant a pynvml."""
+
+    def plant(*lacks: str) -> Pynvml:
+        module = Pynvml(*lacks)
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        return module
+
+    return plant
+
+
 def test_joules_are_counted_from_mark_to_mark(
-    monkeypatch: pytest.MonkeyPatch, gpu: torch.device
+    pynvml: Callable[..., Pynvml], gpu: torch.device
 ) -> None:
-    nvml = Nvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    used = Energy(counter_of(gpu))
+    module = pynvml()
+    used = Energy(gpu)
     used.mark()
-    nvml.millijoules += 2_500_000
+    module.millijoules += 2_500_000
     assert used.used_j() == 2500
-    nvml.millijoules += 1000
+    module.millijoules += 1000
     used.mark()
-    nvml.millijoules += 500
+    module.millijoules += 500
     assert used.used_j() == 0.5
-    nvml.has_counter = False
+    module.lacks.add("nvmlDeviceGetTotalEnergyConsumption")
     assert math.isnan(used.used_j())
 
 
-def test_a_gpu_without_a_counter_has_none(
-    monkeypatch: pytest.MonkeyPatch, gpu: torch.device
+def test_a_gpu_without_a_counter_or_a_name_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(has_counter=False))
-    assert counter_of(gpu) is None
+    pynvml("nvmlDeviceGetTotalEnergyConsumption")
+    assert Nvml(gpu).energy_j() is None
+    pynvml()
+    assert Nvml(gpu).energy_j() == 7000
+    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-of-another-job")
+    assert Nvml(gpu).energy_j() is Nvml(gpu).slowed() is None
+    assert Nvml(gpu).description() == []
 
 
-def test_a_gpu_says_its_serial_clock_and_what_slows_it() -> None:
-    xml = """<nvidia_smi_log><gpu><product_name>G</product_name><uuid>GPU-1</uuid>
-    <serial>1652</serial><clocks><sm_clock>1410 MHz</sm_clock></clocks>
-    <max_clocks><sm_clock>1980 MHz</sm_clock></max_clocks><clocks_event_reasons>
-    <clocks_event_reason_hw_thermal_slowdown>Active</clocks_event_reason_hw_thermal_slowdown>
-    </clocks_event_reasons></gpu></nvidia_smi_log>"""
-    (gpu,) = parse(xml).gpus
-    assert isinstance(gpu, Gpu)
-    assert state_of(gpu) == ["serial 1652", "1410 of 1980 MHz", "too hot (hardware)"]
+def test_a_gpu_says_its_serial_clock_and_what_slows_it(
+    pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    pynvml().bits = HOT | CAPPED | IDLE
+    assert Nvml(gpu).memory_used_gib() == 1.5
+    expected = ["serial 1652", "1410 of 1980 MHz", "too hot (hardware)", "at its power cap"]
+    assert Nvml(gpu).description() == expected
+    pynvml("nvmlDeviceGetSerial", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetMemoryInfo")
+    assert Nvml(gpu).description() == []
+    assert Nvml(gpu).memory_used_gib() is None
+
+
+@pytest.mark.parametrize("lacks", [(), (EVENTS,)])
+def test_bits_of_nvml_are_the_reasons_of_nvidia_smi(
+    pynvml: Callable[..., Pynvml], gpu: torch.device, lacks: tuple[str, ...]
+) -> None:
+    """By the names that the real pynvml gives them; an old one knows other names of functions."""
+    module = pynvml(*lacks)
+    for reason in nvml.SLOWED:
+        name = "".join(word.capitalize() for word in reason.split("_"))
+        module.bits = getattr(real_pynvml, f"nvmlClocksThrottleReason{name}") | IDLE
+        assert Nvml(gpu).slowed() == (reason,)
+    module.bits = IDLE
+    assert Nvml(gpu).slowed() == ()
+    pynvml(EVENTS, THROTTLE)
+    assert Nvml(gpu).slowed() is None
+
+
+def slowed_after(module: Pynvml, gpu: torch.device, looks: int) -> list[str]:
+    """What is told after so many looks, where another rank has seen nothing."""
+    world = types.SimpleNamespace(gather=lambda mine: [[], mine])
+    throttle = Throttle(gpu, every_s=0.001)
+    until = time.monotonic() + 60
+    while len(module.looks) < looks:
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    throttle.end(cast(World, world))
+    return throttle.slowed
+
+
+def test_clocks_that_are_held_down_during_a_run_are_seen(
+    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
+    module = pynvml()
+    module.bits = HOT
+    assert slowed_after(module, gpu, looks=5) == ["too hot (hardware): rank 1"]
+    module = pynvml()
+    module.bits = CAPPED
+    assert slowed_after(module, gpu, looks=5) == [], "a well used GPU is"
+    assert slowed_after(pynvml(EVENTS, THROTTLE), gpu, looks=0) == []
+
+
+def test_whose_clocks_were_held_down() -> None:
+    assert in_words([[]]) == in_words([[], []]) == []
+    hot = "hw_thermal_slowdown"
+    assert in_words([[hot]]) == ["too hot (hardware)"]
+    assert in_words([[], [hot, "hw_slowdown"], [], [hot]]) == [
+        "too hot (hardware): rank 1, 3", "slowed by hardware: rank 1",
+    ]  # fmt: skip
+    assert in_words([[hot]] * 11) == ["too hot (hardware): rank 0, 1, 2, 3, 4, 5, 6, 7 and 3 more"]
 
 
 @pytest.mark.gpu
 def test_a_real_gpu_uses_energy_and_says_who_it_is() -> None:
     device = torch.device("cuda")
-    used = Energy(counter_of(device))
+    used = Energy(device)
     used.mark()
     a = torch.ones(4096, 4096, device=device)
     for _ in range(200):
@@ -189,3 +306,5 @@ def test_a_real_gpu_uses_energy_and_says_who_it_is() -> None:
     torch.cuda.synchronize()
     assert used.used_j() > 0
     assert "GPU-" in who(device)
+    assert Nvml(device).slowed() is not None
+    assert (Nvml(device).memory_used_gib() or 0) > 0

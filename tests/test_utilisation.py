@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers import ROOT, TINY, TRAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import cli, utilisation
+from harness import cli, peaks, utilisation
 from harness.models.costs import Costs, roofline_s, training_costs
 from harness.peaks import Peaks, printed, printed_for
 
@@ -58,6 +59,64 @@ def test_a_device_without_a_printed_peak_has_none(finished_run: Path) -> None:
     assert printed_for(torch.device("cpu"), "bf16") is None
     assert printed("A GPU of tomorrow", "bf16") is None
     assert printed("Tesla T4", "bf16") is None
+
+
+@pytest.mark.parametrize("name", sorted(peaks.table()))
+def test_a_row_of_the_table_is_of_this_world(name: str) -> None:
+    row = peaks.table()[name]
+    assert row.keys() <= {"bf16", "fp16", "tf32", "fp32", "memory", "source"}
+    assert row.keys() >= {"fp16", "fp32", "memory", "source"}
+    assert re.match(r"(NVIDIA|Tesla|AMD Instinct) \S", name)
+    assert re.search(r"(data sheet|white paper|press).* \(?(\w+ )?\d", row["source"])
+    assert row["fp16"] >= row.get("tf32", 0) >= 0
+    assert row["fp16"] > row["fp32"]
+    assert 5 < row["fp32"] < 200
+    assert 300 <= row["memory"] <= 8000
+    if "bf16" in row:  # Ampere and later, CDNA 3: with sparsity it would be 4 times tf32
+        assert row["bf16"] == row["fp16"]
+        assert row["bf16"] / row["tf32"] == pytest.approx(2, rel=0.02)
+        assert row["tf32"] >= row["fp32"]
+
+
+def test_each_name_stands_once_in_the_table() -> None:
+    lines = peaks.TABLE.read_text().splitlines()
+    rows = [line for line in lines if line and not line.startswith("#")]
+    assert len(rows) == len(peaks.table()), "a later row of the same name would win silently"
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16_tflops", "gb_per_s"),
+    [
+        ("NVIDIA H100 NVL", 835.5, 3900),
+        ("NVIDIA GH200 480GB", 989.4, 4000),
+        ("NVIDIA GB200", 2500, 8000),
+        ("NVIDIA B300 SXM6 AC", 2250, 7700),
+        ("NVIDIA A10G", 70, 600),
+        ("NVIDIA L40", 181.05, 864),
+        ("NVIDIA L40S", 362, 864),
+        ("NVIDIA GeForce RTX 5090", 209.5, 1792),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 503.8, 1792),
+        ("AMD Instinct MI325X", 1307.4, 6000),
+    ],
+)
+def test_names_are_those_that_drivers_give(name: str, bf16_tflops: float, gb_per_s: float) -> None:
+    peak = printed(name, "bf16")
+    assert peak is not None
+    assert (peak.flops_per_s, peak.bytes_per_s) == (
+        pytest.approx(1e12 * bf16_tflops), pytest.approx(1e9 * gb_per_s),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA H20-3e", "NVIDIA L40G",
+    ],
+)  # fmt: skip
+def test_a_gpu_of_a_longer_name_is_another(name: str) -> None:
+    assert any(name.startswith(known) for known in peaks.table())
+    assert printed(name, "bf16") is None
 
 
 @pytest.fixture(scope="module")

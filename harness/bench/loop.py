@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness import compilers
 from harness import config as cfg
 from harness.console import out, wide
 from harness.data.batch import Batch
@@ -79,10 +80,16 @@ def world_of_bench(backend: str = "auto") -> World:
 
 @contextmanager
 def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
-    """Sets, batches and process group of a run; prints what it will be."""
+    """Sets, batches and process group of a run; prints what it will be.
+
+    Raises:
+        BadInput: as resolve's, or nothing can be compiled here.
+    """
     train_set, val_set = open_sets(config)
     assert train_set is not None
     resolved = resolve(config, world, train_set)
+    if resolved.compiled:
+        compilers.require(on_gpu=world.on_gpu)
     out.print("\n".join(resolved.lines()[:5]))
     epochs = config.schedule.epochs
     batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)

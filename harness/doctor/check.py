@@ -56,6 +56,12 @@ class Asked:
         return self.config.engine.device != "cpu"
 
     @property
+    def compiles(self) -> bool:
+        """Whether the run would be compiled, here."""
+        given = self.config.engine.compile
+        return self.world.on_gpu if given == "auto" else given
+
+    @property
     def threads(self) -> int:
         """CPU threads for computing, of each rank."""
         return self.config.engine.threads or self.world.cores()

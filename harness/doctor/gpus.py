@@ -10,12 +10,17 @@ import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
-from harness.record.smi import SLOWED, SmiFails, ask
+from harness.record.environment import gpu_uuid
+from harness.record.nvml import HARMLESS, SLOWED, Nvml
+from harness.record.smi import SmiFails, ask
+
+Gpus = list[dict[str, Any]]
 
 
 def look(asked: Asked) -> Facts:
-    """What nvidia-smi and torch say of the node's GPUs."""
+    """What nvidia-smi and torch say of the node's GPUs, and this rank's GPU before it is used."""
     facts: Facts = {"gpus_expected": asked.gpus, "gpus_of_torch": torch.cuda.device_count()}
+    facts["own_gpu"] = _own(asked.world.device)
     if asked.world.local_rank:
         return facts
     facts |= {"gpus": [], "smi": None, "driver": None, "driver_cuda": None, "cuda_error": None}
@@ -40,6 +45,7 @@ def look(asked: Asked) -> Facts:
 def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     """The checks of one node, from the facts of its ranks; the first is local rank 0."""
     first = ranks[0]
+    first = first | {"gpus": _before_use(first["gpus"], ranks)}
     gpus, seen, expected = first["gpus"], first["gpus_of_torch"], first["gpus_expected"]
     if not asked.wants_gpu:
         return [not_checked("GPUs", "engine.device is cpu")]
@@ -58,6 +64,25 @@ def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     return [judge_one(gpus) for judge_one in _OF_GPUS]
 
 
+def _own(device: torch.device) -> Facts:
+    """State of this rank's GPU; of others it cannot tell whether their ranks compute already."""
+    if device.type != "cuda":
+        return {}
+    gpu = Nvml(device)
+    state = {"memory_used_gib": gpu.memory_used_gib(), "slowed": gpu.slowed()}
+    known = {name: value for name, value in state.items() if value is not None}
+    return {"uuid": gpu_uuid(device)} | known
+
+
+def _before_use(gpus: Gpus, ranks: Sequence[Facts]) -> Gpus:
+    """nvidia-smi's GPUs in the state in which their own ranks have met them.
+
+    It takes seconds, in which other ranks have begun to multiply matrices.
+    """
+    own = {facts["own_gpu"]["uuid"]: facts["own_gpu"] for facts in ranks if facts["own_gpu"]}
+    return [gpu | own.get(gpu["uuid"], {}) for gpu in gpus]
+
+
 def _where_are_they(facts: Facts, asked: Asked) -> str:
     listed, mask = len(facts["gpus"]), asked.environ.get("CUDA_VISIBLE_DEVICES")
     if mask is not None and listed > facts["gpus_of_torch"]:
@@ -71,9 +96,6 @@ def _where_are_they(facts: Facts, asked: Asked) -> str:
         "ask for as many with sbatch --gpus-per-node; if they were granted, one has fallen off "
         "the bus (dmesg | grep -i xid): take another node"
     )
-
-
-Gpus = list[dict[str, Any]]
 
 
 def _known(gpus: Gpus, field: str) -> list[float]:
@@ -121,7 +143,8 @@ def _judge_clocks(gpus: Gpus) -> Check:
 
 
 def _judge_slowed(gpus: Gpus) -> Check:
-    reasons = [reason for reason in SLOWED if any(reason in gpu["slowed"] for gpu in gpus)]
+    bad = [reason for reason in SLOWED if reason not in HARMLESS]
+    reasons = [reason for reason in bad if any(reason in gpu["slowed"] for gpu in gpus)]
     if not reasons:
         return green("GPU throttling", "none right now")
     which = {reason: _numbers(gpus, lambda gpu: reason in gpu["slowed"]) for reason in reasons}  # noqa: B023

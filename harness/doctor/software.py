@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 import harness
+from harness import compilers
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, yellow
 from harness.record.environment import CHECKOUT, git_state, versions
 
@@ -33,6 +34,7 @@ def look(asked: Asked) -> Facts:
         | {"harness": harness.__version__, "git_commit": commit, "git_dirty": dirty},
         "dali_cuda": next((c for p, c in DALI_CUDA.items() if _is_installed(p)), None),
         "nccl_there": torch.distributed.is_nccl_available(),
+        "compiler": _compiler(asked),
     }
 
 
@@ -47,14 +49,32 @@ def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     commit = f" at {found['git_commit'][:7]}" if found["git_commit"] else ""
     changed = ", with changes" if found["git_dirty"] else ""
     value = ", ".join([*parts, f"harness {found['harness']}{commit}{changed}"])
+    compiler = judge_compiler(facts["compiler"])
     if wrong := _misfit(facts, asked):
-        return [red("versions", f"{wrong[0]} ({value})", wrong[1])]
-    return [green("versions", value)]
+        return [red("versions", f"{wrong[0]} ({value})", wrong[1]), compiler]
+    return [green("versions", value), compiler]
 
 
 def judge_all(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     """The checks that concern all ranks together."""
     return [_agree(ranks), _world_size(ranks, asked)]
+
+
+def _compiler(asked: Asked) -> tuple[str, str] | None:
+    """What became of trying the compiler, once per node; none where the run needs none."""
+    if asked.world.local_rank or not asked.compiles:
+        return None
+    return compilers.attempt(on_gpu=asked.world.on_gpu)
+
+
+def judge_compiler(trial: tuple[str, str] | None) -> Check:
+    """Red where training would be refused."""
+    if trial is None:
+        return not_checked("compiler", "this run compiles nothing")
+    value, remedy = trial
+    if remedy:
+        return red("compiler", value, f"{remedy}, or give --engine.compile false")
+    return green("compiler", value)
 
 
 def _misfit(facts: Facts, asked: Asked) -> tuple[str, str] | None:

@@ -9,19 +9,17 @@ import math
 import socket
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median_low
-from subprocess import TimeoutExpired
 from typing import Any
 
 import torch
 
 from harness.console import out
-from harness.record import smi
 from harness.record.clock import Clock, PeriodTimes
-from harness.record.energy import Energy, counter_of
+from harness.record.energy import Energy
 from harness.record.environment import gpu_uuid
+from harness.record.nvml import Nvml
 from harness.world import World
 
 SLOWER = 1.10
@@ -32,7 +30,6 @@ LEAST_PERIODS, WINDOW_PERIODS = 3, 20
 """A rank is judged by its last periods: one that turns slow after days is found within minutes."""
 MOST_NAMED = 8
 """More than a few slow ranks are the normal ones."""
-ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Peers:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._energy = Energy(counter_of(world.device))
+        self._energy = Energy(world.device)
         self._stragglers = Stragglers()
         self.stragglers: list[str] = []
 
@@ -159,19 +156,5 @@ def who(device: torch.device) -> str:
     host = socket.gethostname()
     if device.type != "cuda":
         return f"{host}, CPU"
-    uuid = gpu_uuid(device)
-    told = [host, torch.cuda.get_device_name(device), uuid]
-    with suppress(OSError, TimeoutExpired, smi.SmiFails):
-        for gpu in smi.ask_plainly(ANSWER_S).gpus:
-            if gpu.uuid == uuid:
-                told += state_of(gpu)
-    return ", ".join(told)
-
-
-def state_of(gpu: smi.Gpu) -> list[str]:
-    """Serial number, clock and what slows a GPU right now, as far as nvidia-smi tells."""
-    clock = f"{gpu.clock_mhz:.0f} of {gpu.max_clock_mhz:.0f} MHz" if (
-        gpu.clock_mhz is not None and gpu.max_clock_mhz is not None
-    ) else None  # fmt: skip
-    serial = f"serial {gpu.serial}" if gpu.serial else None
-    return [*filter(None, (serial, clock)), *(smi.SLOWED[reason] for reason in gpu.slowed)]
+    names = (host, torch.cuda.get_device_name(device), gpu_uuid(device))
+    return ", ".join([*names, *Nvml(device).description()])

@@ -186,7 +186,7 @@ class Result(BaseModel):
     events: list[RunEvent] = _list("what the run decided from its history")
     target: Target | None = _maybe("when schedule.stop_at_top1_pct was reached")
     slowed: list[str] = _list(
-        "why the clocks of rank 0's GPU were held down for more than a tenth of the time"
+        "why the clocks of a rank's GPU were held down for more than a tenth of the last attempt"
     )
     stragglers: list[str] = _list(
         "ranks of the last attempt that computed slower, or waited longer for data, than the "

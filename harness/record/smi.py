@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 from harness.deadline import NoAnswer, within
+from harness.record.nvml import SLOWED
 
 
 class SmiFails(Exception):
@@ -30,7 +31,6 @@ class Gpu:
 
     name: str
     uuid: str
-    serial: str | None
     mig: bool
     memory_gib: float | None
     memory_used_gib: float | None
@@ -57,15 +57,6 @@ class Smi:
     cuda: str | None
     gpus: tuple[Gpu, ...]
 
-
-SLOWED = {
-    "hw_thermal_slowdown": "too hot (hardware)",
-    "hw_power_brake_slowdown": "power brake (hardware)",
-    "hw_slowdown": "slowed by hardware",
-    "sw_thermal_slowdown": "too hot (driver)",
-    "sw_power_cap": "at its power cap",
-}
-"""Reason, as the field's name ends -> in words."""
 
 _REASONS = (
     "clocks_event_reasons/clocks_event_reason_",
@@ -110,21 +101,8 @@ def parse(xml: str, links: str = "") -> Smi:
     return Smi(_text(root, "driver_version"), _text(root, "cuda_version"), gpus)
 
 
-def ask_plainly(limit_s: float) -> Smi:
-    """The same without NVLinks, as an ordinary child: a process that trains must not be forked.
-
-    Raises:
-        SmiFails: it says that it fails, or says nothing.
-        OSError: there is none.
-        TimeoutExpired: it does not answer.
-    """
-    return parse(_run("-q", "-x", limit_s=limit_s))
-
-
-def _run(*words: str, fails: str | None = None, limit_s: float | None = None) -> str:
-    done = subprocess.run(
-        ["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=limit_s
-    )
+def _run(*words: str, fails: str | None = None) -> str:
+    done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return done.stdout
     if fails is not None:
@@ -149,7 +127,6 @@ def _gpu(gpu: ET.Element, links: dict[str, list[bool]]) -> Gpu:
     return Gpu(
         name=_text(gpu, "product_name") or "GPU of no name",
         uuid=uuid,
-        serial=_text(gpu, "serial"),
         mig=_text(gpu, "mig_mode/current_mig") == "Enabled",
         memory_gib=memory / 1024 if memory is not None else None,
         memory_used_gib=used / 1024 if used is not None else None,

@@ -1,51 +1,66 @@
-"""Whether the GPU's clocks were held down while a run trained: looked for by a thread."""
+"""Whether a GPU's clocks were held down while a run trained: looked for by a thread."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import suppress
-from subprocess import TimeoutExpired
+from collections.abc import Sequence
 
-from harness.record import smi
+import torch
 
-EVERY_S = 60.0
-ANSWER_S = 20.0
-HARMLESS = frozenset({"sw_power_cap"})
-"""A GPU that is well used works at its power cap: the cap is a setting."""
+from harness.record.nvml import HARMLESS, SLOWED, Nvml
+from harness.world import World
+
+EVERY_S = 10.0
 LEAST_SHARE = 0.1
 """Of the looks at a GPU: a few of many may meet the heat of the run before."""
+MOST_NAMED = 8
+"""Ranks; more tell no more."""
 
 
 class Throttle:
-    """Asks nvidia-smi once a minute for the clocks of one GPU; nothing waits for it.
+    """Looks every few seconds at this rank's GPU, in microseconds; nothing waits for it.
 
-    Args:
-        uuid: of the GPU, as nvidia-smi writes it.
+    Attributes:
+        slowed: why clocks were held down in more than a tenth of the looks; known at the end.
     """
 
-    def __init__(self, uuid: str, every_s: float = EVERY_S) -> None:
-        self._uuid = uuid
+    def __init__(self, device: torch.device, every_s: float = EVERY_S) -> None:
+        self._gpu = Nvml(device)
+        self.slowed: list[str] = []
         self._every_s = every_s
         self._seen: Counter[str] = Counter()
         self._looks = 0
         self._over = threading.Event()
-        # A daemon: nvidia-smi may hang with its driver, and the run must end all the same.
+        # A daemon: a call may hang with its driver, and the run must end all the same.
         threading.Thread(target=self._watch, name="throttle", daemon=True).start()
 
-    def end(self) -> list[str]:
-        """Stop looking; why clocks were held down in more than a tenth of the looks, in words."""
+    def end(self, world: World) -> None:
+        """Stop looking; gather what all ranks have seen: a collective."""
         self._over.set()
-        return [
-            words
-            for reason, words in smi.SLOWED.items()
-            if self._seen[reason] > LEAST_SHARE * self._looks
-        ]
+        own = [reason for reason in SLOWED if self._seen[reason] > LEAST_SHARE * self._looks]
+        self.slowed = in_words(world.gather(own))
 
     def _watch(self) -> None:
         while not self._over.wait(self._every_s):
-            with suppress(OSError, TimeoutExpired, smi.SmiFails):
-                for gpu in smi.ask_plainly(ANSWER_S).gpus:
-                    if gpu.uuid == self._uuid:
-                        self._looks += 1
-                        self._seen.update(set(gpu.slowed) - HARMLESS)
+            reasons = self._gpu.slowed()
+            if reasons is not None:
+                self._looks += 1
+                self._seen.update(set(reasons) - HARMLESS)
+
+
+def in_words(reasons: Sequence[Sequence[str]]) -> list[str]:
+    """Why clocks were held down, and where several ranks train, whose.
+
+    Args:
+        reasons: of each rank's GPU, in their order.
+    """
+    lines = []
+    for reason, words in SLOWED.items():
+        ranks = [str(rank) for rank, own in enumerate(reasons) if reason in own]
+        if not ranks:
+            continue
+        more = f" and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else ""
+        whose = f": rank {', '.join(ranks[:MOST_NAMED])}{more}" if len(reasons) > 1 else ""
+        lines.append(f"{words}{whose}")
+    return lines

@@ -169,7 +169,7 @@ def _doubts_of(run: Measured) -> Iterable[str]:
         told = f"{result['recompiles']} recompiles, {result['graph_breaks']} graph breaks"
         yield f"{told} in the timed part: the speed is not to be trusted"
     if result.get("slowed"):
-        yield f"the GPU's clocks were held down: {', '.join(result['slowed'])}"
+        yield f"the GPU's clocks were held down: {'; '.join(result['slowed'])}"
 
 
 def _unlike(new: Cell, base: Cell) -> Iterable[str]:
