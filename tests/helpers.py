@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import python
 
 ROOT = Path(__file__).parent.parent
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -40,10 +41,21 @@ def draw_tree(
 
 
 def train(
-    *flags: str | Path, ranks: int = 1, cwd: Path | None = None, timeout_s: float = 240
+    *flags: str | Path,
+    ranks: int = 1,
+    cwd: Path | None = None,
+    timeout_s: float = 240,
+    launched: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run launch/train.py as a user does: alone, or with several ranks under torchrun."""
-    command = [*launcher(ranks), TRAIN, *on_gpu(), *map(str, flags)]
+    """Run launch/train.py alone or in several ranks.
+
+    Args:
+        launched: as a user does, with a new Python and torchrun: seconds more.
+    """
+    command = [TRAIN, *on_gpu(), *map(str, flags)]
+    if not launched:
+        return python(*command, ranks=ranks, cwd=cwd, timeout_s=timeout_s)
+    command = [*launcher(ranks), *command]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s)
 
 

@@ -243,7 +243,9 @@ def test_line_breaks_do_not_break_the_line(tmp_path: Path) -> None:
 
 
 def test_under_torchrun_it_is_said_once(tmp_path: Path, icons: Path) -> None:
-    done = train(*icons_flags(icons), "--train.global-batch", "10", ranks=3, cwd=tmp_path)
+    done = train(
+        *icons_flags(icons), "--train.global-batch", "10", ranks=3, cwd=tmp_path, launched=True
+    )
     message = "train.global_batch: 10 does not divide over 3 ranks; use 9 or 12"
     assert done.returncode == 1, "torchrun turns every failure into 1"
     lines = done.stderr.splitlines()
@@ -277,7 +279,7 @@ def test_a_failure_before_the_claim_leaves_the_old_run_alone(
     a_run_there("finished")(place)
     (tmp_path / "torch.py").write_text("raise ImportError('broken')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = train(*icons_flags(icons), cwd=tmp_path)
+    done = train(*icons_flags(icons), cwd=tmp_path, launched=True)
     assert done.returncode == 1
     assert done.stderr.endswith("error: ImportError: broken\n")
     assert read_state(place.run) == "finished"

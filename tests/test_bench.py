@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import python
 
 TINY = ["--model", "resnet20", "--image-px", "32", "--batch", "8", "--eager", "--turns", "2"]
 TINY += ["--threads", "1"]
 
 
 def bench(*words: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run `harness bench` alone, or with several ranks under torchrun."""
-    launcher = ["-m", "harness"]
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        launcher += ["-m", "harness"]
-    command = [sys.executable, *launcher, "bench", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    """Run `harness bench` alone, or in several ranks."""
+    return python("-m", "harness", "bench", *words, ranks=ranks)
 
 
 def table_row(text: str, name: str) -> list[float]:

@@ -577,22 +577,22 @@ def no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_torch")
 def test_a_typo_is_rejected_before_torch(tmp_path: Path) -> None:
-    done = train("--optim.momentun", "0.8", cwd=tmp_path)
+    done = train("--optim.momentun", "0.8", cwd=tmp_path, launched=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --optim.momentun: no such flag")
     (tmp_path / "recipe.yaml").write_text("optim: {momentun: 0.8}")
-    done = train("recipe.yaml", cwd=tmp_path)
+    done = train("recipe.yaml", cwd=tmp_path, launched=True)
     assert done.returncode == 2
     assert done.stderr == (
         "error: recipe.yaml: optim.momentun: no such setting; did you mean momentum?\n"
     )
-    assert train("--help", cwd=tmp_path).returncode == 0
+    assert train("--help", cwd=tmp_path, launched=True).returncode == 0
 
 
 @pytest.mark.usefixtures("no_torch")
 def test_a_broken_torch_is_a_failed_run(tmp_path: Path) -> None:
     """And shows that the poison of the test above works."""
-    done = train(cwd=tmp_path)
+    done = train(cwd=tmp_path, launched=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: ImportError: poisoned"
     assert not (tmp_path / "runs").exists()

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import ROOT, TINY, on_gpu
-from ranks import in_ranks
+from ranks import in_ranks, python
 from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
@@ -55,6 +55,9 @@ def doctor(
     **environ: str,
 ) -> subprocess.CompletedProcess[str]:
     """The command as a user types it: alone, or under torchrun."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    if ranks == 1 and script is None and before is None:
+        return python("-m", "harness", "doctor", *words, cwd=cwd, environ=clean | environ)
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -63,7 +66,6 @@ def doctor(
         launcher.append(str(cwd / "script.py"))
     else:
         launcher += ["-m", "harness"]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     return subprocess.run(
         [*launcher, "doctor", *map(str, words)],
         cwd=cwd, capture_output=True, text=True, timeout=120, preexec_fn=before,

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, launcher, on_gpu
+from helpers import TINY, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import python
 
 from harness import cli
 from harness import config as cfg
@@ -133,8 +134,8 @@ def test_what_is_not_known_well_is_said() -> None:
 def run(
     *words: str | Path, cwd: Path, ranks: int = 1
 ) -> tuple[subprocess.CompletedProcess[str], Mapping[str, Any]]:
-    command = [*launcher(ranks), "-m", "harness", "bench", "ladder", *on_gpu(), *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    command = ("-m", "harness", "bench", "ladder", *on_gpu(), *words)
+    done = python(*command, ranks=ranks, cwd=cwd)
     file = cwd / "bench/ladder/ladder.json"
     return done, json.loads(file.read_text()) if file.exists() else {}
 

@@ -16,9 +16,10 @@ from typing import Any, cast
 import pynvml as real_pynvml
 import pytest
 import torch
-from helpers import TINY, TRAIN, launcher, on_gpu
+from helpers import TINY, TRAIN, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import python
 
 from harness.record import nvml
 from harness.record.energy import Energy
@@ -71,8 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> tuple
     cwd = tmp_path_factory.mktemp("slow")
     script = cwd / "slow.py"
     script.write_text(SLOW_RANK)
-    command = [*launcher(3), str(script), *on_gpu(), *FLAGS]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = python(script, *on_gpu(), *FLAGS, ranks=3, cwd=cwd)
     assert done.returncode == 0, done.stderr
     (folder,) = (cwd / "runs").iterdir()
     return folder, done.stdout
@@ -92,9 +92,7 @@ def test_a_slow_rank_is_named(run: tuple[Path, str]) -> None:
     assert line.startswith("rank 1 (")
     assert "slow in 3 of the last 3 log periods" in line
     assert printed.count(f"slow: {line}") == 1
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness", "show", folder], capture_output=True, text=True
-    )
+    shown = python("-m", "harness", "show", folder)
     assert "rank 1 (" in shown.stdout
 
 
@@ -104,9 +102,7 @@ def test_on_a_cpu_energy_is_not_measured(run: tuple[Path, str]) -> None:
     assert result["energy_kj"] is result["images_per_joule"] is None
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert not any({"power_w", "images_per_joule"} & row.keys() for row in rows)
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness", "show", folder], capture_output=True, text=True
-    )
+    shown = python("-m", "harness", "show", folder)
     assert "energy" in shown.stdout
     assert "not measured" in shown.stdout
     assert math.isnan(Energy(torch.device("cpu")).used_j())

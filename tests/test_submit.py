@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY, train
+from ranks import python
 
 from harness.doctor.compare import compare
 from harness.errors import BadInput
@@ -25,8 +26,7 @@ STAMP = "20260102-030405"
 
 
 def submit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SUBMIT, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    return python(SUBMIT, *words, cwd=cwd)
 
 
 # words

@@ -16,6 +16,7 @@ import yaml
 from helpers import TINY, launcher, on_gpu, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import python
 
 from harness import cli
 from harness.bench import scaling
@@ -270,8 +271,7 @@ def test_an_arm_that_is_none_is_one_line(text: str, told: str) -> None:
 
 
 def bench(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", "bench", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return python("-m", "harness", "bench", *words, cwd=cwd)
 
 
 @pytest.mark.gpu_too
