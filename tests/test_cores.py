@@ -14,6 +14,7 @@ from harness.config import Config
 from harness.doctor import compute
 from harness.doctor.check import Asked
 from harness.world import World
+from launch import numa
 
 TORCHRUN = {"RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
 
@@ -119,3 +120,39 @@ def test_quotas_of_both_kinds_of_control_group(tmp_path: Path) -> None:
     (old / "cpu.cfs_quota_us").write_text("400000\n")
     assert cores.cpu_quota(member_of, tmp_path / "v1") == 4
     assert cores.cpu_quota(tmp_path / "none") is None
+
+
+def node(root: Path, number: int, cpus: str, gpus: int) -> None:
+    """A NUMA node as Linux shows it."""
+    (folder := root / f"devices/system/node/node{number}").mkdir(parents=True)
+    (folder / "cpulist").write_text(f"{cpus}\n")
+    for gpu in range(gpus):
+        (folder := root / f"bus/pci/drivers/nvidia/0000:{number}{gpu}:00.0").mkdir(parents=True)
+        (folder / "numa_node").write_text(f"{number}\n")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "allowed", "binds"),
+    [
+        ([("0-3,8-11", 4), ("4-7,12-15", 4)], 8, 16, True),
+        ([("0-3,8-11", 4), ("4-7,12-15", 4), ("", 0)], 8, 16, True),  # the third: memory alone
+        ([("0-15", 8)], 8, 16, False),
+        ([("0-7", 8), ("8-15", 0)], 8, 16, False),  # half of the cores would lie idle
+        ([("0-7", 6), ("8-15", 2)], 8, 16, False),  # six ranks would have less than two
+        ([("0-7", 4), ("8-15", 4)], 4, 16, False),  # the four may all be on one of them
+        ([("0-7", 4), ("8-15", 4)], 8, 8, False),  # Slurm gave the cores of one of them
+        ([("0-7", 0), ("8-15", 0)], 8, 16, False),
+        ([("0-15", 0)], 2, 16, False),
+    ],
+)
+def test_ranks_are_bound_only_where_each_keeps_its_part_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    nodes: list[tuple[str, int]], ranks: int, allowed: int, binds: bool,
+) -> None:  # fmt: skip
+    for number, (cpus, gpus) in enumerate(nodes):
+        node(tmp_path, number, cpus, gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    monkeypatch.setattr(numa.shutil, "which", lambda _: "/usr/bin/numactl")
+    assert numa.option(ranks, tmp_path) == ("--numa-binding=node" if binds else "")
+    monkeypatch.setattr(numa.shutil, "which", lambda _: None)
+    assert numa.option(ranks, tmp_path) == "", "torchrun would fail"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +21,10 @@ from harness.doctor import gpus, machine, nodes, software
 from harness.doctor.check import Asked, Check, Facts
 from harness.doctor.report import Report
 from harness.doctor.words import read_config
+from harness.errors import RunFailed
 from harness.record import smi
 from harness.record.throttle import Throttle
+from harness.world import World
 
 GPU = """
   <gpu id="00000000:{bus}:00.0">
@@ -299,6 +303,22 @@ def test_what_does_not_fit_is_red_once(
 
 
 # several nodes
+
+
+def test_nodes_that_do_not_reach_each_other_are_told_how_to_name_the_network(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with ... connect error")
+
+    monkeypatch.setattr(machine, "process_group", fail)
+    monkeypatch.setattr(machine, "ALONE", {"software": lambda _: facts_of()})
+    monkeypatch.setattr(machine, "_blocked", lambda *_: None)
+    for size, said in ((8, False), (16, True)):
+        many = replace(asked, world=World(0, 0, size, 8, torch.device("cpu")))
+        with pytest.raises(RunFailed, match="connectFullMesh") as raised:
+            machine.examine(many, SimpleNamespace())
+        assert ("GLOO_SOCKET_IFNAME" in str(raised.value)) is said
 
 
 @pytest.fixture(scope="module")
