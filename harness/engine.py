@@ -20,6 +20,7 @@ from harness.data.sets import mean_of_training
 from harness.models.weights import load_weights
 from harness.pixels import Pixels
 from harness.resolve import Resolved
+from harness.world import World
 
 _CODE_OF_DDP = (
     "`set_runtime_stats_and_log` of class `Logger`",
@@ -84,8 +85,17 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
+        _share_compile_workers(resolved.world)
         _compile(model, resolved)
     return model
+
+
+def _share_compile_workers(world: World) -> None:
+    """Inductor by itself would start a worker in each rank for every core of the node."""
+    from torch._inductor import config as inductor  # takes seconds, which compiling needs anyway
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        inductor.compile_threads = min(32, world.cores())
 
 
 def _compile(module: nn.Module, resolved: Resolved) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from harness import cores
 from harness.errors import BadInput, RunFailed
 
 
@@ -49,8 +50,8 @@ class World:
         return self.device.type == "cuda"
 
     def cores(self) -> int:
-        """CPU cores for this process: those it may run on, shared among the node's ranks."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        """CPU cores for this process, one of the node's ranks."""
+        return cores.of_rank(self.local_size)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""

@@ -2,7 +2,7 @@
 
 torchrun launch/train.py                      the quickstart
 torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
-srun --ntasks-per-node 8 --gpus-per-node 8 python launch/train.py ...       one task per GPU
+srun --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-task 8 python launch/train.py ...    by Slurm
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import NoReturn
 from harness import cli
 from harness.errors import EXIT_FAILED, BadInput, Followed, HarnessError, Stopped
 from harness.signals import CAUGHT
-from launch import ending, train
+from launch import ending, slurm, train
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEAVE_S = 10.0
@@ -35,6 +35,7 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
         signal.signal(number, lambda number, _: _end_early(note, rank, number))
     if watch:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
+    os.environ.update(slurm.network())
     try:
         engine = cli.load([str(config)]).engine
         if on_gpu and engine.device == "auto":

@@ -6,7 +6,8 @@
 #   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job; sbatch reads them from your shell,
 #                     from site.sh (with `export`) only where the script is started by hand
 #   HARNESS_ENV       file to source first: modules, conda; by default the checkout's .venv, if any
-#   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice
+#   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice, and for
+#                     gloo the one to the job's first node
 #   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
 #   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
 #   HARNESS_PREFLIGHT `off` skips the check of each node before training
@@ -49,6 +50,8 @@ set_variables() {
     export PYTHONFAULTHANDLER=1
     # NCCL says its version and what went wrong; INFO would be pages per rank.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+    # Who is told to end gets time to save. An option only from torch 2.12 on; before, it is 30 s.
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}"
     # When all is done, torchrun's agents warn with pages of C++ frames that the first of them has gone.
     export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
     # Nodes with several networks: without a name, NCCL or gloo may take the slow or a dead one.
@@ -146,10 +149,10 @@ on_each_node() {
 }
 
 # torchrun_on_each_node RESTARTS PROGRAM ...
-# One torchrun per node; who is told to end gets time to save.
+# One torchrun per node.
 torchrun_on_each_node() {
     local options=(--nproc-per-node="$nproc" --max-restarts="$1"
-        --signals-to-handle=SIGTERM,SIGINT,SIGUSR2 --shutdown-timeout=90)
+        --signals-to-handle=SIGTERM,SIGINT,SIGUSR2)
     # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
     # who died, and wait for them (torch 2.14).
     if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
@@ -160,18 +163,23 @@ torchrun_on_each_node() {
         local first port
         # This shell runs on the first node, so that it can see which ports are free there.
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
-        port=$(python "$home/launch/slurm.py")
+        port=$(python "$home/launch/slurm.py" port)
         options+=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d
             --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}")
     fi
     # Who listens is said, not guessed from names; and peers find a node by its name in Slurm.
     on_each_node bash -c 'trap "" USR1
+        launch=$1 binding=$(python "$1/numa.py" "$2")
+        shift 2
         if [ "$SLURM_STEP_NUM_NODES" -gt 1 ]; then
             is_host=$([ "$SLURM_NODEID" = 0 ] && echo true || echo false)
             set -- --rdzv-conf="is_host=$is_host,join_timeout=300" \
                 --local-addr="$SLURMD_NODENAME" "$@"
+            nic=${GLOO_SOCKET_IFNAME:-$(python "$launch/slurm.py" interface)}
+            if [ -n "$nic" ]; then export GLOO_SOCKET_IFNAME=$nic; fi
         fi
-        exec python -m torch.distributed.run "$@"' torchrun "${options[@]}" "${@:2}"
+        exec python -m torch.distributed.run $binding "$@"' \
+        torchrun "$home/launch" "$nproc" "${options[@]}" "${@:2}"
 }
 
 # requeue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import random
@@ -12,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ import torch
 from helpers import TINY, TRAIN
 from trainings import make_config, make_resolved
 
+from harness import files
 from harness.artefacts import archive, cache, kept, key
 from harness.errors import BadInput
 from harness.record.clock import Clock
@@ -236,6 +240,30 @@ def test_a_full_node_costs_a_line(
     assert found == {}
     assert "compiled graphs cannot be put there" in capsys.readouterr().out
     assert not list(small_disk.glob("*.unpacking"))
+
+
+def test_a_thousand_graphs_are_not_waited_for_one_by_one(
+    resolved: Resolved, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: waits.append(file) or fsync(file))
+    many = {f"{n}.so": b"code" for n in range(1000)}
+    with process_group(resolved.world, 60):
+        in_kept(resolved, base, run_folder(tmp_path / "run"), many)
+    assert len(waits) < 10
+
+
+def test_a_tree_that_the_disk_has_not_taken_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr(files, "_LIBC", SimpleNamespace(syncfs=fail))
+    with pytest.raises(OSError, match="Input/output error"):
+        files.sync_tree(tmp_path)
 
 
 def test_a_warm_up_that_was_killed_leaves_nothing_to_others(

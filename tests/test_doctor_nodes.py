@@ -18,10 +18,11 @@ from helpers import TINY
 import harness.__main__ as command
 from harness.doctor import gpus, machine, nodes, software
 from harness.doctor.check import Asked, Check, Facts
-from harness.doctor.compute import cpu_quota
 from harness.doctor.report import Report
 from harness.doctor.words import read_config
+from harness.errors import RunFailed
 from harness.record import smi
+from harness.world import World
 
 GPU = """
   <gpu id="00000000:{bus}:00.0">
@@ -306,34 +307,23 @@ def test_what_does_not_fit_is_red_once(
     assert found[name].do
 
 
-# control groups
-
-
-def test_quotas_of_both_kinds_of_control_group(tmp_path: Path) -> None:
-    member_of = tmp_path / "cgroup"
-    job = tmp_path / "fs" / "slurm" / "job1"
-    job.mkdir(parents=True)
-    member_of.write_text("0::/slurm/job1\n")
-    assert cpu_quota(member_of, tmp_path / "fs") is None
-    (job / "cpu.max").write_text("max 100000\n")
-    assert cpu_quota(member_of, tmp_path / "fs") is None
-    (job.parent / "cpu.max").write_text("250000 100000\n")
-    assert cpu_quota(member_of, tmp_path / "fs") == 2.5
-    (job / "cpu.max").write_text("150000 100000\n")
-    assert cpu_quota(member_of, tmp_path / "fs") == 1.5
-
-    member_of.write_text("7:cpuset:/x\n4:cpu,cpuacct:/docker/1\n0::/\n")
-    old = tmp_path / "v1" / "cpu" / "docker" / "1"
-    old.mkdir(parents=True)
-    (old / "cpu.cfs_period_us").write_text("100000\n")
-    (old / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cpu_quota(member_of, tmp_path / "v1") is None
-    (old / "cpu.cfs_quota_us").write_text("400000\n")
-    assert cpu_quota(member_of, tmp_path / "v1") == 4
-    assert cpu_quota(tmp_path / "none") is None
-
-
 # several nodes
+
+
+def test_nodes_that_do_not_reach_each_other_are_told_how_to_name_the_network(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with ... connect error")
+
+    monkeypatch.setattr(machine, "process_group", fail)
+    monkeypatch.setattr(machine, "ALONE", {"software": lambda _: facts_of()})
+    monkeypatch.setattr(machine, "_blocked", lambda *_: None)
+    for size, said in ((8, False), (16, True)):
+        many = replace(asked, world=World(0, 0, size, 8, torch.device("cpu")))
+        with pytest.raises(RunFailed, match="connectFullMesh") as raised:
+            machine.examine(many, SimpleNamespace())
+        assert ("GLOO_SOCKET_IFNAME" in str(raised.value)) is said
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,19 +51,45 @@ def test_nothing_is_said_twice_or_needlessly(more: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"),
+    ("nodes", "first", "last"),
     [
-        ("node1", "node1"),
-        ("node1,other2", "node1"),
-        ("gpu[07-09,12],login1", "gpu07"),
-        ("gpu[3,5-7]", "gpu3"),
-        ("r[1-2]n[05-07]", "r1n05"),
-        ("a-[2-4]-ib,b", "a-2-ib"),
-        ("login1,gpu[07-09]", "login1"),
+        ("node1", "node1", "node1"),
+        ("node1,other2", "node1", "other2"),
+        ("gpu[07-09,12],login1", "gpu07", "login1"),
+        ("gpu[3,5-7]", "gpu3", "gpu7"),
+        ("r[1-2]n[05-07]", "r1n05", "r2n07"),
+        ("a-[2-4]-ib,b", "a-2-ib", "b"),
+        ("login1,gpu[07-09]", "login1", "gpu09"),
     ],
 )
-def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
+def test_the_first_and_the_last_host_of_a_list(nodes: str, first: str, last: str) -> None:
     assert slurm.first_host(nodes) == first
+    assert slurm.last_host(nodes) == last
+
+
+def own_address() -> tuple[str, str]:
+    """An interface of this machine that is no loopback, and its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        addresses = {name: slurm.address(probe, name) for _, name in socket.if_nameindex()}
+    found = [(name, own) for name, own in addresses.items() if own and name != "lo"]
+    return found[0] if found else pytest.skip("no network here")
+
+
+def test_gloo_gets_the_interface_to_the_other_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, own = own_address()
+    assert slurm.interface_to(own) == name
+    assert slurm.interface_to("127.0.0.1") == "lo"
+    assert slurm.interface_to("no-such-host.invalid") == ""
+
+    monkeypatch.setattr(slurm, "interface_to", {"gpu07": "ib0", "gpu12": "ib1", "a1": "lo"}.get)
+    assert slurm.network(STEP) == {"GLOO_SOCKET_IFNAME": "ib0"}
+    assert slurm.identity(STEP)["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert slurm.network(STEP | {"SLURM_NODEID": "0"}) == {"GLOO_SOCKET_IFNAME": "ib1"}, "not to me"
+    set_ = {"GLOO_SOCKET_IFNAME": "eth9"}
+    assert slurm.network(STEP | set_) == set_
+    assert slurm.network(STEP | {"SLURM_STEP_NODELIST": "gpu07"}) == {}, "nobody else"
+    assert slurm.network(STEP | {"SLURM_STEP_NODELIST": "a[1-2]"}) == {}, "a small Slurm's"
+    assert slurm.network({}) == {}
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=40))
@@ -96,3 +125,31 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
     command = [sys.executable, slurm.__file__]
     printed = subprocess.run(command, env=STEP, capture_output=True, text=True, check=True).stdout
     assert int(printed) >= slurm.port(STEP)
+
+
+SRUN = """#!/usr/bin/env bash
+# Starts its command here, as srun does on each node.
+while [[ $1 == -* ]]; do shift; done
+exec "$@"
+"""
+
+
+def test_the_scripts_ask_torchrun_only_for_what_it_knows(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "rank.py").write_text("import os; print('rank', os.environ['RANK'], os.getppid())")
+    script = f"""
+        set -euo pipefail
+        source {ROOT}/slurm/common.sh
+        nproc=2
+        set_variables
+        run_step torchrun_on_each_node 3 {tmp_path}/rank.py
+    """
+    step = {"SLURM_JOB_NUM_NODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "2"}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = os.environ | step | {"PATH": path, "HARNESS_ENV": "/dev/null"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split()[1] for line in done.stdout.splitlines()) == ["0", "1"]

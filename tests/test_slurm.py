@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -117,6 +118,20 @@ def test_tasks_without_torchrun_are_ranks_too(place: Place, calm: Path) -> None:
     job = place.slurm.run("sbatch", *options, f"--wrap={step}", cwd=place.cwd).stdout.strip()
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
     assert place.differences(calm, "tasks") == []
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_task_takes_the_cores_that_slurm_gave_it(place: Place, cpus: int) -> None:
+    tasks = ("--ntasks-per-node=2", f"--cpus-per-task={cpus}")
+    free = ("--engine.threads", "0", "--data.threads", "0")
+    words = " ".join(place.flags(None, *free, "--run.dry-run", "true"))
+    step = f"srun {' '.join(tasks)} python {TRAIN} {CONFIG} {words}"
+    done = place.slurm.run("sbatch", "--nodes=2", *tasks, "--parsable", "--wait", f"--wrap={step}",
+                           cwd=place.cwd)  # fmt: skip
+    told = place.slurm.log(done.stdout.strip())
+    here = min(cpus, len(os.sched_getaffinity(0)))
+    assert f"{here} CPU threads per rank" in told, told
+    assert f"decoded on cpu, {here} threads per rank" in told, told
 
 
 def test_a_wrong_config_is_never_queued(place: Place) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import in_ranks
+from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import alone, fresh, here, make_config, make_resolved
 
@@ -20,7 +21,7 @@ from harness.data.stream import PADDING
 from harness.errors import BadInput, RunFailed
 from harness.resolve import resolve_precision, split_batch
 from harness.train import evaluate, train_epoch, train_step
-from harness.world import process_group
+from harness.world import World, from_environment, process_group
 
 pytestmark = pytest.mark.gpu_too
 
@@ -162,6 +163,21 @@ def test_the_warm_up_leaves_no_trace(photos: Path) -> None:
         assert not any(s["momentum_buffer"].any() for s in t.optimizer.state.values())
     engine.network(resolved, train_set.classes)
     assert torch.equal(drawn, torch.rand(1)), "random state"
+
+
+@pytest.mark.parametrize(("cores", "given", "workers"), [(5, None, 5), (64, None, 32), (5, "9", 0)])
+def test_ranks_share_the_cores_to_compile_on(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, cores: int, given: str | None, workers: int
+) -> None:
+    monkeypatch.setattr(World, "cores", lambda self: cores)
+    if given is not None:
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", given)
+    config = make_config(photos, engine={"compile": True, "threads": 1})
+    resolved, train_set, _ = make_resolved(config, from_environment("cpu", {}))
+    net = engine.network(resolved, train_set.classes)
+    with inductor.patch(compile_threads=0):
+        engine.place(net, resolved)
+        assert inductor.compile_threads == workers, "0: inductor reads the variable by itself"
 
 
 def test_accumulating_two_halves_is_one_step_on_the_whole(photos: Path) -> None:

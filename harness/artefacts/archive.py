@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.files import discard, fsync, fsync_tree, written
+from harness.files import discard, fsync, sync_tree, written
 
 ABOUT = "about.json"
 _SUFFIX = ".tar.gz"
@@ -75,7 +75,7 @@ def unpack(folder: Path, key: str, to: Path, say: Callable[[str], None]) -> Path
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(part, filter="data")
-            fsync_tree(part)
+            sync_tree(part)
             part.replace(to)
         finally:
             shutil.rmtree(part, ignore_errors=True)

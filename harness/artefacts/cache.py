@@ -24,7 +24,7 @@ from harness import engine
 from harness.artefacts import archive, key
 from harness.console import out
 from harness.errors import BadInput
-from harness.files import fsync_tree
+from harness.files import sync_tree
 from harness.record.clock import Clock
 from harness.record.folder import RunFolder, add_to_attempt
 from harness.resolve import Resolved
@@ -83,7 +83,7 @@ class _Cache:
                     if self.whole.exists():  # another run of the same kind was faster
                         shutil.rmtree(self.making, ignore_errors=True)
                     else:
-                        fsync_tree(self.making)
+                        sync_tree(self.making)
                         self.making.replace(self.whole)
         except OSError as error:
             _note(f"{self.making}: {error.strerror}: its graphs are of use to this attempt only")

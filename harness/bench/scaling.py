@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from statistics import mean
 from typing import Literal
 
 from harness import config as cfg
+from harness import cores
 from harness.bench.pairs import Start
 from harness.bench.working import Arm, ArmFailed, Working
 from harness.console import count, duration, out
@@ -78,9 +78,9 @@ def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
 
     A single rank that computed on all cores, or had all decode for it, would be no measure.
     """
-    cores = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    each = str(max(1, cores.of_rank() // ranks))
     asked = {"engine.threads": config.engine.threads, "data.threads": config.data.threads}
-    return {key: cores for key, threads in asked.items() if not threads}
+    return {key: each for key, threads in asked.items() if not threads}
 
 
 def measure(

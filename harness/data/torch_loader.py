@@ -47,6 +47,8 @@ class TorchBatches:
             _Images(dataset, steps, out_px),
             batch_sampler=(each.rows() for each in samples),  # type: ignore[misc]
             num_workers=threads,
+            # Else, from Python 3.14 on, each worker would be sent the index of all images.
+            multiprocessing_context="fork" if threads else None,
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from harness import cores
 from harness.config import Config
 from harness.world import World
 
@@ -67,10 +68,15 @@ class Asked:
         return self.config.engine.threads or self.world.cores()
 
     @property
+    def cores(self) -> float:
+        """CPU cores of each rank: this process may be alone, before them."""
+        ranks = self.world.local_size
+        return cores.share(ranks) * ranks / self.local_ranks
+
+    @property
     def loader_threads(self) -> int:
         """Threads or workers that read and decode, of each rank."""
-        cores = self.world.cores() * self.world.local_size
-        return self.config.data.threads or max(1, cores // self.local_ranks)
+        return self.config.data.threads or max(1, int(self.cores))
 
     @property
     def local_ranks(self) -> int:

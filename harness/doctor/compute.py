@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from harness import probes
 from harness.config import CIFAR_MODELS
+from harness.cores import cpu_quota
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, span, yellow
 from harness.models import build
@@ -28,6 +28,7 @@ def _cores(asked: Asked) -> Facts:
     return {
         "cores": sorted(os.sched_getaffinity(0)),
         "cores_quota": cpu_quota(),
+        "cores_of_rank": asked.cores,
         "local_ranks": asked.local_ranks,
     }
 
@@ -64,51 +65,14 @@ def _compute(asked: Asked) -> Facts:
 
 def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     """The checks of one node, from the facts of its ranks; the first is local rank 0."""
-    return [_judge_cores(ranks, asked), _judge_compute(ranks, asked)]
+    return [judge_cores(ranks, asked), _judge_compute(ranks, asked)]
 
 
-def cpu_quota(
-    member_of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> float | None:
-    """Cores that the control group (v2 or v1) grants in all; null for no limit."""
-    try:
-        lines = member_of.read_text().splitlines()
-    except OSError:
-        return None
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        tops = [root, root / "unified"] if not controllers else [root / "cpu", root / controllers]
-        read = _quota_v1 if controllers else _quota_v2
-        for top in tops:
-            folder = top / path.lstrip("/")
-            quotas += [read(each) for each in (folder, *folder.parents) if each.is_relative_to(top)]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_v2(folder: Path) -> float | None:
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
-def _judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
+def judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
+    """Whether the rank with the fewest cores has enough."""
     cores = set().union(*(facts["cores"] for facts in ranks))
     quotas = [facts["cores_quota"] for facts in ranks if facts["cores_quota"] is not None]
-    here = min([len(cores), *quotas])
-    per_rank = here / ranks[0]["local_ranks"]
+    per_rank = min(facts["cores_of_rank"] for facts in ranks)
     need = limits.CORES_PER_GPU if asked.world.on_gpu else limits.CORES_PER_CPU_RANK
     value = f"{per_rank:.3g} per rank ({len(cores)} cores"
     value += f", of which the control group grants {min(quotas):.3g})" if quotas else ")"

@@ -34,6 +34,12 @@ ALONE: dict[str, Callable[[Asked], Facts]] = {
 JUDGES = (gpus.judge, software.judge, compute.judge, files.judge, network.judge)
 JUDGES_OF_ALL = (software.judge_all, network.judge_all)
 
+NAME_THE_NETWORK = (
+    "if nodes do not reach each other, name their network: GLOO_SOCKET_IFNAME and "
+    "NCCL_SOCKET_IFNAME, or HARNESS_NIC in slurm/site.sh; "
+)
+"""NCCL finds one by itself; gloo takes what the host's name resolves to, maybe a loopback."""
+
 
 class Alarm:
     """Ends this process, with the name of what it is at, if it has not come to its end in time."""
@@ -197,9 +203,10 @@ def _together(facts: Facts, asked: Asked, alarm: Alarm | None) -> tuple[Report |
             code = asked.world.from_main(_code(report) if report else None)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:300]
+        several = asked.world.size > asked.world.local_size
         raise RunFailed(
             f"{facts['host']}, rank {asked.world.rank} of {asked.world.size}: {alarm.at} failed: "
-            f"{said}; NCCL_DEBUG=INFO tells more"
+            f"{said}; {NAME_THE_NETWORK if several else ''}NCCL_DEBUG=INFO tells more"
         ) from None
     alarm.stop()
     return report, int(code)

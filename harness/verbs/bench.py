@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from harness import cores
 from harness.config import ModelName
 from harness.verbs import bench_arms
-from harness.verbs.words import Parser, cores, count, minutes, positive, teaching
+from harness.verbs.words import Parser, count, minutes, positive, teaching
 
 if TYPE_CHECKING:
     from harness.bench.loop import Work
@@ -170,7 +171,7 @@ def _bench_data(options: argparse.Namespace) -> None:
     from harness.bench import data
     from harness.bench.loaders import Load
 
-    threads = options.threads or cores()
+    threads = options.threads or cores.of_rank()
     first, *others = options.folders
     load = Load(
         first, options.image_px, options.batch, threads, options.batches, options.read,

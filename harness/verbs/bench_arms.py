@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import cores
 from harness.errors import BadInput
-from harness.verbs.words import cores, minutes, positive, teaching
+from harness.verbs.words import minutes, positive, teaching
 
 if TYPE_CHECKING:
     from harness.bench.working import Arm
@@ -134,7 +135,7 @@ def _bench_scaling(options: argparse.Namespace) -> None:
     cli.load(options.words, prog="harness bench scaling")
     from harness.bench import show_scaling
 
-    ranks = options.ranks or _doubling(_gpus() or cores())
+    ranks = options.ranks or _doubling(_gpus() or cores.of_rank())
     show_scaling.run(
         _base(options, max(ranks)), ranks, minutes=options.minutes, folder=options.out,
         per_node=options.per_node or max(ranks),

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import cores
 from harness.console import out
 from harness.errors import EXIT_FAILED, BadInput, RunFailed
-from harness.verbs.words import Parser, cores, count, positive, teaching
+from harness.verbs.words import Parser, count, positive, teaching
 
 if TYPE_CHECKING:
     from harness.data.sources import Source
@@ -133,7 +134,7 @@ def _data_pack(options: argparse.Namespace) -> None:
     flags = []
     for source in _chosen(options):
         folder = options.dest / source.split
-        told = pack.pack(source, folder, how, options.workers or cores())
+        told = pack.pack(source, folder, how, options.workers or cores.of_rank())
         dataset = open_folder(folder)
         if len(dataset) != told.images:
             raise RunFailed(
@@ -187,7 +188,7 @@ def _data_check(options: argparse.Namespace) -> None:
     if options.json and not options.json.parent.is_dir():
         raise BadInput(f"{options.json.parent}: no such folder; give --json another FILE")
     sources = open_sources(options.path)
-    report = check.check(sources, decode=options.decode, workers=options.workers or cores())
+    report = check.check(sources, decode=options.decode, workers=options.workers or cores.of_rank())
     show_check.show(report)
     if options.json:
         show_check.write_json(report, options.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
@@ -42,11 +41,6 @@ def count(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return number
-
-
-def cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def minutes(text: str) -> float:
