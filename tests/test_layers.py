@@ -14,7 +14,7 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files", "deadline", "pagecache"},
+    {"config", "world", "console", "signals", "files", "deadline", "pagecache", "dali"},
     {"parallel"},
     {"rules", "events"},
     {"cli"},
