@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import configparser
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +78,20 @@ def test_either_flavor_of_dali_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     }  # fmt: skip
     monkeypatch.setattr(dali, "_origin", lambda: None)  # by the packages, where files say nothing
     assert dali.installed() == dali.Dali("2.9.0", 13, ("nvidia-dali-cuda130",))
+
+
+def test_an_image_with_its_own_dali_is_told_all_other_packages() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(env.CHECKOUT / "setup.cfg")
+    needed = {
+        re.split("[>=;]", line)[0]
+        for line in setup["options"]["install_requires"].splitlines()
+        if line and not line.startswith("#")
+    }
+    readme = (env.CHECKOUT / "README.md").read_text()
+    told = readme.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
+    of_the_image = {"torch", "torchvision", "nvidia-dali-cuda120", "numpy", "pillow"}
+    assert set(told.split()) == needed - of_the_image
 
 
 def test_dali_that_is_not_there_or_twice_there_is_said() -> None:
