@@ -163,7 +163,7 @@ class Result(BaseModel):
     channels_last: bool
     compiled: bool
     source: str = _field("dali, torchvision or synthetic")
-    decode: str = _field("cpu, gpu or none")
+    decode: str = _field("cpu, split, gpu or none")
     device: str = _field("cpu or cuda")
     compute_threads: int
     loader_threads: int
