@@ -10,9 +10,16 @@ from typing import Any
 import torch
 import yaml
 
+from harness import config as cfg
 from harness import probes
+from harness.models import build
+from harness.models.describe import layers, total
 
 TABLE = Path(__file__).with_name("peaks.yaml")
+SHARE_OF_MATMUL = {"cuda": 0.25, "cpu": 1.2}
+"""How much of a matrix product's rate ResNet training reaches at the very best. GPU: MLPerf v3.1 on
+H100, 7,053 images/s of 24.5 GFLOP each, are 173 TFLOP/s where a plain product reaches about 700. On
+a CPU (2 cores of an AMD EPYC) a 3x3 convolution reached 1.1 to 1.2 times the product's rate."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
 
@@ -33,6 +40,19 @@ def measured(device: torch.device, precision: str, *, limit_s: float = 0.5) -> P
         probes.copy_speed(device, limit_s=limit_s),
         "measured: matrix product, copy",
     )
+
+
+def training_bound(config: cfg.Config, device_type: str, flops_per_s: float) -> float:
+    """Images per second that training cannot exceed.
+
+    Args:
+        flops_per_s: of a matrix product on all devices together.
+    """
+    with torch.device("meta"):
+        net = build(config.model, 10 if config.model.name in cfg.CIFAR_MODELS else 1000)
+    gmacs = total(layers(net, config.data.image_px)).gmacs
+    # Forward once, backward twice; a multiply-add is two operations.
+    return SHARE_OF_MATMUL[device_type] * flops_per_s / (6e9 * gmacs)
 
 
 def printed_for(device: torch.device, precision: str) -> Peaks | None:

@@ -10,12 +10,15 @@ import torch
 
 from harness import config as cfg
 from harness.console import count
+from harness.data.calibrate import Demand
 from harness.data.loader import Loader
 from harness.data.sets import Images
 from harness.data.stream import Split
 from harness.errors import BadInput
 from harness.events import Event
 from harness.optim import learning_rate, peak_lr, warmup_start_lr
+from harness.peaks import measured, training_bound
+from harness.record.environment import cpu_info
 from harness.rules import NO_CUDA_GRAPHS, per_rank
 from harness.world import World
 
@@ -106,18 +109,25 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     total = config.schedule.epochs * steps_per_epoch
     steps = min(total, config.schedule.max_steps or total)
     _check_profile(config.profile, steps)
+    precision = resolve_precision(config.engine.precision, on_gpu=world.on_gpu)
+    demand = Demand(
+        {"model": config.model.name, "precision": precision, "cpu": cpu_info().get("model name")},
+        lambda: training_bound(
+            config, world.device.type, measured(world.device, precision).flops_per_s
+        ),
+    )
     if config.engine.compile_mode == "reduce-overhead" and not world.on_gpu:
         raise BadInput(NO_CUDA_GRAPHS)
     assert config.run.name is not None, "cli.load names every run"
     return Resolved(
         config=config,
         world=world,
-        loader=Loader.resolve(config.data, world, train, split),
+        loader=Loader.resolve(config.data, world, train, split, demand),
         split=split,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
         peak_lr=peak_lr(config.optim, split.global_batch),
-        precision=resolve_precision(config.engine.precision, on_gpu=world.on_gpu),
+        precision=precision,
         compiled=world.on_gpu if config.engine.compile == "auto" else config.engine.compile,
         threads=config.engine.threads or world.cores(),
         folder=Path(config.run.root) / config.run.name,

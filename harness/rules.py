@@ -116,8 +116,9 @@ def _pixel_rules(config: Config) -> Rules:
         ),
         (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
         (
-            data.decode == "gpu" and (config.engine.device == "cpu" or data.source != "dali"),
-            "data.decode: gpu needs engine.device cuda and data.source dali",
+            data.decode in ("gpu", "split")
+            and (config.engine.device == "cpu" or data.source != "dali"),
+            f"data.decode: {data.decode} needs engine.device cuda and data.source dali",
         ),
     ]
 

@@ -353,6 +353,7 @@ CONTRADICTIONS = {
     "--data.std 1,0,1": "data.std: (1.0, 0.0, 1.0) must be over 0",
     "--data.decode gpu": "data.decode: gpu needs",
     TWO_FOLDERS + "--data.decode gpu --engine.device cpu": "data.decode: gpu needs",
+    TWO_FOLDERS + "--data.decode split --engine.device cpu": "data.decode: split needs",
     TWO_FOLDERS + "--data.holdout-images 5": "data.holdout_images: takes validation images from",
     "--data.holdout-images 5": "data.holdout_images: takes validation images from",
     "--data.augment scale_jitter --data.jitter-px 200,300": "data.jitter_px: (200, 300) is not",

@@ -188,14 +188,21 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 # judging GPUs
 
 
+def dali_of(*cudas: int) -> Facts:
+    packages = [f"nvidia-dali-cuda{cuda}0" for cuda in cudas]
+    return {"version": "2.4.0" if cudas else None, "cuda": max(cudas, default=None),
+            "packages": packages}  # fmt: skip
+
+
 def facts_of(xml: str = XML, links: str = LINKS, **more: Any) -> Facts:
     """Facts of local rank 0 on a node whose GPUs are those of the XML."""
     found = smi.parse(xml, links)
     listed = [vars(gpu) for gpu in found.gpus]
     facts: Facts = {
         "gpus": listed, "gpus_of_torch": len(listed), "gpus_expected": len(listed), "smi": None,
-        "cuda_error": None, "driver": found.driver, "driver_cuda": found.cuda, "dali_cuda": 12,
-        "nccl_there": True, "compiler": None, "own_gpu": {}, "host": "node1", "rank": 0,
+        "cuda_error": None, "driver": found.driver, "driver_cuda": found.cuda,
+        "dali": dali_of(12), "compiler": None, "own_gpu": {},
+        "nccl_there": True, "host": "node1", "rank": 0,
         "versions": software.versions() | {
             "cuda": "13.0", "harness": "1", "git_commit": None, "git_dirty": None
         },
@@ -294,8 +301,10 @@ def test_a_link_that_is_down_is_named(asked: Asked) -> None:
          "nvidia-smi lists 2 GPUs, torch sees none: unknown error"),
         ({"driver_cuda": "12.4", "cuda_error": "too old", "gpus_of_torch": 0}, "versions",
          "the driver knows CUDA 12.4, torch needs 13.0"),
-        ({"dali_cuda": 14}, "versions", "the driver knows CUDA 13.0, DALI needs 14"),
-        ({"dali_cuda": None}, "versions", "DALI is not installed"),
+        ({"dali": dali_of(14)}, "versions", "the driver knows CUDA 13, DALI needs 14"),
+        ({"dali": dali_of()}, "versions", "DALI is not installed"),
+        ({"dali": dali_of(12, 13)}, "versions",
+         "nvidia-dali-cuda120 and nvidia-dali-cuda130 are installed over each other"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_red_once(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import configparser
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from harness import dali
 from harness.record import environment as env
 from harness.record.environment import driver_version, environment, git_state, host_facts
 
@@ -59,6 +62,46 @@ def test_describes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = {"type": "cuda", "name": "NVIDIA H100", "count": 8, "memory_gib": 80.0}
     assert environment(world_size=8)["device"] == device
     assert host_facts()["device"] == "NVIDIA H100"
+
+
+def test_either_flavor_of_dali_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own files, without importing it: its import takes a second and breaks forks."""
+    source = tmp_path / "nvidia" / "dali" / "__init__.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("__version__ = '2.9.0'\n__cuda_version__ = int('13.0.48'.replace('.', ''))\n")
+    there = {"nvidia-dali-cuda130": "2.9.0", "nvidia-nvimgcodec-cu13": "0.9", "nvidia-nvjpeg": "13"}
+    monkeypatch.setattr(dali, "version_of", there.get)
+    monkeypatch.setattr(dali, "_origin", lambda: str(source))
+    assert dali.installed() == dali.Dali("2.9.0", 13, ("nvidia-dali-cuda130",))
+    assert dali.versions() == {
+        "dali": "2.9.0", "dali_cuda": "13", "nvimgcodec": "0.9", "nvjpeg": "13"
+    }  # fmt: skip
+    monkeypatch.setattr(dali, "_origin", lambda: None)  # by the packages, where files say nothing
+    assert dali.installed() == dali.Dali("2.9.0", 13, ("nvidia-dali-cuda130",))
+
+
+def test_an_image_with_its_own_dali_is_told_all_other_packages() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(env.CHECKOUT / "setup.cfg")
+    needed = {
+        re.split("[>=;]", line)[0]
+        for line in setup["options"]["install_requires"].splitlines()
+        if line and not line.startswith("#")
+    }
+    readme = (env.CHECKOUT / "README.md").read_text()
+    told = readme.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
+    of_the_image = {"torch", "torchvision", "nvidia-dali-cuda120", "numpy", "pillow"}
+    assert set(told.split()) == needed - of_the_image
+
+
+def test_dali_that_is_not_there_or_twice_there_is_said() -> None:
+    both = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
+    assert dali.misfit(dali.installed()) is None
+    assert "is not installed" in str(dali.misfit(dali.Dali(None, None, ())))
+    assert "pip uninstall nvidia-dali-cuda120" in str(dali.misfit(dali.Dali("2.4.0", 13, both)))
+    newer = dali.Dali("2.4.0", 13, both[1:])
+    assert dali.misfit(newer, 13) is None
+    assert "the driver knows CUDA 12, DALI needs 13" in str(dali.misfit(newer, 12))
 
 
 def _git(folder: Path, *command: str) -> None:

@@ -104,6 +104,14 @@ def test_advice_names_what_is_open_for_the_part_that_binds(
     assert told in change.words
 
 
+def test_where_decoding_binds_the_gpu_is_given_more_of_it() -> None:
+    base = resolved("--data.source", "dali", "--data.threads", "999")
+    on_gpu = replace(base, world=World(0, 0, 1, 1, torch.device("cuda", 0)))
+    for now, next_one in (("cpu", "data.decode=split"), ("split", "data.decode=gpu")):
+        here = replace(on_gpu, loader=replace(base.loader, decode=now))
+        assert first_change(ladder("data"), here, kb_per_image=None).arm == next_one
+
+
 @pytest.mark.parametrize("part", ["data", "compute", "all-reduce"])
 @pytest.mark.parametrize(
     "words",

@@ -14,7 +14,17 @@ from helpers import ROOT
 
 ROWS = [
     {"errors"},
-    {"config", "world", "console", "signals", "files", "deadline", "pagecache", "compilers"},
+    {
+        "config",
+        "world",
+        "console",
+        "signals",
+        "files",
+        "deadline",
+        "pagecache",
+        "compilers",
+        "dali",
+    },
     {"parallel"},
     {"rules", "events"},
     {"cli"},

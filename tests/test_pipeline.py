@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import draw_tree
 from PIL import Image
 from trainings import here
 
-from harness.data import laws
+from harness.data import laws, lent, pipeline
 from harness.data.batch import Batch
 from harness.data.dataset import Dataset, Read, open_folder
 from harness.data.pipeline import DaliBatches
@@ -204,11 +205,179 @@ def test_real_photos_look_as_in_pillow(shared_data: Path, tmp_path: Path) -> Non
         assert difference.mean() < 0.2, "of 255"
 
 
+def devices(decode: str, law: Law, *, decode_only: bool = False) -> dict[str, str]:
+    """Where each operator of the graph of a GPU runs; nothing is built, so no GPU is needed."""
+    graph = pipeline._graph(
+        batch_size=1, num_threads=1, device_id=0, exec_dynamic=True, feed=iter([]),
+        steps=law.steps, out_px=PX, decode=decode, gpu_decoder=pipeline.GpuDecoder(), to_gpu=True,
+        decode_only=decode_only,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph._build_graph()
+    specs = [str(operator.spec) for operator in graph._ops]
+    named = {spec.split("OpSpec for ")[1].split(":")[0]: spec for spec in specs}
+    return {
+        name: spec.split("device: ")[1].split()[0]
+        for name, spec in named.items()
+        if name not in ("ExternalSource", "Constant")
+    } | {"fancy": str("jpeg_fancy_upsampling: True" in str(specs))}
+
+
+def test_the_ways_to_decode_differ_only_in_where_operators_run() -> None:
+    window = "decoders__ImageSlice"
+    places = {
+        "cpu": {window: "cpu", "Resize": "cpu", "Flip": "cpu"},
+        "split": {window: "cpu", "Resize": "gpu", "Flip": "gpu"},
+        "gpu": {window: "mixed", "Resize": "gpu", "Flip": "gpu"},
+    }
+    for decode, expected in places.items():
+        assert devices(decode, RESIZED) == expected | {"fancy": "False"}
+    # Whole images, as in validation, with libjpeg-turbo's upsampling of colors.
+    for decode, place in (("cpu", "cpu"), ("split", "cpu"), ("gpu", "mixed")):
+        found = devices(decode, CENTRE)
+        assert found["decoders__Image"] == place
+        assert found["Slice"] == found["Flip"] == ("cpu" if decode == "cpu" else "gpu")
+        assert found["fancy"] == str(decode == "gpu")
+    # What is timed as decoding needs the pixels, not only their shape.
+    assert devices("gpu", RESIZED, decode_only=True)["Slice"] == "gpu"
+    assert "Slice" not in devices("split", RESIZED, decode_only=True)
+
+
+class Faulty:
+    """A pipeline of a GPU whose run fails."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.streams = text, []
+
+    def run(self, *stream: Any) -> None:
+        self.streams += stream
+        raise RuntimeError(self.text)
+
+
+def on_a_made_gpu(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, text: str, decode: str = "gpu"
+) -> tuple[DaliBatches, Faulty]:
+    """Batches of a GPU that is not there, and its pipeline, which fails with this text."""
+    build = DaliBatches._build
+    there = torch.device("cuda", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(DaliBatches, "_build", lambda self, pipeline: None)
+        batches = dali(dataset, CENTRE, decode=decode, device=there)
+    monkeypatch.setattr(DaliBatches, "_build", build)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    batches._in_flight.extend(samples_of(dataset, CENTRE, 10))
+    batches._pipeline = faulty = Faulty(text)
+    return batches, faulty
+
+
+OPERATOR = "Critical error in pipeline:\nError in mixed operator `nvidia.dali.fn.decoders.image`,\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        (OPERATOR + "CUDA allocation failed\nCan't allocate 129499136 bytes on device 0.",
+         torch.OutOfMemoryError, "--data.prefetch-batches 1, --data.largest-px 0,0 or --data"),
+        (OPERATOR + "nvJPEG error (5): NVJPEG_STATUS_ALLOCATOR_FAILURE", torch.OutOfMemoryError,
+         "NVJPEG_STATUS_ALLOCATOR_FAILURE"),
+        (OPERATOR + "Can't allocate 77 bytes on host.", RunFailed, "no memory from the host"),
+        (OPERATOR + "[/opt/dali/a.cc:12] CUDA runtime API error cudaErrorIllegalAddress (700):\n"
+         "an illegal memory access was encountered", RunFailed,
+         "a CUDA error in DALI, not in an image: CUDA runtime API error cudaErrorIllegalAddress"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_machine_is_no_broken_image(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception], said: str
+) -> None:
+    batches, faulty = on_a_made_gpu(monkeypatch, open_folder(photos), text)
+    monkeypatch.setattr(batches, "_culprit", lambda error: pytest.fail("no image is to blame"))
+    with pytest.raises(kind, match=said.replace("(", r"\(")) as raised:
+        next(batches)
+    assert faulty.streams == ["stream of cuda:0"], "the outputs come on torch's stream"
+    assert "does not decode" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_broken_image_is_looked_for_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_tree(tmp_path, classes=1, per_class=30, size=lambda k: (80, 80), suffix=".jpg")
+    dataset = open_folder(tmp_path)
+    batches, _ = on_a_made_gpu(monkeypatch, dataset, OPERATOR + "Failed to decode")
+    with pytest.raises(RunFailed, match=r"the GPU does not decode .* set --data\.decode cpu"):
+        next(batches)
+    other, _ = on_a_made_gpu(monkeypatch, dataset, "something unknown")
+    with pytest.raises(RuntimeError, match="something unknown"):
+        next(other)
+    bad = dataset.where(17)
+    Path(bad).write_bytes(b"\xff\xd8 no image at all".ljust(Path(bad).stat().st_size, b"\0"))
+    with pytest.raises(RunFailed, match="sample 17 does not decode"):
+        next(batches)
+
+
+def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Done when the test says so, or once it is waited for."""
+
+        done, waited = False, 0
+
+        def record(self, stream: str) -> None:
+            events.append(self)
+
+        def query(self) -> bool:
+            return self.done
+
+        def synchronize(self) -> None:
+            self.done, Event.waited = True, Event.waited + 1
+
+    events: list[Event] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    held = lent.Lent()
+    for n in range(4):
+        held.add(n, "stream")  # type: ignore[arg-type]
+    assert [n for _, n in held._held] == [0, 1, 2, 3]
+    events[0].done = events[1].done = True
+    held.add(4, "stream")  # type: ignore[arg-type]
+    assert [n for _, n in held._held] == [2, 3, 4]
+    assert Event.waited == 0, "the host waits for nothing"
+    for n in range(5, 20):
+        held.add(n, "stream")  # type: ignore[arg-type]
+    assert len(held._held) == lent.MOST_LENT, "memory has a bound"
+    assert Event.waited == 18 - lent.MOST_LENT
+    held.wait(leave=0)
+    assert not held._held
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("decode", ["cpu", "gpu"])
-def test_on_a_gpu_the_pixels_are_nearly_the_same(photos: Path, decode: str) -> None:
+@pytest.mark.parametrize("law", [RESIZED, CENTRE], ids=["train", "eval"])
+@pytest.mark.parametrize("decode", ["cpu", "split", "gpu"])
+def test_on_a_gpu_the_pixels_are_nearly_the_same(photos: Path, decode: str, law: Law) -> None:
     dataset = open_folder(photos)
-    batches = list(dali(dataset, RESIZED, decode=decode))
-    assert batches[0].images.device == torch.device("cuda", 0)
+    device = torch.device("cuda", 0)
+    batches = list(dali(dataset, law, decode=decode, device=device))
+    assert batches[0].images.device == device
     assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
-    assert np.abs(pixels(batches).astype(float) - pixels(in_pillow(dataset, RESIZED))).mean() < 1.5
+    ours = np.concatenate([batch.images.cpu().numpy() for batch in batches]).astype(float)
+    apart = np.abs(ours - pixels(in_pillow(dataset, law))).mean()
+    assert apart < (0.35 if decode == "cpu" else 1.5)
+    for batch, other in zip(batches, in_pillow(dataset, law), strict=True):
+        np.testing.assert_array_equal(batch.rows, other.rows)
+        assert torch.equal(batch.labels.cpu(), other.labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["cpu", "split"])
+def test_the_host_waits_for_no_batch_and_none_is_overwritten(photos: Path, decode: str) -> None:
+    """While the stream is busy, DALI makes more: a buffer used again too early would show those."""
+    dataset, device = open_folder(photos), torch.device("cuda", 0)
+    alone = dali(dataset, RESIZED, decode=decode, device=device)
+    expected = [batch.images.cpu() for batch in alone]
+    kept, behind = [], 0
+    for batch in dali(dataset, RESIZED, decode=decode, device=device):
+        behind += not torch.cuda.current_stream(device).query()
+        kept.append(batch)
+        torch.cuda._sleep(100_000_000)  # some 50 ms
+    assert behind > len(kept) // 2
+    for batch, images in zip(kept, expected, strict=True):
+        assert torch.equal(batch.images.cpu(), images)

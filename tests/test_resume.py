@@ -230,3 +230,33 @@ def test_the_clock_goes_on_and_says_what_was_lost() -> None:
     third.go_on(None, spent_s=3.0)
     assert third.accounts_s["lost"] == 3.0
     assert math.isclose(third.total_s, third.wall_s + 3, abs_tol=0.01)
+
+
+def test_on_a_gpu_waiting_for_data_is_how_long_the_gpu_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host goes on at once, or waits while the GPU has work: neither counts."""
+    made: list[int] = []
+
+    class Event:
+        """Passed by the GPU a quarter of a second after the one before."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            made.append(len(made))
+            self.at_ms = 250.0 * made[-1]
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at_ms - self.at_ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = Clock(torch.device("cuda"))
+    for _ in range(3):
+        with clock.waiting_for_data():
+            pass
+    assert clock.data_wait_s == 0, "nothing is read before the log point"
+    assert clock.read_period().data_wait_s == pytest.approx(0.75)
+    assert clock.read_period().data_wait_s == 0
+    assert clock.state()["data_wait_s"] == pytest.approx(0.75)

@@ -99,7 +99,8 @@ def test_what_a_sweep_tries_can_be_asked_for(asked: str, on_gpu: bool) -> None:
     words = ["--data.source", "dali", *asked.split()]
     config = cli.load(words, prog="x")
     compiled = on_gpu if config.engine.compile == "auto" else config.engine.compile
-    came_to = {"engine.compile": cli.as_text(compiled), "train.max_local_batch": "16"}
+    came_to = {"engine.compile": cli.as_text(compiled), "train.max_local_batch": "16",
+               "data.decode": "gpu" if on_gpu else "cpu"}  # fmt: skip
     facts = {"on_gpu": on_gpu, "cores": 4, "came_to": came_to}
     found = switches.candidates(config, 2, facts)
     for key, values in found.items():
@@ -109,6 +110,8 @@ def test_what_a_sweep_tries_can_be_asked_for(asked: str, on_gpu: bool) -> None:
             assert cfg.differing(config, tried, "speed"), f"{key} {value} changes nothing"
     assert {"engine.fused_optimizer", "engine.bucket_view", "engine.send_gradients"} <= set(found)
     assert ({"engine.compile_mode", "engine.compile_ddp"} <= set(found)) is compiled
+    assert found.get("data.decode") == (["cpu", "split"] if on_gpu else None)
+    assert found.get("data.hw_decoder_load") == (["0.0", "0.9", "1.0"] if on_gpu else None)
 
 
 @pytest.mark.gpu_too

@@ -64,7 +64,10 @@ def _data(
         (reads, packed),
         (loader.threads < world.cores(),
          _set("data.threads", world.cores(), "cores are left over")),
-        (world.on_gpu and loader.decode == "cpu", _set("data.decode", "gpu", "the GPU's decoder")),
+        (world.on_gpu and loader.decode == "cpu",
+         _set("data.decode", "split", "resize and flip on the GPU")),
+        (world.on_gpu and loader.decode == "split",
+         _set("data.decode", "gpu", "the GPU's decoder")),
         (large, smaller),
         (world.on_gpu, Change(
             "more CPU cores per GPU (sbatch --cpus-per-task), as decoding is what they do")),

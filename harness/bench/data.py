@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from harness import pagecache
 from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
@@ -63,6 +64,8 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
     if len(arms) == 1:
         raise BadInput(f"{load.folder}: is nothing to compare with; give a folder tree too")
     title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
+    if torch.cuda.is_available():
+        title += ", decoded on the CPU (harness bench ladder tells what split and gpu do)"
     return report(in_turns(arms, turns), title)
 
 

@@ -63,7 +63,9 @@ def _all(
     yield "engine.fused_optimizer", ["false" if fused else "true"]
     if config.data.source != "synthetic":
         if on_gpu:
-            yield "data.decode", ["gpu", "cpu"]
+            yield "data.decode", ["cpu", "split", "gpu"]
+            if now["data.decode"] == "gpu":
+                yield "data.hw_decoder_load", ["0.0", "0.65", "0.9", "1.0"]
         yield "data.threads", [str(n) for n in (cores, max(1, cores // 2), 2 * cores)]
         yield "data.prefetch_batches", ["1", "2", "4"]
         yield "data.read_ahead_batches", ["0", "4"]

@@ -158,9 +158,10 @@ class Data(Section):
         "dali; torchvision: Pillow in DataLoader workers (the baseline); synthetic: no reading.",
         changes="result and speed",
     )
-    decode: Literal["auto", "cpu", "gpu"] = setting(
+    decode: Literal["auto", "cpu", "split", "gpu"] = setting(
         "auto",
-        "Where DALI decodes, resizes and flips; auto: on the GPU if there is one.",
+        "Where DALI decodes, resizes and flips; split: decodes on the CPU, resizes and flips on "
+        "the GPU; auto: the CPU if it is fast enough for the training, else what is fastest.",
         changes="result and speed",
     )
     read: Literal["mmap", "pread"] = setting(
@@ -173,7 +174,8 @@ class Data(Section):
     )  # fmt: skip
     hw_decoder_load: float = setting(
         0.65,
-        "decode gpu: share of the images for the hardware JPEG decoder, where the GPU has one.",
+        "decode gpu: share of the images for the hardware JPEG decoder, where the GPU has one; "
+        "CUDA decodes the others.",
         changes="speed", ge=0, le=1,
     )  # fmt: skip
     largest_px: Lengths = setting(

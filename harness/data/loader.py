@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness import config as cfg
+from harness import dali
 from harness.data import calibrate, stream
 from harness.data.batch import Batches
 from harness.data.dataset import Dataset, allow_open_files
@@ -18,6 +18,7 @@ from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.data.synthetic import SyntheticBatches
 from harness.errors import BadInput
+from harness.parallel import in_parallel
 from harness.world import World
 
 if TYPE_CHECKING:
@@ -38,23 +39,26 @@ class Loader:
 
     @staticmethod
     def resolve(
-        data: cfg.Data, world: World, train: Images | None = None, split: Split | None = None
+        data: cfg.Data,
+        world: World,
+        train: Images | None = None,
+        split: Split | None = None,
+        demand: calibrate.Demand | None = None,
     ) -> Loader:
         """Settle `auto` and 0.
 
         Args:
             train, split: what is trained on, by which `auto` tries out where to decode.
+            demand: how many images the training could take.
 
         Raises:
-            BadInput: decoding on a GPU that is not there, DALI not installed.
+            BadInput: decoding on a GPU that is not there, or without nvJPEG; DALI not installed,
+                installed twice, or built for a newer driver.
         """
-        if data.source == "dali" and not importlib.util.find_spec("nvidia.dali"):
-            raise BadInput(
-                "data.source: DALI is not installed here; install nvidia-dali-cuda120, or set "
-                "--data.source torchvision"
-            )
-        if data.decode == "gpu" and not world.on_gpu:
-            raise BadInput("data.decode: gpu was asked for, but this process has no GPU")
+        if data.source == "dali":
+            _check_dali(data, world)
+        if data.decode in ("gpu", "split") and not world.on_gpu:
+            raise BadInput(f"data.decode: {data.decode} was asked for, but this process has no GPU")
         allow_open_files()
         threads = data.threads or world.cores()
         if data.source == "synthetic":
@@ -66,25 +70,54 @@ class Loader:
             return replace(on_gpu, decode="cpu")
         if train is None or split is None:
             return on_gpu
-        return replace(on_gpu, decode=on_gpu.faster_decode(train, split))
+        return replace(on_gpu, decode=on_gpu.best_decode(train, split, demand))
 
-    def faster_decode(self, images: Images, split: Split) -> str:
+    def best_decode(self, images: Images, split: Split, demand: calibrate.Demand | None) -> str:
         """Tried out on this node, unless it was before."""
+        data = self.data
         key = {
             "device": torch.cuda.get_device_name(self.world.device),
-            "dali": importlib.metadata.version("nvidia-dali-cuda120"),
+            **dali.versions(),
             "threads": self.threads,
             "local_batch": split.local_batch,
             "images": images.digest,
-            "image_px": self.data.image_px,
-            "augment": self.data.augment,
-            "hw_decoder_load": self.data.hw_decoder_load,
+            "image_px": data.image_px,
+            "augment": data.augment,
+            "hw_decoder_load": data.hw_decoder_load,
+            "largest_px": list(data.largest_px),
+            "prefetch_batches": data.prefetch_batches,
         }
-        return calibrate.decode_on(
+        has_nvjpeg = dali.nvjpeg_is_there(dali.installed().cuda)
+        way = calibrate.decode_on(
             key,
-            lambda where: replace(self, decode=where).train(
+            [way for way in calibrate.WAYS if way != "gpu" or has_nvjpeg],
+            lambda way: replace(self, decode=way).train(
                 images, split, epoch=0, step=0, epochs=ENDLESS
             ),
+            read_once=lambda: self._read_once(images, split),
+            demand=demand,
+        )
+        from harness.data.pipeline import release_memory
+
+        release_memory()  # of the ways that were tried
+        return way
+
+    def _read_once(self, images: Images, split: Split) -> None:
+        """Bring the bytes of the first batches, and of those asked for ahead, into memory."""
+        assert images.dataset is not None
+        ahead = self.data.read_ahead_batches + self.data.prefetch_batches + 1
+        batches = itertools.islice(
+            self._samples(images, split), calibrate.WARM_BATCHES + calibrate.MOST_BATCHES + ahead
+        )
+        ids = [sample for batch in batches for sample in batch.ids.tolist()]
+        content = images.dataset.content
+        for _ in in_parallel(content, ids, threads=self.threads, what="reading once"):
+            pass
+
+    def _samples(self, images: Images, split: Split) -> Iterator[Samples]:
+        """This rank's micro-batches of training, from the first on without end."""
+        return stream.train_samples(
+            images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
         )
 
     def train(self, images: Images, split: Split, *, epoch: int, step: int, epochs: int) -> Batches:
@@ -98,9 +131,7 @@ class Loader:
         """What decodes the batches of training and does nothing else, if DALI does it."""
         if images.dataset is None or self.data.source != "dali":
             return None
-        samples = stream.train_samples(
-            images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
-        )
+        samples = self._samples(images, split)
         return self._dali(images, images.dataset, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
@@ -148,3 +179,19 @@ class Loader:
             prefetch=data.prefetch_batches, decode_only=decode_only,
             gpu_decoder=GpuDecoder(data.hw_decoder_load, width_px, height_px),
         )  # fmt: skip
+
+
+def _check_dali(data: cfg.Data, world: World) -> None:
+    """Refuse a DALI that cannot do what is asked for.
+
+    Raises:
+        BadInput: says what to do.
+    """
+    here = dali.installed()
+    if wrong := dali.misfit(here, dali.driver_cuda() if world.on_gpu else None):
+        raise BadInput(f"data.source: {wrong[0]}; {wrong[1]}")
+    if data.decode == "gpu" and world.on_gpu and not dali.nvjpeg_is_there(here.cuda):
+        raise BadInput(
+            f"data.decode: gpu needs nvJPEG, and no library of it loads here; install "
+            f"nvidia-nvjpeg-cu{here.cuda}, or use cpu or split"
+        )

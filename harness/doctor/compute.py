@@ -13,7 +13,7 @@ from harness.cores import cpu_quota
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, span, yellow
 from harness.models import build
-from harness.models.describe import layers, total
+from harness.peaks import training_bound
 from harness.resolve import resolve_precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,13 +51,10 @@ def _compute(asked: Asked) -> Facts:
     ]
     with torch.device("meta"):
         network = build(config.model, 10 if config.model.name in CIFAR_MODELS else 1000)
-    gmacs = total(layers(network, config.data.image_px)).gmacs
-    # Forward once, backward twice; a multiply-add is two operations.
-    bound = limits.SHARE_OF_MATMUL[device.type] * sum(flops) / (6e9 * gmacs)
     return {
         "matmul_tflops": [each / 1e12 for each in flops],
         "precision": precision,
-        "images_per_second_bound": bound,
+        "images_per_second_bound": training_bound(config, device.type, sum(flops)),
         "checkpoint_mb": 2 * 4 * sum(p.numel() for p in network.parameters()) / 1e6,
         "bucket_bytes": probes.bucket_bytes(network.parameters(), config.engine.bucket_mb),
     }

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-SHARE_OF_MATMUL = {"cuda": 0.25, "cpu": 1.2}
-"""How much of a matrix product's rate ResNet training reaches at the very best. GPU: MLPerf v3.1 on
-H100, 7,053 images/s of 24.5 GFLOP each, are 173 TFLOP/s where a plain product reaches about 700. On
-a CPU (2 cores of an AMD EPYC) a 3x3 convolution reached 1.1 to 1.2 times the product's rate."""
-
 BACKWARD_SHARE = 2 / 3
 """Of a step is backward, behind which the all-reduce hides."""
 

@@ -93,6 +93,9 @@ def make(words: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -
     flags = {flag: text for flag, text in _flags(asked, ranks).items() if flag not in given}
     if on_gpu and "--engine.deterministic" not in given:
         flags["--engine.deterministic"] = "true"
+    if on_gpu and asked.data.decode == "auto" and "--data.decode" not in given:
+        # nvJPEG shares images out among decoders that do not give the same pixels.
+        flags["--data.decode"] = "cpu"
     flags |= {"--run.root": str(folder), "--run.dry-run": "false", "--run.restart": "false"}
     flags |= {"--schedule.max-steps": str(steps)}
     all_words = [*words, *(word for flag in flags.items() for word in flag)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -10,14 +9,14 @@ from collections.abc import Sequence
 import torch
 
 import harness
-from harness import compilers
+from harness import compilers, dali
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, yellow
 from harness.record.environment import CHECKOUT, git_state, versions
 
-DALI_CUDA = {"nvidia-dali-cuda120": 12, "nvidia-dali-cuda130": 13}
-"""Package of DALI -> the CUDA that it is built for."""
-
-MUST_AGREE = ("torch", "cuda", "cudnn", "nccl", "torchvision", "dali", "harness", "git_commit")
+MUST_AGREE = (
+    *("torch", "cuda", "cudnn", "nccl", "torchvision", "dali", "nvimgcodec", "nvjpeg"),
+    *("harness", "git_commit"),
+)
 """What computes: ranks that differ in it hang in a collective, or train something else."""
 
 SHOULD_AGREE = ("git_dirty", "python", "driver", "numpy", "pillow")
@@ -32,7 +31,7 @@ def look(asked: Asked) -> Facts:
         "rank": asked.world.rank,
         "versions": versions()
         | {"harness": harness.__version__, "git_commit": commit, "git_dirty": dirty},
-        "dali_cuda": next((c for p, c in DALI_CUDA.items() if _is_installed(p)), None),
+        "dali": vars(dali.installed()),
         "nccl_there": torch.distributed.is_nccl_available(),
         "compiler": _compiler(asked),
     }
@@ -80,9 +79,12 @@ def judge_compiler(trial: tuple[str, str] | None) -> Check:
 def _misfit(facts: Facts, asked: Asked) -> tuple[str, str] | None:
     """What does not go together, and what to do."""
     found, source = facts["versions"], asked.config.data.source
-    if source == "dali" and facts["dali_cuda"] is None:
-        return "DALI is not installed", "install nvidia-dali-cuda120, or --data.source torchvision"
-    if not facts["gpus"] or not asked.wants_gpu:
+    needs_gpu = bool(facts["gpus"]) and asked.wants_gpu
+    if source == "dali":
+        driver = _major(facts["driver_cuda"]) if needs_gpu else None
+        if wrong := dali.misfit(dali.Dali(**facts["dali"]), driver):
+            return wrong
+    if not needs_gpu:
         return None
     cuda = found["cuda"]
     if cuda is None:
@@ -96,11 +98,6 @@ def _misfit(facts: Facts, asked: Asked) -> tuple[str, str] | None:
     if facts["cuda_error"]:
         what = f"nvidia-smi lists {len(facts['gpus'])} GPUs, torch sees none: {facts['cuda_error']}"
         return what, "look at CUDA_VISIBLE_DEVICES, then at dmesg; or take another node"
-    if source == "dali" and supported and supported < facts["dali_cuda"]:
-        return (
-            f"the driver knows CUDA {facts['driver_cuda']}, DALI needs {facts['dali_cuda']}",
-            f"install nvidia-dali-cuda{supported}0, or a newer driver",
-        )
     if asked.world.size > 1 and not facts["nccl_there"]:
         return "a torch without NCCL, beside GPUs", "install a CUDA build: see pytorch.org"
     return None
@@ -159,11 +156,3 @@ def _count(environ: object, *names: str) -> int | None:
 
 def _major(version: str | None) -> int:
     return int(version.split(".")[0]) if version else 0
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -15,6 +15,9 @@ from harness.record.process import process_age_s
 
 Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
 
+_Span = tuple[torch.cuda.Event, torch.cuda.Event]
+"""Around something on a GPU."""
+
 
 @dataclass(frozen=True)
 class PeriodTimes:
@@ -55,7 +58,8 @@ class Clock:
         self._step_ms: list[float] = []
         self._log_point = _LogPoint(0, 0.0, 0.0)
         self._before_s = 0.0
-        self._computed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._computed: list[_Span] = []
+        self._waited: list[_Span] = []
         self._compute_ms = 0.0
         self.data_wait_s = 0.0
         self.energy_j: float | None = None  # of all ranks' GPUs in the account `train`
@@ -132,20 +136,24 @@ class Clock:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """The loader is asked for a batch; on a GPU, work in its queue may go on meanwhile."""
-        began = time.perf_counter()
-        yield
-        self.data_wait_s += time.perf_counter() - began
+        """The loader is asked for a batch; on a GPU, what counts is how long that stands still.
+
+        The host does not wait there, and where it does, the GPU may still have work.
+        """
+        if self._device.type == "cuda":
+            with _span(self._waited):
+                yield
+        else:
+            began = time.perf_counter()
+            yield
+            self.data_wait_s += time.perf_counter() - began
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """A part of a step in which this rank waits for no other one; not waited for on a GPU."""
         if self._device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._computed.append((begin, end))
+            with _span(self._computed):
+                yield
         else:
             began = time.perf_counter()
             yield
@@ -177,8 +185,8 @@ class Clock:
         pairs = zip(self._marks, self._marks[1:], strict=False)
         self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]
-        self._compute_ms += sum(begin.elapsed_time(end) for begin, end in self._computed)
-        self._computed = []
+        self._compute_ms += _take_ms(self._computed)
+        self.data_wait_s += _take_ms(self._waited) / 1000
 
     def mark_anew(self) -> None:
         """What lies between the last mark and here is not a step: a checkpoint."""
@@ -192,6 +200,23 @@ class Clock:
     def step_ms(self, percentile: float) -> float | None:
         """Percentile over all steps so far; none without steps."""
         return float(np.percentile(self._step_ms, percentile)) if self._step_ms else None
+
+
+@contextmanager
+def _span(spans: list[_Span]) -> Iterator[None]:
+    """Time what the GPU does, or stands still for, in this block; nothing is waited for."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    yield
+    end.record()
+    spans.append((begin, end))
+
+
+def _take_ms(spans: list[_Span]) -> float:
+    """How long they took together; none is left. The device must be idle."""
+    taken_ms = sum(_between_ms(begin, end) for begin, end in spans)
+    spans.clear()
+    return taken_ms
 
 
 def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> float:

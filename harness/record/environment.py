@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -15,18 +14,12 @@ from typing import Any
 import torch
 
 import harness
+from harness import dali
 
 GIB = 2**30
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-PACKAGES = {
-    "torchvision": "torchvision",
-    "dali": "nvidia-dali-cuda120",
-    "wandb": "wandb",
-    "submitit": "submitit",
-    "numpy": "numpy",
-    "pillow": "pillow",
-}
+PACKAGES = ("torchvision", "wandb", "submitit", "numpy", "pillow")
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve")
 """Instruction sets that decide how fast a CPU trains, as /proc/cpuinfo spells them."""
@@ -157,7 +150,8 @@ def versions() -> dict[str, str | None]:
         "cudnn": str(cudnn) if cudnn else None,
         "nccl": ".".join(map(str, nccl)) or None,
         "driver": driver_version(),
-        **{name: _package_version(package) for name, package in PACKAGES.items()},
+        **dali.versions(),
+        **{package: dali.version_of(package) for package in PACKAGES},
     }
 
 
@@ -230,13 +224,6 @@ def _cpu() -> dict[str, Any]:
 
 def _named(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _package_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str | None:

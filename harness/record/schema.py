@@ -52,7 +52,7 @@ class Row(BaseModel):
     step_ms_p50: float | None = _maybe("median step time over the period, rank 0")
     step_ms_p95: float | None = _maybe("95th percentile of the step time, rank 0")
     data_wait_pct: float | None = _maybe(
-        "share of training time in which the host waited for data, rank 0"
+        "share of training time in which the device (CPU: the process) waited for data, rank 0"
     )
     compute_ms_median: float | None = _maybe(
         "mean time per step of forward pass and loss, in which no rank waits for another: of the "
@@ -163,7 +163,7 @@ class Result(BaseModel):
     channels_last: bool
     compiled: bool
     source: str = _field("dali, torchvision or synthetic")
-    decode: str = _field("cpu, gpu or none")
+    decode: str = _field("cpu, split, gpu or none")
     device: str = _field("cpu or cuda")
     compute_threads: int
     loader_threads: int
