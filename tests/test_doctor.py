@@ -274,6 +274,22 @@ def left_in(tmp_path: Path) -> list[processes.Process]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("on_gpu", "asked", "bucket_mb"),
+    [(True, (), "1.0"), (True, ("--engine.compile", "false"), "0.05"), (False, (), "0.05"),
+     (False, ("--engine.compile", "true"), "1.0")],
+)  # fmt: skip
+def test_buckets_of_a_trial_are_as_small_as_what_is_compiled_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    on_gpu: bool, asked: tuple[str, ...], bucket_mb: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(plan, "_resolved", lambda *_: None)
+    words = ["--model.name", "resnet20", "--data.source", "synthetic", *asked]
+    made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
+    assert made.words[made.words.index("--engine.bucket-mb") + 1] == bucket_mb
+
+
 def doctor(
     icons: Path, tmp_path: Path, *words: str, root: Path = ROOT, timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
@@ -290,22 +306,6 @@ def doctor(
     )  # fmt: skip
     assert not left_in(tmp_path)
     return done
-
-
-@pytest.mark.parametrize(
-    ("on_gpu", "asked", "bucket_mb"),
-    [(True, (), "1.0"), (True, ("--engine.compile", "false"), "0.05"), (False, (), "0.05"),
-     (False, ("--engine.compile", "true"), "1.0")],
-)  # fmt: skip
-def test_buckets_of_a_trial_are_as_small_as_what_is_compiled_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    on_gpu: bool, asked: tuple[str, ...], bucket_mb: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    monkeypatch.setattr(plan, "_resolved", lambda *_: None)
-    words = ["--model.name", "resnet20", "--data.source", "synthetic", *asked]
-    made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
-    assert made.words[made.words.index("--engine.bucket-mb") + 1] == bucket_mb
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import pytest
 import torch
 from helpers import TINY, train
 from ranks import in_ranks
-from torch.nn.parallel import DistributedDataParallel
 from trainings import alone, bits, fresh, make_config, make_resolved
 
 from harness import cli, engine
@@ -202,7 +201,7 @@ def test_one_rank_without_ddp_has_the_bits_of_one_rank_under_it(
         with alone(config) as (t, resolved, train_set, _):
             kinds.append(type(t.ddp))
             found.append(some_steps(t, resolved, train_set)[0])
-    assert kinds == [engine.Classifier, DistributedDataParallel]
+    assert kinds == [engine.Classifier, torch.nn.parallel.DistributedDataParallel]
     assert found[0] == found[1]
 
 
