@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ _CODE_OF_DDP = (
     "`DistributedDataParallel._inside_ddp_forward`",
 )
 """As the reasons for a graph break name what lies around the network: C++, and a switch."""
-_CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,6 +46,14 @@ class Classifier(nn.Module):
         logits: Tensor = self.net(pixels.contiguous(memory_format=self.layout))
         return logits
 
+    def no_sync(self) -> AbstractContextManager[None]:
+        """As DDP's, for one rank, which has nothing to sum."""
+        return nullcontext()
+
+
+Trained = Classifier | DistributedDataParallel
+"""What training calls: the network, under DDP where `Resolved.under_ddp` says so."""
+
 
 def set_up_torch(resolved: Resolved) -> None:
     """The process-wide switches: threads, TF32, kernels."""
@@ -55,6 +63,10 @@ def set_up_torch(resolved: Resolved) -> None:
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = resolved.precision != "fp32"
     torch.backends.cudnn.benchmark = not engine.deterministic
+    if resolved.world.on_gpu:
+        torch.backends.cudnn.benchmark_limit = engine.cudnn_benchmark_limit
+    # In channels_last, of 1x1 convolutions: one layout, written in two ways (pytorch issue 157862).
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if engine.deterministic:
         # cuBLAS reads this when it starts; without it torch refuses its matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -82,6 +94,8 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     """
     config = resolved.config
     pixels = Pixels(config.data, mean_of_training(config.data))
+    if config.engine.pad_stem:
+        _pad_stem(net)
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
@@ -99,13 +113,47 @@ def _share_compile_workers(world: World) -> None:
 
 
 def _compile(module: nn.Module, resolved: Resolved) -> None:
+    engine = resolved.config.engine
+    how: dict[str, Any] = {"mode": engine.compile_mode}
+    if engine.coordinate_descent:
+        from torch._inductor import list_mode_options  # takes seconds
+
+        # torch takes a mode or options, and tells which options a mode means.
+        means = list_mode_options(engine.compile_mode)
+        how = {"options": {**means, "coordinate_descent_tuning": True}}
     # Static shapes: training and validation get a graph of their own, never a dynamic one.
-    module.compile(dynamic=False, mode=resolved.config.engine.compile_mode)
+    module.compile(dynamic=False, **how)
 
 
-def data_parallel(model: Classifier, resolved: Resolved) -> DistributedDataParallel:
-    """The network under DDP: gradients are averaged while the backward pass runs."""
+class _PaddedStem(nn.Module):
+    """A convolution that computes with one more channel, of zeros; its parameters are the given."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self._how: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+
+    def forward(self, images: Tensor) -> Tensor:
+        images, weight = (nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (images, self.weight))
+        maps: Tensor = nn.functional.conv2d(images, weight, self.bias, **self._how)
+        return maps
+
+
+def _pad_stem(net: nn.Module) -> None:
+    """Let the first convolution compute with four channels: cuDNN's fast kernels take no three."""
+    convolutions = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    name, first = next(convolutions)
+    net.set_submodule(name, _PaddedStem(first))
+
+
+def data_parallel(model: Classifier, resolved: Resolved) -> Trained:
+    """The network under DDP, which averages gradients while the backward pass runs.
+
+    Itself where DDP would have nothing to do: it costs a copy of each gradient, and cuts the graph.
+    """
     engine, world = resolved.config.engine, resolved.world
+    if not resolved.under_ddp:
+        return model
     with warnings.catch_warnings():
         # The newest torch renames broadcast_buffers; the older ones know no other name.
         warnings.simplefilter("ignore", FutureWarning)
@@ -148,9 +196,16 @@ def grad_scaler(resolved: Resolved) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(resolved.world.device.type, enabled=resolved.precision == "fp16")
 
 
-def warm_up(
-    ddp: DistributedDataParallel, optimizer: torch.optim.Optimizer, resolved: Resolved
-) -> None:
+def clear_gradients(optimizer: torch.optim.Optimizer, resolved: Resolved) -> None:
+    """Before a step's first backward pass.
+
+    CUDA graphs write a gradient to the same place in each replay. If `.grad` was that place, the
+    next micro-batch would overwrite what is to be added to: it keeps memory of its own.
+    """
+    optimizer.zero_grad(set_to_none=not resolved.cuda_graphs)
+
+
+def warm_up(ddp: Trained, optimizer: torch.optim.Optimizer, resolved: Resolved) -> None:
     """Throw-away synchronised steps: compile, and fix DDP's bucket order, before the clock starts.
 
     DDP rebuilds its buckets after the first backward pass (with static_graph, the second), which
@@ -158,6 +213,9 @@ def warm_up(
     Weights, BN statistics and random state are afterwards what they were before.
     """
     engine = resolved.config.engine
+    if resolved.cuda_graphs:
+        for parameter in ddp.parameters():
+            parameter.grad = torch.zeros_like(parameter)
     with _state_kept(ddp):
         ddp.train()
         for _ in range(max(2 if engine.static_graph else 1, _first_calls(resolved))):
@@ -166,14 +224,19 @@ def warm_up(
             # DDP's own code takes another way where it only accumulates.
             with ddp.no_sync():
                 _throw_away(ddp, resolved)
-        optimizer.zero_grad(set_to_none=True)
-    warm_up_eval(ddp.module, resolved)
+        clear_gradients(optimizer, resolved)
+    warm_up_eval(_inside(ddp), resolved)
     ddp.train()
 
 
-def _throw_away(ddp: DistributedDataParallel, resolved: Resolved) -> None:
+def _inside(ddp: Trained) -> Classifier:
+    model: Classifier = ddp.module if isinstance(ddp, DistributedDataParallel) else ddp
+    return model
+
+
+def _throw_away(ddp: Trained, resolved: Resolved) -> None:
     n = resolved.split.local_batch
-    shifts = ddp.module.pixels.of(np.zeros((n, 15), dtype=np.int64), resolved.world.device)
+    shifts = _inside(ddp).pixels.of(np.zeros((n, 15), dtype=np.int64), resolved.world.device)
     with autocast(resolved):
         logits = ddp(_blank(n, resolved), *shifts)
     nn.functional.cross_entropy(logits.float(), logits.new_zeros(len(logits)).long()).backward()
@@ -181,8 +244,7 @@ def _throw_away(ddp: DistributedDataParallel, resolved: Resolved) -> None:
 
 def _first_calls(resolved: Resolved) -> int:
     """Calls that a graph takes until it is as fast as it gets: CUDA graphs run, record, replay."""
-    graphs = resolved.config.engine.compile_mode in _CUDA_GRAPH_MODES
-    return 3 if graphs and resolved.compiled and resolved.world.on_gpu else 1
+    return 3 if resolved.cuda_graphs else 1
 
 
 def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
@@ -193,6 +255,10 @@ def warm_up_eval(model: nn.Module, resolved: Resolved) -> None:
     for _ in range(_first_calls(resolved)):
         with torch.inference_mode(), autocast(resolved):
             model(images)
+    if resolved.world.on_gpu:
+        # What cuDNN tried its algorithms with: neither kept from DALI, nor counted as training's.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(resolved.world.device)
 
 
 def _blank(n: int, resolved: Resolved) -> Tensor:

@@ -19,8 +19,11 @@ from harness.events import Event
 from harness.optim import learning_rate, peak_lr, warmup_start_lr
 from harness.peaks import measured, training_bound
 from harness.record.environment import cpu_info
-from harness.rules import NO_CUDA_GRAPHS, per_rank
+from harness.rules import CUDA_GRAPH_MODES, compiles, engine_rules, per_rank, refuse
 from harness.world import World
+
+FEW_IMAGES = 64
+"""Of a local batch: a GPU is not filled by fewer."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,20 @@ class Resolved:
         """Validation images per rank in one forward, which has all views of each."""
         return self.config.eval.local_batch // self.eval_views
 
+    @property
+    def under_ddp(self) -> bool:
+        """Whether DDP is around the network: to sum gradients over ranks, or to round them."""
+        return self.world.size > 1 or self.config.engine.send_gradients != "fp32"
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether the network's kernels are recorded, and replayed on the same memory."""
+        return self.compiled and self.world.on_gpu and self._mode in CUDA_GRAPH_MODES
+
+    @property
+    def _mode(self) -> str:
+        return self.config.engine.compile_mode
+
     def lr(self, step: int, events: Sequence[Event] = ()) -> float:
         """Learning rate of an optimiser step, counted from 0, after what was decided before it."""
         return learning_rate(
@@ -64,8 +81,20 @@ class Resolved:
         engine = self.config.engine
         if not self.compiled:
             return "eager"
-        mode = "" if engine.compile_mode == "default" else f" for {engine.compile_mode}"
-        return f"compiled{mode}{', DDP too' if engine.compile_ddp else ''}"
+        mode = "" if self._mode == "default" else f" for {self._mode}"
+        return f"compiled{mode}{', DDP too' if engine.compile_ddp and self.under_ddp else ''}"
+
+    def _unfilled(self) -> str | None:
+        """The setting that helps where a GPU gets too few images at a time."""
+        config, split = self.config, self.split
+        if not self.world.on_gpu or config.run.mode == "eval" or split.local_batch >= FEW_IMAGES:
+            return None
+        which = "max-local-batch" if split.accumulate > 1 else "global-batch"
+        graphs = "" if self.cuda_graphs else ", or --engine.compile-mode reduce-overhead"
+        return (
+            f"{split.local_batch} images at a time do not fill a GPU: raise --train.{which} "
+            f"({FEW_IMAGES} or more for each){graphs}"
+        )
 
     def lines(self) -> list[str]:
         """What is about to run, for a person."""
@@ -90,6 +119,8 @@ class Resolved:
                    else f", stopped after {self.total_steps} steps")
                 + _stopping_rules(config.schedule),
             }  # fmt: skip
+        if note := self._unfilled():
+            rows["note"] = note
         rows["folder"] = str(self.folder)
         return [f"{name:>12}: {value}" for name, value in rows.items()]
 
@@ -109,6 +140,8 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     total = config.schedule.epochs * steps_per_epoch
     steps = min(total, config.schedule.max_steps or total)
     _check_profile(config.profile, steps)
+    compiled = compiles(config.engine, on_gpu=world.on_gpu)
+    refuse(engine_rules(config.engine, compiled=compiled, on_gpu=world.on_gpu))
     precision = resolve_precision(config.engine.precision, on_gpu=world.on_gpu)
     demand = Demand(
         {"model": config.model.name, "precision": precision, "cpu": cpu_info().get("model name")},
@@ -116,8 +149,6 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
             config, world.device.type, measured(world.device, precision).flops_per_s
         ),
     )
-    if config.engine.compile_mode == "reduce-overhead" and not world.on_gpu:
-        raise BadInput(NO_CUDA_GRAPHS)
     assert config.run.name is not None, "cli.load names every run"
     return Resolved(
         config=config,
@@ -128,7 +159,7 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         total_steps=steps,
         peak_lr=peak_lr(config.optim, split.global_batch),
         precision=precision,
-        compiled=world.on_gpu if config.engine.compile == "auto" else config.engine.compile,
+        compiled=compiled,
         threads=config.engine.threads or world.cores(),
         folder=Path(config.run.root) / config.run.name,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from harness.config import (
     BOTTLENECK_MODELS,
@@ -22,14 +23,27 @@ def check(config: Config) -> None:
     Raises:
         BadInput: names the fields and what to do.
     """
-    for broken, message in rules(config):
+    refuse(rules(config))
+
+
+def refuse(tried: Rules) -> None:
+    """Raise what the first broken rule says.
+
+    Raises:
+        BadInput: of that rule.
+    """
+    for broken, message in tried:
         if broken:
             raise BadInput(message)
 
 
-NO_CUDA_GRAPHS = (
-    "engine.compile_mode: reduce-overhead means CUDA graphs and does nothing on a CPU; use default"
-)
+CUDA_GRAPH_MODES = {
+    "reduce-overhead": "default",
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
+"""Of torch.compile: what records CUDA graphs, and the same without them."""
+
+OnGpu = TypeVar("OnGpu", bool, bool | None)
 
 Rules = list[tuple[bool, str]]
 """Whether a rule is broken, and what to say then."""
@@ -43,7 +57,7 @@ def rules(config: Config) -> Rules:
         *_model_rules(config),
         *network_rules(config.model),
         *_other_rules(config),
-        *_engine_rules(config.engine),
+        *_asked_of_engine(config.engine),
     ]
 
 
@@ -209,27 +223,43 @@ def _other_rules(config: Config) -> Rules:
     ]
 
 
-def _engine_rules(engine: Engine) -> Rules:
-    mode = engine.compile_mode
+def _asked_of_engine(engine: Engine) -> Rules:
+    on_gpu = None if engine.device == "auto" else engine.device == "cuda"
+    return engine_rules(engine, compiled=compiles(engine, on_gpu=on_gpu), on_gpu=on_gpu)
+
+
+def compiles(engine: Engine, *, on_gpu: OnGpu) -> bool | OnGpu:
+    """What engine.compile comes to: auto compiles on a GPU."""
+    return on_gpu if engine.compile == "auto" else engine.compile
+
+
+def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) -> Rules:
+    """Which settings of the engine fit each other, and the machine.
+
+    Args:
+        compiled: see `compiles`.
+        on_gpu: where it runs; None: only the machine can tell.
+    """
+    mode, cpu = engine.compile_mode, on_gpu is False
+    eager, needs = compiled is False, "needs engine.compile true (auto compiles on a GPU only)"
     return [
         (
-            engine.compile is True and engine.bucket_mb < 1,
+            compiled is True and engine.bucket_mb < 1,
             f"engine.bucket_mb: {engine.bucket_mb:g} is too small for compiled networks: "
             "torch's first bucket has 1 MiB; make it at least 1",
         ),
         (
-            engine.device == "cpu" and engine.precision in ("tf32", "fp16"),
+            cpu and engine.precision in ("tf32", "fp16"),
             f"engine.precision: {engine.precision} needs a GPU; use bf16, fp32 or auto",
         ),
         (
-            engine.compile is False and mode != "default",
-            f"engine.compile_mode: {mode} needs engine.compile true or auto",
+            cpu and mode in CUDA_GRAPH_MODES,
+            f"engine.compile_mode: {mode} means CUDA graphs, which only a GPU has; use "
+            f"{CUDA_GRAPH_MODES.get(mode)}",
         ),
-        (engine.device == "cpu" and mode == "reduce-overhead", NO_CUDA_GRAPHS),
-        (
-            engine.compile is False and engine.compile_ddp,
-            "engine.compile_ddp: needs engine.compile true or auto",
-        ),
+        (eager and mode != "default", f"engine.compile_mode: {mode} {needs}"),
+        (eager and engine.compile_ddp, f"engine.compile_ddp: {needs}"),
+        (eager and engine.coordinate_descent, f"engine.coordinate_descent: {needs}"),
     ]
 
 

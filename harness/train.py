@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from harness import engine
 from harness.counts import EvalCounts, Score, TrainCounts, mean_of_views
@@ -37,7 +36,7 @@ class Training:
 
     resolved: Resolved
     model: engine.Classifier
-    ddp: DistributedDataParallel
+    ddp: engine.Trained
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     counts: TrainCounts
@@ -141,7 +140,7 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
         set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
         t.scaler.step(t.optimizer)
         t.scaler.update()
-        t.optimizer.zero_grad(set_to_none=True)
+        engine.clear_gradients(t.optimizer, t.resolved)
     t.counts.next_step()
     t.step += 1
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# ResNet-50, 90 epochs, on one node with 8 GPUs. Give sbatch's options before the script's name, and
-# the harness's flags (or another config) after it:
+# ResNet-50, 90 epochs, on one node with 8 GPUs: global batch 2048, 256 images per GPU (the 32 of a
+# global batch of 256 do not fill one). Give sbatch's options before the script's name, and the
+# harness's flags (or another config) after it:
 #
 #   sbatch --partition gpu slurm/resnet50_8gpu.sh --data.train /imagenet/train --data.val /imagenet/val
 #

@@ -31,12 +31,13 @@ from harness.record.schema import Result
 from harness.resolve import Resolved
 from harness.world import from_environment, process_group
 
+AUTOTUNE = "max-autotune-no-cudagraphs"
 FACTS = {"machine": {"cpu": "this one"}}
 
 
 @pytest.fixture
 def resolved(photos: Path) -> Resolved:
-    config = make_config(photos, engine={"compile": True})
+    config = make_config(photos, engine={"compile": True, "bucket_mb": 1})
     return make_resolved(config, from_environment("cpu", {}))[0]
 
 
@@ -135,9 +136,11 @@ def test_a_machine_has_one_key_and_another_vector_width_or_compiler_another(
         ({"run": {"seed": 7}, "schedule": {"epochs": 5}, "log": {"every_steps": 1}}, True),
         ({"engine": {"timeout_s": 7.0}, "data": {"prefetch_batches": 9}}, True),
         ({"engine": {"threads": 2}}, False),
-        ({"engine": {"bucket_mb": 3.0}}, False),
-        ({"engine": {"compile_mode": "max-autotune"}}, False),
-        ({"engine": {"bucket_view": False, "send_gradients": "bf16"}}, True),
+        ({"engine": {"bucket_mb": 3.0}}, True),  # one rank has no buckets
+        ({"engine": {"send_gradients": "bf16"}}, False),  # but in them it rounds
+        ({"engine": {"compile": True, "bucket_mb": 1, "compile_mode": AUTOTUNE}}, False),
+        ({"engine": {"pad_stem": True}}, False),
+        ({"engine": {"bucket_view": False, "cudnn_benchmark_limit": 0}}, True),
         ({"engine": {"precision": "fp32"}}, False),
         ({"train": {"max_local_batch": 6}}, False),
         ({"eval": {"local_batch": 8}}, False),

@@ -378,9 +378,13 @@ CONTRADICTIONS = {
     "--optim.nesterov --optim.momentum 0": "optim.nesterov: needs optim.momentum over 0",
     "--engine.compile --engine.bucket-mb 0.5": "engine.bucket_mb: 0.5 is too small for compiled",
     "--engine.compile false --engine.compile-mode max-autotune": "engine.compile_mode: max-autotune"
-    " needs engine.compile true or auto",
+    " needs engine.compile true",
     "--engine.device cpu --engine.compile-mode reduce-overhead": "engine.compile_mode: "
-    "reduce-overhead means CUDA graphs and does nothing on a CPU",
+    "reduce-overhead means CUDA graphs, which only a GPU has; use default",
+    "--engine.device cpu --engine.compile --engine.compile-mode max-autotune": "engine."
+    "compile_mode: max-autotune means CUDA graphs, which only a GPU has; use max-autotune-no",
+    "--engine.device cuda --engine.bucket-mb 0.5": "engine.bucket_mb: 0.5 is too small",
+    "--engine.device cpu --engine.coordinate-descent": "engine.coordinate_descent: needs engine.",
     "--engine.compile false --engine.compile-ddp": "engine.compile_ddp: needs engine.compile true",
     "--schedule.drop-epochs 60,30": "schedule.drop_epochs: (60.0, 30.0) must be over 0 and rise",
     "--schedule.drop-epochs 30,30": "schedule.drop_epochs: (30.0, 30.0) must",
@@ -421,7 +425,8 @@ def test_every_rule_is_tried() -> None:
         "--eval.views ten_crop --eval.local-batch 10",
         WHOLE + "--data.pad-px 8",
         "--engine.compile-ddp --engine.compile-mode reduce-overhead",
-        "--engine.device cpu --engine.compile --engine.compile-mode max-autotune",
+        "--engine.device cpu --engine.compile --engine.compile-mode max-autotune-no-cudagraphs",
+        "--engine.device cuda --engine.bucket-mb 1 --engine.coordinate-descent",
     ],
 )
 def test_the_edge_of_a_rule_is_accepted(file: Path, words: str) -> None:

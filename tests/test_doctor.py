@@ -20,7 +20,7 @@ from helpers import ROOT, TINY, on_gpu
 from rich.console import Console
 
 import harness.__main__ as command
-from harness.doctor import processes
+from harness.doctor import plan, processes
 from harness.doctor.compare import compare, losses_apart_pct
 from harness.doctor.kills import KINDS
 from harness.verbs import words as verb_words
@@ -272,6 +272,22 @@ def left_in(tmp_path: Path) -> list[processes.Process]:
             if str(tmp_path).encode() in Path(f"/proc/{each.pid}/environ").read_bytes():
                 found.append(each)
     return found
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "asked", "bucket_mb"),
+    [(True, (), "1.0"), (True, ("--engine.compile", "false"), "0.05"), (False, (), "0.05"),
+     (False, ("--engine.compile", "true"), "1.0")],
+)  # fmt: skip
+def test_buckets_of_a_trial_are_as_small_as_what_is_compiled_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    on_gpu: bool, asked: tuple[str, ...], bucket_mb: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(plan, "_resolved", lambda *_: None)
+    words = ["--model.name", "resnet20", "--data.source", "synthetic", *asked]
+    made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
+    assert made.words[made.words.index("--engine.bucket-mb") + 1] == bucket_mb
 
 
 def doctor(

@@ -19,6 +19,7 @@ from helpers import TINY, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import python
+from trainings import alone, make_config
 
 from harness import cli
 from harness import config as cfg
@@ -46,6 +47,29 @@ def test_shared_parts_add_up_and_overlapped_ones_do_not(parts: dict[Part, float]
         assert law.without_s(binds, parts) <= law.whole_s(parts)
         for part in parts:
             assert law.without_s(binds, parts) <= law.without_s(part, parts) * (1 + 1e-9)
+
+
+def test_a_turn_sets_the_network_to_training_once(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To do so in each step takes 161 modules' time of a host that is to be measured."""
+    modes: list[int] = []
+    with alone(make_config(photos)) as (t, _, train_set, _):
+        batches = t.resolved.loader.train(train_set, t.resolved.split, epoch=0, step=0, epochs=9)
+        train = t.model.eval().train
+        monkeypatch.setattr(t.model, "train", lambda: (modes.append(t.step), train()))
+        whole = rungs._whole(rungs.DDP, t, batches)
+        for rung in (whole, *rungs._compute_rungs(t, batches, 12)):
+            assert len(rung.turn(3).steps_ms) == 3
+            assert t.model.net.training
+    assert modes == [0, 4, 4, 4]
+
+
+def test_steps_that_cannot_be_told_apart_are_not(photos: Path) -> None:
+    with alone(make_config(photos)) as (_, resolved, *_):
+        turn = rungs._by_steps(lambda: time.sleep(0.001), resolved, apart=False)(3)
+    assert turn.steps_ms == []
+    assert turn.seconds > 0.003
 
 
 @pytest.mark.parametrize(

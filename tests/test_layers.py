@@ -25,7 +25,7 @@ ROWS = [
         "compilers",
         "dali",
     },
-    {"parallel"},
+    {"parallel", "dali"},
     {"rules", "events"},
     {"cli"},
     {"models", "data", "optim", "checkpoint", "counts", "record", "probes", "profile"},

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ranks import in_ranks
 from trainings import here
 
-from harness import pagecache, probes
+from harness import pagecache, peaks, probes
 from harness.config import Model
 from harness.data.dataset import open_folder
 from harness.data.sample import some_files
@@ -147,6 +147,16 @@ def test_a_matrix_product_has_a_rate(device: torch.device) -> None:
     torch.set_num_threads(1)
     rate = probes.matmul_flops(device, torch.float32, limit_s=0.2)
     assert 1e8 < rate < (1e13 if device.type == "cpu" else 1e15)
+
+
+@pytest.mark.gpu
+def test_a_copy_on_a_gpu_comes_near_what_is_printed() -> None:
+    """Timed one by one, copies of a fast memory seem a tenth slower than they are."""
+    device = torch.device("cuda", 0)
+    printed = peaks.printed_for(device, "bf16")
+    if printed is None:
+        pytest.skip("not in the table of peaks")
+    assert 0.8 < probes.copy_speed(device) / printed.bytes_per_s < 1.02
 
 
 @pytest.mark.parametrize("bucket_mb", [25, 1, 4.5])

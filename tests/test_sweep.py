@@ -9,25 +9,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self, cast
 
 import pytest
+import torch
 import yaml
 from helpers import TINY, launcher, on_gpu, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import python
+from torch.profiler import ProfilerActivity
 
 from harness import cli
 from harness.bench import scaling
+from harness.bench.arm import _launches
 from harness.bench.arms import named_arms
 from harness.bench.pairs import MOST_STARTS, Base
+from harness.bench.rungs import Rung, Turn
 from harness.bench.scaling import Cell, cells_of, efficiencies
 from harness.bench.show_sweep import best_yaml
 from harness.bench.sweep import Swept, largest_batch, sweep
 from harness.bench.switches import candidates
 from harness.bench.working import Arm, ArmFailed
 from harness.errors import BadInput
+from harness.train import Training
 
 WORDS = (*TINY, "--data.source", "synthetic", "--train.global-batch", "16")
 BASE = Arm("base", WORDS)
@@ -106,6 +112,58 @@ def swept(machine: Machine, arms: list[Arm], folder: Path, *, any_result: bool =
         BASE, lambda _: arms, until=time.perf_counter() + 0.5, folder=folder,
         may_change_result=any_result, start=machine.start,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_on_a_gpu_an_arm_has_set_itself_up_before_the_next_one_starts(on_gpu: bool) -> None:
+    """Both choose kernels by timing them there."""
+    seen: list[str] = []
+
+    class Noted(Made):
+        def __init__(self, arm: Arm) -> None:
+            super().__init__(machine, arm)
+            self.facts["on_gpu"] = on_gpu
+            self.name = arm.name
+            seen.append(f"{self.name} starts")
+
+        def ready(self) -> None:
+            seen.append(f"{self.name} is ready")
+
+    machine = Machine({})
+    base = Base(BASE, Path(), lambda arm, log: Noted(arm))
+    seen.clear()
+    base.beside(Arm("arm", WORDS), 0.0)
+    base_first = ["base starts", "base is ready", "arm starts", "arm is ready"]
+    assert seen == (base_first if on_gpu else [base_first[k] for k in (0, 2, 1, 3)])
+
+
+@pytest.mark.parametrize("name", ["cudaGraphLaunch", "cudaGraphLaunch_v10000"])
+def test_graphs_launched_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of each rank's turn of one step, which takes three more before it; seen by CUDA's tracer."""
+    t = SimpleNamespace(step=7, resolved=SimpleNamespace(world=SimpleNamespace(on_gpu=True)))
+
+    class Profiler:
+        def __init__(self, activities: list[ProfilerActivity]) -> None:
+            self.sees = set(activities) == {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def key_averages(self) -> list[SimpleNamespace]:
+            launches = [SimpleNamespace(key=name, count=5 * (t.step - 7))] * self.sees
+            return [SimpleNamespace(key="cudaLaunchKernel", count=99), *launches]
+
+    def turn(steps: int) -> Turn:
+        t.step += 3 + steps
+        return Turn([], 1.0, 1.0)
+
+    monkeypatch.setattr(torch.profiler, "profile", Profiler)
+    assert _launches(cast(Training, t), Rung("everything", turn, 8)) == 5
+    t.resolved.world.on_gpu = False
+    assert _launches(cast(Training, t), Rung("everything", turn, 8)) is None
 
 
 @given(drift=st.floats(0, 0.02), true=st.floats(0.5, 2.0), seed=st.integers(0, 999))

@@ -76,8 +76,10 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
         "deterministic": config.engine.deterministic,
         "compile_mode": config.engine.compile_mode,
         "compile_ddp": config.engine.compile_ddp,
+        "coordinate_descent": config.engine.coordinate_descent,
+        "pad_stem": config.engine.pad_stem,
         # Dynamo cuts the graph of a module under DDP where a bucket ends.
-        "bucket_mb": config.engine.bucket_mb,
+        "bucket_mb": config.engine.bucket_mb if resolved.under_ddp else None,
         "threads": resolved.threads,
         # Each GPU of a node has graphs of its own in the same folder.
         "ranks_per_node": resolved.world.local_size,

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from harness.bench import rungs
 from harness.bench.law import Part
 from harness.bench.summary import Ladder
-from harness.resolve import Resolved, resolve_precision
+from harness.resolve import FEW_IMAGES, Resolved, resolve_precision
 
 LARGE_KB = 60.0
 """An ImageNet image with a shorter side of 256 px has about 35 KB, an original 110."""
 SLOW_READ = 1.5
 """Reading must be so much faster than the loader, or it may be what holds it back."""
-FEW_IMAGES = 64  # of a local batch: a GPU is not filled by fewer
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _facts(run: Opened, t: Training) -> dict[str, Any]:
         "on_gpu": r.world.on_gpu,
         "cores": r.world.cores(),
         "came_to": {key: cli.as_text(value) for key, value in came_to.items()},
-        "buckets": len(bucket_sizes(t)) if r.world.size > 1 else None,
+        "buckets": len(bucket_sizes(t)) or None,
         **engine.graph_counts(),
     }
 
@@ -118,10 +118,12 @@ def _launches(t: Training, rung: Rung) -> int | None:
     """CUDA graphs replayed in one step; null without a GPU."""
     if not t.resolved.world.on_gpu:
         return None
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        rung.turn(1)
-    calls = [each.count for each in profile.key_averages() if each.key == "cudaGraphLaunch"]
-    return int(sum(calls))
+    kinds, before = torch.profiler.ProfilerActivity, t.step
+    # What the CPU asks of CUDA is seen only where the GPU is watched too.
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profile:
+        rung.turn(1)  # and steps before it; at its end the device is done
+    calls = [n.count for n in profile.key_averages() if n.key.startswith("cudaGraphLaunch")]
+    return int(sum(calls)) // (t.step - before)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,7 @@ class _Bare:
     def __init__(self, run: Opened, batch: Batch, steps: int) -> None:
         self.resolved, self.batch, self.steps = run.resolved, batch, steps
         model = engine.place(engine.network(run.resolved, run.train_set.classes), run.resolved)
-        self.model: nn.Module = model.train()
-        if run.resolved.world.size > 1:
-            self.model = engine.data_parallel(model, run.resolved)
+        self.model: nn.Module = engine.data_parallel(model, run.resolved).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )

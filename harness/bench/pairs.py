@@ -113,6 +113,7 @@ class Base:
     def __init__(self, arm: Arm, folder: Path, start: Start = Working) -> None:
         self._arm, self._folder, self._start = arm, folder, start
         self._logs = 0
+        self.facts: dict[str, Any] = {}
         with self._alive(arm) as (works,):
             self.facts = works.facts
 
@@ -184,7 +185,11 @@ class Base:
 
     @contextmanager
     def _alive(self, *arms: Arm) -> Iterator[list[Works]]:
-        """Arms that set themselves up at the same time."""
+        """Arms that set themselves up at the same time; on a GPU one after the other.
+
+        There kernels are chosen by timing them, which nothing else must disturb.
+        """
+        one_by_one = self.facts.get("on_gpu", False)
         with ExitStack() as ends:
             alive = []
             for arm in arms:
@@ -192,7 +197,9 @@ class Base:
                 works = self._start(arm, self._folder / f"{self._logs:03d}.log")
                 ends.callback(works.close)
                 alive.append(works)
-            for works in alive:
+                if one_by_one:
+                    works.ready()
+            for works in () if one_by_one else alive:
                 works.ready()
             yield alive
 

@@ -101,17 +101,25 @@ def training_rung(t: Training, images: Images) -> Rung:
 
 
 def _by_steps(
-    step: Callable[[], Any], resolved: Resolved, *, first: int = 0
+    step: Callable[[], Any],
+    resolved: Resolved,
+    *,
+    first: int = 0,
+    begin: Callable[[], Any] = lambda: None,
+    apart: bool = True,
 ) -> Callable[[int], Turn]:
     """Time what can be done step by step, each by itself; on a GPU by events.
 
     Args:
         first: steps that are done before and do not count.
+        begin: done once before them.
+        apart: whether a step's end can be seen; else only that of all.
     """
     device = resolved.world.device
     clock = Clock(device)
 
     def turn(steps: int) -> Turn:
+        begin()
         for _ in range(first):
             step()
         wait_for(device)
@@ -123,7 +131,8 @@ def _by_steps(
             clock.mark()
         wait_for(device)
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-        return Turn(clock.read_period().steps_ms, seconds, cpu_s)
+        steps_ms = clock.read_period().steps_ms
+        return Turn(steps_ms if apart else [], seconds, cpu_s)
 
     return turn
 
@@ -143,7 +152,10 @@ def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[st
     if decoding is None:
         missing[DECODE] = "data.source is not dali"
     else:
-        found.append(Rung(DECODE, _by_steps(decoding.decode, resolved, first=first), n))
+        # On a GPU nothing of a batch is waited for, only for all of them at the turn's end.
+        on_cpu = resolved.loader.decode == "cpu"
+        turn = _by_steps(decoding.decode, resolved, first=first, apart=on_cpu)
+        found.append(Rung(DECODE, turn, n))
     batches = _batches(resolved, images)
     found.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
     return found, missing
@@ -202,7 +214,6 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
     """Forward, backward and optimizer of one micro-batch; the weights stay as they are."""
 
     def forward() -> Tensor:
-        t.model.train()
         batch = next(batches)
         shifts = t.model.pixels.of(batch.rows, t.resolved.world.device)
         with t.ddp.no_sync(), engine.autocast(t.resolved):
@@ -213,7 +224,7 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
         loss = forward()
         with t.ddp.no_sync():
             t.scaler.scale(loss).backward()
-        t.optimizer.zero_grad(set_to_none=True)
+        engine.clear_gradients(t.optimizer, t.resolved)
 
     def step() -> None:
         loss = forward()
@@ -222,14 +233,19 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
         set_lr(t.optimizer, 0.0)
         t.scaler.step(t.optimizer)
         t.scaler.update()
-        t.optimizer.zero_grad(set_to_none=True)
+        engine.clear_gradients(t.optimizer, t.resolved)
 
     parts = {FORWARD: forward, BACKWARD: backward, OPTIMIZER: step}
-    return [Rung(name, _by_steps(part, t.resolved, first=1), n) for name, part in parts.items()]
+    return [
+        Rung(name, _by_steps(part, t.resolved, first=1, begin=t.model.train), n)
+        for name, part in parts.items()
+    ]
 
 
 def bucket_sizes(t: Training) -> list[int]:
-    """Bytes of DDP's buckets, as it has rebuilt them after the first step."""
+    """Bytes of DDP's buckets, as it has rebuilt them after the first step; none without DDP."""
+    if isinstance(t.ddp, engine.Classifier):
+        return []
     told = t.ddp._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
     sizes = [int(size) for size in str(told).split(",") if size.strip()]
     bucket_mb = t.resolved.config.engine.bucket_mb
@@ -253,7 +269,6 @@ def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = Fa
     every = min(t.resolved.config.log.every_steps, t.resolved.steps_per_epoch)
 
     def step() -> None:
-        t.model.train()
         train_step(t, batches)
         t.pulse.beat()
         if t.step % every == 0:
@@ -262,5 +277,5 @@ def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = Fa
 
     made = t.resolved.config.data.prefetch_batches * ahead
     first = -(-made // t.resolved.split.accumulate) + 1
-    turn = _by_steps(step, t.resolved, first=first)
+    turn = _by_steps(step, t.resolved, first=first, begin=t.model.train)
     return Rung(name, turn, t.resolved.split.global_batch)

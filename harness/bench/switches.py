@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import cli
 from harness import config as cfg
-from harness.rules import rules
+from harness.rules import CUDA_GRAPH_MODES, rules
 
 _CHANGES_LEARNING = frozenset(
     {"engine.precision", "engine.send_gradients", "train.max_local_batch", "train.global_batch"}
@@ -58,7 +58,12 @@ def _all(
     yield "engine.precision", ["bf16", "fp16", "tf32", "fp32"] if on_gpu else ["bf16", "fp32"]
     if compiled:
         modes = ["default", "max-autotune-no-cudagraphs"]
-        yield "engine.compile_mode", [*modes, *["reduce-overhead", "max-autotune"] * on_gpu]
+        yield "engine.compile_mode", [*modes, *CUDA_GRAPH_MODES] if on_gpu else modes
+    if on_gpu:
+        if compiled and not now["engine.compile_mode"].startswith("max-autotune"):
+            yield "engine.coordinate_descent", ["true", "false"]
+        yield "engine.cudnn_benchmark_limit", ["10", "0"]
+        yield "engine.pad_stem", ["true", "false"]
     fused = now["engine.fused_optimizer"] != "false"  # auto is fused
     yield "engine.fused_optimizer", ["false" if fused else "true"]
     if config.data.source != "synthetic":

@@ -408,6 +408,24 @@ class Engine(Section):
         "counted as graph breaks); the network's graph is cut at bucket borders either way.",
         changes="result and speed",
     )
+    coordinate_descent: bool = setting(
+        False,
+        "torch.compile: tune the kernels that it writes for a GPU by trying, step by step; both "
+        "max-autotune modes do so by themselves.",
+        changes="result and speed",
+    )
+    cudnn_benchmark_limit: int = setting(
+        10,
+        "cuDNN: so many algorithms are tried for each convolution on a GPU; 0: all.",
+        changes="result and speed",
+        ge=0,
+    )
+    pad_stem: bool = setting(
+        False,
+        "Give the first convolution a fourth channel of zeros, in its images and weights: the "
+        "same result by other kernels; checkpoints keep three.",
+        changes="result and speed",
+    )
     bucket_mb: float = setting(
         25.0, "DDP: size of a gradient bucket, MiB.", changes="result and speed", gt=0
     )

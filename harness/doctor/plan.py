@@ -15,6 +15,7 @@ from harness import config as cfg
 from harness.data.sets import open_sets
 from harness.errors import BadInput
 from harness.resolve import Resolved, resolve
+from harness.rules import compiles
 from harness.world import from_environment
 
 TRAIN = Path(harness.__file__).parent.parent / "launch" / "train.py"
@@ -90,7 +91,8 @@ def make(words: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -
         raise BadInput("run.mode: eval trains no step that could be lost; give a training config")
     on_gpu = asked.engine.device != "cpu" and torch.cuda.is_available()
     ranks = ranks or (torch.cuda.device_count() if on_gpu else RANKS_ON_CPU)
-    flags = {flag: text for flag, text in _flags(asked, ranks).items() if flag not in given}
+    flags = _flags(asked, ranks, compiled=compiles(asked.engine, on_gpu=on_gpu))
+    flags = {flag: text for flag, text in flags.items() if flag not in given}
     if on_gpu and "--engine.deterministic" not in given:
         flags["--engine.deterministic"] = "true"
     if on_gpu and asked.data.decode == "auto" and "--data.decode" not in given:
@@ -109,12 +111,12 @@ def make(words: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -
     return Plan(all_words, _resolved(config, ranks), folder, notes)
 
 
-def _flags(asked: cfg.Config, ranks: int) -> dict[str, str]:
+def _flags(asked: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, str]:
     """What is set for the trial unless the command says otherwise."""
     batch = asked.train.global_batch
     # Several buckets, as the order of their sums must survive: small ones for small networks.
     small = 0.05 if asked.model.name in cfg.CIFAR_MODELS else 2.0
-    least = 1.0 if asked.engine.compile is True else 0.0
+    least = 1.0 if compiled else 0.0
     bucket_mb = max(min(asked.engine.bucket_mb, small), least)
     return {
         "--log.wandb": "offline",
