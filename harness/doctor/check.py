@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness import cores
 from harness.config import Config
+from harness.rules import compiles
 from harness.world import World
 
 Status = Literal["not checked", "green", "yellow", "red"]
@@ -59,8 +60,7 @@ class Asked:
     @property
     def compiles(self) -> bool:
         """Whether the run would be compiled, here."""
-        given = self.config.engine.compile
-        return self.world.on_gpu if given == "auto" else given
+        return compiles(self.config.engine, on_gpu=self.world.on_gpu)
 
     @property
     def threads(self) -> int:
