@@ -201,6 +201,13 @@ MACHINE = (
     "torch.version.cuda, torch.backends.cudnn.version(), triton.__version__, "
     "torch.cuda.get_device_name())"
 )
+SWITCHES = (
+    ("cudnn_all", 120, ("--engine.cudnn-benchmark-limit", "0")),
+    ("padded_stem", 100, ("--engine.pad-stem", "true")),
+    ("descent", 200, ("--engine.coordinate-descent", "true")),
+    ("autotune", 290, ("--engine.compile-mode", "max-autotune-no-cudagraphs")),
+)
+DECODERS = ("cpu", "split", "gpu")
 GPU_FIRST = ("world", "train", "resume", "optim", "checkpoint", "switches", "pipeline")
 DALI = ("dali",)
 CHECKS = (
@@ -228,6 +235,8 @@ CHECKS = (
            small("twonv", "--train.max-local-batch", "32", *GRAPHS,
                  "--engine.bucket-view", "false", ranks=2)),
           lambda: same_gradients("two", "twog", "twonv")),
+    Check("small_buckets", 40, "a bucket that compiled DDP refuses is one line (A3)",
+          (small("tiny", "--engine.bucket-mb", "0.5"),), code=2, says="engine.bucket_mb: "),
     Check("bits", 80, "engine.deterministic: the same bits",
           (small("d1", *EXACT), small("d2", *EXACT)), lambda: same_bits("d1", "d2")),
     Check("resume", 120, "kills on NCCL: the same bits",
@@ -241,6 +250,9 @@ CHECKS = (
           (harness("bench", "sweep", "configs/resnet50_90ep.yaml", *SMALL, "--ranks", "1",
                    "--minutes", "1", "--arm", "engine.compile-mode=reduce-overhead",
                    "--out", str(RUNS / "sweep-graphs")),), lambda: launches("sweep-graphs")),
+    *(Check(f"rn50_{name}", limit_s, "whether the switch makes it faster than rn50_256",
+            (rn50(name, 256, 120, *flags),), lambda name=name: rate(name))  # type: ignore[misc]
+      for name, limit_s, flags in SWITCHES),
     Check("dali_tests", 280, "mixed decoding, DLPack, resume and evaluation of 3 ranks, no waiting",
           (tests("gpu and not slow", *GPU_FIRST),), needs=DALI),
     Check("dali_quickstart", 60, "README's first command on a GPU: over 90 % top-1",
@@ -249,7 +261,7 @@ CHECKS = (
           (train("auto", "resnet50_90ep", *SAMPLE, "--train.global-batch", "128",
                  "--run.dry-run", "true"),), needs=(*DALI, "imagenet-sample")),
     *(Check(f"dali_ladder_{decode}", 110, "which decoder is best end to end, what binds (A8, A9)",
-            (ladder(decode),), needs=(*DALI, "imagenet-sample")) for decode in ("cpu", "gpu")),
+            (ladder(decode),), needs=(*DALI, "imagenet-sample")) for decode in DECODERS),
     Check("dali_graphs", 90, "300 steps of CUDA graphs beside GPU decoding (A19)",
           (train("dg", "resnet50_90ep", *IMAGENETTE, "--model.name", "resnet18",
                  "--data.image-px", "128", "--data.eval-resize-px", "146", "--data.decode", "gpu",
@@ -261,7 +273,7 @@ CHECKS = (
                       "--data.decode", "gpu") for name in ("d3", "d4")),
           lambda: same_bits("d3", "d4"), (*DALI, "imagenet-sample")),
     Check("dali_scores", 120, "published weights score the same with each decoder (A21)",
-          (scored("cpu"), scored("gpu")), lambda: right("scored-cpu", "scored-gpu"),
+          tuple(map(scored, DECODERS)), lambda: right(*(f"scored-{each}" for each in DECODERS)),
           (*DALI, "cifar10", "resnet20.th")),
     Check("dali_imagenette", 240, "real photos end to end: accuracy near the CPU's",
           (train("i", "resnet50_90ep", *IMAGENETTE, "--model.name", "resnet18",
