@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness import models
 from harness.data.batch import as_nchw
 from harness.data.sets import mean_of_training
+from harness.models.resnet import pad_stem
 from harness.models.weights import load_weights
 from harness.pixels import Pixels
 from harness.resolve import Resolved
@@ -95,7 +96,7 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     config = resolved.config
     pixels = Pixels(config.data, mean_of_training(config.data))
     if config.engine.pad_stem:
-        _pad_stem(net)
+        pad_stem(net)
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
@@ -123,27 +124,6 @@ def _compile(module: nn.Module, resolved: Resolved) -> None:
         how = {"options": {**means, "coordinate_descent_tuning": True}}
     # Static shapes: training and validation get a graph of their own, never a dynamic one.
     module.compile(dynamic=False, **how)
-
-
-class _PaddedStem(nn.Module):
-    """A convolution that computes with one more channel, of zeros; its parameters are the given."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self._how: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
-
-    def forward(self, images: Tensor) -> Tensor:
-        images, weight = (nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (images, self.weight))
-        maps: Tensor = nn.functional.conv2d(images, weight, self.bias, **self._how)
-        return maps
-
-
-def _pad_stem(net: nn.Module) -> None:
-    """Let the first convolution compute with four channels: cuDNN's fast kernels take no three."""
-    convolutions = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    name, first = next(convolutions)
-    net.set_submodule(name, _PaddedStem(first))
 
 
 def data_parallel(model: Classifier, resolved: Resolved) -> Trained:

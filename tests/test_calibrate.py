@@ -180,7 +180,7 @@ def test_equal_bits_on_a_gpu_are_asked_of_the_cpu_decoder(
     monkeypatch.setattr(plan, "_resolved", lambda config, ranks: config)
 
     def decoded(*more: str) -> str:
-        words = [*TINY, "--data.source", "synthetic", *more]
+        words = [*TINY[: TINY.index("--data.decode")], "--data.source", "synthetic", *more]
         made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
         return cli.load(made.words, prog="x").data.decode
 

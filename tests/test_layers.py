@@ -13,19 +13,10 @@ import pytest
 from helpers import ROOT
 
 ROWS = [
-    {"errors"},
-    {
-        "config",
-        "world",
-        "console",
-        "signals",
-        "files",
-        "deadline",
-        "pagecache",
-        "compilers",
-        "dali",
-    },
-    {"parallel", "dali"},
+    {"errors", "cores"},
+    {"config", "world", "console", "signals", "files", "deadline", "pagecache"},
+    {"compilers", "dali"},
+    {"parallel"},
     {"rules", "events"},
     {"cli"},
     {"models", "data", "optim", "checkpoint", "counts", "record", "probes", "profile"},
@@ -61,7 +52,7 @@ ONLY_IN = {
 """Large packages with a life of their own, and the only places that know them."""
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
-LONG = {"harness/config/sections.py": 500}
+LONG = {"harness/config/sections.py": 520}
 """Long and plain: the declarations of all settings, the table of all fields of a result."""
 
 SOURCES = sorted(

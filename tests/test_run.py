@@ -145,7 +145,7 @@ def test_an_undecodable_image_ends_all_ranks_with_its_name(tmp_path: Path, icons
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     flags = flags_of(data, **{"data.augment": "pad_crop", "run.name": "bad"})
-    done = train(*flags, ranks=2, cwd=tmp_path)
+    done = train(*flags, ranks=2, cwd=tmp_path, launched=True)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1, "one rank says what is wrong, the other follows"
     assert "class2/0012.png: sample 22 does not decode" in done.stderr

@@ -20,6 +20,7 @@ from harness import config as cfg
 from harness.bench import switches
 from harness.data.sets import Images
 from harness.errors import BadInput
+from harness.models.resnet import _PaddedStem
 from harness.resolve import Resolved, resolve
 from harness.train import Training, evaluate, train_step
 from harness.world import World, from_environment, process_group
@@ -218,7 +219,7 @@ def test_a_padded_stem_computes_the_same(photos: Path, name: str) -> None:
         model = engine.place(net, resolved).eval()
         convolved: list[int] = []
         for module in net.modules():
-            if isinstance(module, engine._PaddedStem):
+            if isinstance(module, _PaddedStem):
                 convolved.append(module.weight.shape[1])
         images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator())
         logits = model(images)

@@ -172,7 +172,7 @@ def test_ranks_share_the_cores_to_compile_on(
     monkeypatch.setattr(World, "cores", lambda self: cores)
     if given is not None:
         monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", given)
-    config = make_config(photos, engine={"compile": True, "threads": 1})
+    config = make_config(photos, engine={"compile": True, "threads": 1, "bucket_mb": 1})
     resolved, train_set, _ = make_resolved(config, from_environment("cpu", {}))
     net = engine.network(resolved, train_set.classes)
     with inductor.patch(compile_threads=0):

@@ -63,7 +63,7 @@ class Run(Section):
     dry_run: bool = setting(False, "Print what would be run, then stop.", changes="nothing")
     references: Words = setting(
         (), "Published rows that the result is held against; see harness show references.",
-        changes="nothing",
+        changes="nothing"
     )  # fmt: skip
     restart: bool = setting(
         False, "Start over: move an old run folder of this name aside.", changes="nothing"
@@ -148,10 +148,7 @@ class Data(Section):
         min_length=1,  # an unset shell variable must not mean the current folder
     )
     val: str | None = setting(
-        None,
-        "Validation images: likewise; or `demo`.",
-        changes="nothing",
-        min_length=1,
+        None, "Validation images: likewise; or `demo`.", changes="nothing", min_length=1
     )
     source: Literal["dali", "torchvision", "synthetic"] = setting(
         "dali",
@@ -170,19 +167,19 @@ class Data(Section):
     read_ahead_batches: int = setting(
         4,
         "Batches whose bytes are asked for ahead of those that DALI is given; 0: none.",
-        changes="speed", ge=0, le=64,
+        changes="speed", ge=0, le=64
     )  # fmt: skip
     hw_decoder_load: float = setting(
         0.65,
         "decode gpu: share of the images for the hardware JPEG decoder, where the GPU has one; "
         "CUDA decodes the others.",
-        changes="speed", ge=0, le=1,
+        changes="speed", ge=0, le=1
     )  # fmt: skip
     largest_px: Lengths = setting(
         (5980, 6430),
         "decode gpu: width and height of the largest image to set memory aside for, so that it "
         "does not grow during a run (ImageNet's); 0 0: none.",
-        changes="speed",
+        changes="speed"
     )  # fmt: skip
     image_px: int = setting(
         224, "Side of the square images given to the network, px.", changes="result and speed", ge=8
@@ -201,7 +198,7 @@ class Data(Section):
     )
     jitter_px: Lengths = setting(
         (256, 480), "scale_jitter: least and most length of the shorter side, px.",
-        changes="result and speed",
+        changes="result and speed"
     )  # fmt: skip
     pad_px: int = setting(
         4, "pad_crop: zeros around the image, px.", changes="result", ge=0, le=256
@@ -240,7 +237,7 @@ class Data(Section):
     )
     threads: int = setting(
         0, "Loader threads (DALI) or workers (torchvision) per rank; 0: the rank's cores.",
-        changes="speed", ge=0,
+        changes="speed", ge=0
     )  # fmt: skip
     prefetch_batches: int = setting(
         2, "Batches made ahead, per rank.", changes="speed", ge=1, le=64
@@ -331,7 +328,7 @@ class Schedule(Section):
     )
     warmup_start_lr: float | None = setting(
         None, "Rate at step 0 of the warm-up; by default lr_per_256, at most the peak.",
-        changes="result", ge=0,
+        changes="result", ge=0
     )  # fmt: skip
     warmup_until_top1_pct: float | None = setting(
         None,
@@ -346,7 +343,7 @@ class Schedule(Section):
     )
     max_minutes: float | None = setting(
         None, "Stop when training has taken so many minutes, validation and start-up left out.",
-        changes="result", gt=0,
+        changes="result", gt=0
     )  # fmt: skip
     stop_at_top1_pct: float | None = setting(
         None,
@@ -449,16 +446,16 @@ class Engine(Section):
     )
     threads: int = setting(
         0, "CPU threads for computing, per rank; 0: the rank's cores.",
-        changes="result and speed", ge=0,
+        changes="result and speed", ge=0
     )  # fmt: skip
     deterministic: bool = setting(
         False, "Only deterministic kernels: slower, equal bits on a GPU.",
-        changes="result and speed",
+        changes="result and speed"
     )  # fmt: skip
     timeout_s: float = setting(
         300.0,
         "A rank that is waited for longer ends the run, with a stack of each rank, s.",
-        changes="nothing", gt=0,
+        changes="nothing", gt=0
     )  # fmt: skip
     warm_up_timeout_s: float = setting(
         3600.0, "The same while starting and compiling, s.", changes="nothing", gt=0
