@@ -208,6 +208,7 @@ def _upsert_view(store: Store, variables: Json) -> Json:
 
 
 OPERATIONS: dict[str, Callable[[Store, Json], Json]] = {
+    "ServerFeaturesQuery": lambda store, v: {"serverInfo": {"features": []}},
     "Viewer": _viewer,
     "GetDefaultEntity": _viewer,
     "OrganizationCoreWeaveOrganizationID": lambda store, v: {"entity": {"organization": None}},
