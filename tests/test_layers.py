@@ -52,7 +52,7 @@ ONLY_IN = {
 """Large packages with a life of their own, and the only places that know them."""
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
-LONG = {"harness/config/sections.py": 520}
+LONG = {"harness/config/sections.py": 530}
 """Long and plain: the declarations of all settings, the table of all fields of a result."""
 
 SOURCES = sorted(

@@ -109,6 +109,10 @@ def settings() -> Iterator[tuple[str, Changes]]:
         yield key, field.json_schema_extra["changes"]  # type: ignore[misc]
 
 
+def _added(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["added"])
+
+
 def changing(config: Config, of: Literal["result", "speed"]) -> list[str]:
     """The `section.key` of all settings that may change the result, or the speed, of this run."""
     keys = [key for key, changes in settings() if of in changes]
@@ -125,7 +129,8 @@ def changing(config: Config, of: Literal["result", "speed"]) -> list[str]:
 def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
     """Hash of all settings that may change the result, or the speed: 12 hex digits."""
     values = flat(config)
-    chosen = {key: values[key] for key in changing(config, of)}
+    unsaid = {key for key, field in fields() if _added(field) and values[key] == field.default}
+    chosen = {key: values[key] for key in changing(config, of) if key not in unsaid}
     chosen |= {"stream_version": STREAM_VERSION} if of == "result" else {}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

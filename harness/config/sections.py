@@ -12,9 +12,16 @@ Changes = Literal["result", "speed", "result and speed", "nothing"]
 """What another value of a setting may change: this decides which fingerprints hold it."""
 
 
-def setting(default: Any, meaning: str, *, changes: Changes, **limits: Any) -> Any:
-    """One setting of a section: its default, its meaning with unit, and what it may change."""
-    return Field(default, description=meaning, json_schema_extra={"changes": changes}, **limits)
+def setting(
+    default: Any, meaning: str, *, changes: Changes, added: bool = False, **limits: Any
+) -> Any:
+    """One setting of a section: its default, its meaning with unit, and what it may change.
+
+    One that was `added` after runs had been made without it, which did as its default does, is in
+    no fingerprint with its default: so those runs go on, and compare.
+    """
+    extra = {"changes": changes, "added": added}
+    return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 
 def _as_list(value: Any) -> Any:
@@ -381,6 +388,7 @@ class Engine(Section):
         "What joins the ranks; auto: nccl on GPUs, gloo on CPUs; gloo also lets several ranks "
         "share a GPU, through host memory: to try things out, not for speed.",
         changes="result and speed",
+        added=True,
     )
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = setting(
         "auto",
@@ -410,11 +418,13 @@ class Engine(Section):
         "torch.compile: tune the kernels that it writes for a GPU by trying, step by step; both "
         "max-autotune modes do so by themselves.",
         changes="result and speed",
+        added=True,
     )
     cudnn_benchmark_limit: int = setting(
         10,
         "cuDNN: so many algorithms are tried for each convolution on a GPU; 0: all.",
         changes="result and speed",
+        added=True,
         ge=0,
     )
     pad_stem: bool = setting(
@@ -422,6 +432,7 @@ class Engine(Section):
         "Give the first convolution a fourth channel of zeros, in its images and weights: the "
         "same result by other kernels; checkpoints keep three.",
         changes="result and speed",
+        added=True,
     )
     bucket_mb: float = setting(
         25.0, "DDP: size of a gradient bucket, MiB.", changes="result and speed", gt=0
