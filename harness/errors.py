@@ -62,6 +62,9 @@ CUDA_ERRORS = {
 }
 """Part of what an error says -> what to do; the first that fits."""
 
+MOST_LETTERS = 300
+"""Of an error's first line: a compiler's has all of its flags."""
+
 _SAY_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "'out of memory'",
                   "_STATUS_ALLOC_FAILED")  # fmt: skip
 _SAY_CUDA = ("CUDA error", "CUDA driver error", "cuDNN error", "Cuda failure")
@@ -107,4 +110,5 @@ def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+    line = next(iter(str(error).splitlines()), "")
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} ..."

@@ -325,12 +325,13 @@ def test_a_run_that_fails_by_itself(icons: Path, tmp_path: Path) -> None:
 
 @pytest.mark.gpu_too
 @pytest.mark.slow
-def test_ten_kills_of_every_kind(icons: Path, tmp_path: Path) -> None:
-    done = doctor(icons, tmp_path, "--kills", "10", "--steps", "48")
+def test_a_kill_of_each_kind(icons: Path, tmp_path: Path) -> None:
+    kills = len(KINDS)
+    done = doctor(icons, tmp_path, "--kills", str(kills), "--steps", "32")
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in KINDS:
         assert f": {kind}" in done.stdout
-    assert sum(f"kill {n}/10: " in done.stdout for n in range(1, 11)) == 10
+    assert sum(f"kill {n + 1}/{kills}: " in done.stdout for n in range(kills)) == kills
     assert "all refused" in done.stdout or "its orphans finished" in done.stdout
     *_, verdict, last = done.stdout.splitlines()
     assert verdict.startswith("the same bits: yes")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, on_gpu
+from helpers import TINY, launcher, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import python
@@ -248,8 +248,9 @@ def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: st
 
 @pytest.mark.slow
 def test_bad_input_is_told_once_by_two_ranks(tmp_path: Path) -> None:
-    done, _ = run(*SMALL, "--data.train", tmp_path / "none", "--data.val", tmp_path, cwd=tmp_path,
-                  ranks=2)  # fmt: skip
+    words = (*SMALL, "--data.train", str(tmp_path / "none"), "--data.val", str(tmp_path))
+    command = [*launcher(2), "-m", "harness", "bench", "ladder", *on_gpu(), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode
     assert done.stderr.count(f"\nerror: {tmp_path / 'none'}: No such file or directory") == 1
 
