@@ -20,7 +20,7 @@ def setting(
     One that was `added` after runs had been made without it, which did as its default does, is in
     no fingerprint with its default: so those runs go on, and compare.
     """
-    extra = {"changes": changes, "added": added}
+    extra: dict[str, Any] = {"changes": changes, "added": added}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 
