@@ -327,7 +327,9 @@ def test_nothing_is_loaded_from_a_folder_of_somebody_else(
 
 
 def compiled_flags(photos: Path, name: str) -> list[str]:
+    """Of the network and the precision that have the fewest kernels."""
     sets = {
+        "model.name": "plain20", "engine.precision": "fp32",
         "engine.compile": "true", "engine.bucket-mb": "1",  # two buckets
         "data.train": str(photos), "data.val": str(photos), "schedule.epochs": "20",
         "train.global-batch": "12", "eval.local-batch": "7", "eval.every-epochs": "10",

@@ -336,6 +336,7 @@ def test_nothing_compiles_after_the_warm_up(
     tmp_path: Path, photos: Path, changes: dict[str, str]
 ) -> None:
     flags = {
+        "model.name": "plain20", "engine.precision": "fp32",  # the fewest kernels
         "engine.compile": "true", "engine.bucket-mb": "1", "run.name": "run",  # two buckets
         "data.train": str(photos), "data.val": str(photos), "train.global-batch": "12",
         "eval.local-batch": "7", "log.every-steps": "3",
