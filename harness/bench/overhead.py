@@ -64,8 +64,8 @@ def _explain(ranks: int) -> None:
     """What each arm is."""
     ddp = "nothing else" if ranks == 1 else "DDP as the harness sets it up, nothing else"
     out.print(
-        "harness: the loop of a run, with DDP, counts, digests, rows, and a vote of all ranks "
-        "after each step\n"
+        "harness: the loop of a run, with DDP (of several ranks), counts, digests, rows, and a "
+        "vote of all ranks after each step\n"
         "harness, no vote: the same, but nobody could save by time or stop on a signal\n"
         f"bare loop: forward, loss, backward, SGD; {ddp}"
     )
