@@ -188,7 +188,7 @@ def test_cuda_graphs_learn_what_the_same_network_does_without(
             losses.append(t.counts.open_period()[1].tolist())
         torch.compiler.reset()
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
-    assert max(peaks) < 2**20, "the warm-up's memory is not counted as training's"
+    assert max(peaks) < 2**23, "the warm-up's memory is not counted as training's"
 
 
 @pytest.mark.parametrize(

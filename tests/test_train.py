@@ -170,6 +170,7 @@ def test_ranks_share_the_cores_to_compile_on(
     photos: Path, monkeypatch: pytest.MonkeyPatch, cores: int, given: str | None, workers: int
 ) -> None:
     monkeypatch.setattr(World, "cores", lambda self: cores)
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", given)
     config = make_config(photos, engine={"compile": True, "threads": 1, "bucket_mb": 1})

@@ -131,7 +131,8 @@ class Peers:
             "compute_ms_slowest": compute_ms[slowest] if several else None,
             "slowest_rank": slowest if several else None,
             "data_wait_most_pct": max(wait_pct) if several else None,
-            "power_w": used_j / times.train_s if math.isfinite(used_j) else None,
+            # Short periods can end before the counter moves: nothing is known of them.
+            "power_w": used_j / times.train_s if used_j > 0 else None,
             "images_per_joule": images / used_j if used_j > 0 else None,
         }
 
