@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from harness import __version__
-from harness.console import err
+from harness.commands import bench, compare, data, doctor, publish, show
+from harness.commands.parser import Parser
 from harness.errors import EXIT_INTERRUPTED, explained
-from harness.record import rank_log
-from harness.verbs import bench, compare, data, doctor, publish, show
-from harness.verbs.words import Parser
+from harness.logging import rank_log
+from harness.system.console import err
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,61 +1,12 @@
-"""SGD, its parameter groups, and the learning rate as a pure function of the step."""
+"""Optimizers and their parameter groups."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
 from harness import config as cfg
-from harness.events import Event, count
-
-
-def peak_lr(optim: cfg.Optim, global_batch: int) -> float:
-    """The linear scaling rule: lr_per_256 x global_batch / 256 (Goyal et al. 2017, 2.1)."""
-    return optim.lr_per_256 * global_batch / 256
-
-
-def learning_rate(
-    step: int,
-    *,
-    schedule: cfg.Schedule,
-    peak: float,
-    start: float,
-    steps_per_epoch: int,
-    events: Sequence[Event] = (),
-) -> float:
-    """Learning rate of an optimiser step, counted from 0.
-
-    1. Warm-up: gradual, from `start` to `peak` in equal increments, or constant, `start` throughout
-       (Goyal et al. 2017, 2.2); or `start` until an event ends it (He et al. 2015, 4.2).
-    2. step: the peak times drop_factor for each drop epoch reached (He et al. 2015, 3.4).
-    3. plateau: the peak times drop_factor for each drop among the events.
-    4. cosine: half a cosine from the end of the warm-up to 0 (Loshchilov and Hutter 2017).
-    """
-    warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
-    if step < warmup_steps:
-        gradual = schedule.warmup == "gradual"
-        return start + (peak - start) * step / warmup_steps if gradual else start
-    if schedule.warmup_until_top1_pct is not None and not count(events, "warmed up", step):
-        return start
-    if schedule.decay == "plateau":
-        return peak * schedule.drop_factor ** count(events, "dropped", step)
-    if schedule.decay == "step":
-        in_steps = [round(epoch * steps_per_epoch) for epoch in schedule.drop_epochs]
-        reached = sum(step >= drop for drop in schedule.drop_steps or in_steps)
-        return peak * schedule.drop_factor**reached
-    if schedule.decay == "cosine":
-        whole = schedule.epochs * steps_per_epoch - warmup_steps
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, whole)))
-    return peak
-
-
-def warmup_start_lr(config: cfg.Config) -> float:
-    """Rate of step 0 of the warm-up: as asked, else lr_per_256, and never over the peak."""
-    asked = config.schedule.warmup_start_lr
-    peak = peak_lr(config.optim, config.train.global_batch)
-    return min(config.optim.lr_per_256, peak) if asked is None else asked
 
 
 def sgd(

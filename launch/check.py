@@ -14,14 +14,14 @@ from pathlib import Path
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import cli
+from harness.config import load
 from harness.errors import HarnessError
 
 
 def main() -> None:
     """Print the run folder, or the error."""
     try:
-        config = cli.load(sys.argv[1:], prog="python launch/check.py")
+        config = load.load(sys.argv[1:], prog="python launch/check.py")
     except HarnessError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)

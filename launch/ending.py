@@ -30,9 +30,9 @@ from typing import NamedTuple
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import cli
+from harness.config import load
 from harness.errors import EXIT_FAILED, EXIT_GOOD
-from harness.record import rank_log
+from harness.logging import rank_log
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that say: save, there is more to come."""
@@ -203,7 +203,7 @@ def _config(folder: Path) -> Path:
 
 
 def _run_folder(folder: Path) -> Path:
-    run = cli.read_yaml(_config(folder))["run"]
+    run = load.read_yaml(_config(folder))["run"]
     return Path(str(run["root"]), str(run["name"]))
 
 

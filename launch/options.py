@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from harness import cli
+from harness.config import load
 from harness.errors import BadInput
 from launch import resources
 from launch.resources import count
@@ -38,7 +38,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         BadInput: an unknown option, or a value that is none.
         SystemExit: after printing --help.
     """
-    parser = cli.Parser(
+    parser = load.Parser(
         prog=PROG,
         usage=f"{PROG} [CONFIG.yaml] [options] [--section.key VALUE ...]",
         description="Submit a training to Slurm, one task per GPU; by default the quickstart.",
@@ -53,7 +53,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for word in settings:
         option = word.split("=")[0]
         if option.startswith("--") and "." not in option:  # a setting has a section
-            raise BadInput(f"{option}: no such option{cli.nearest(option, ours)}")
+            raise BadInput(f"{option}: no such option{load.nearest(option, ours)}")
     resources.check(options)
     return options, settings
 

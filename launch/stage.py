@@ -24,11 +24,10 @@ from filelock import FileLock
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import cli
-from harness.config import Config
-from harness.console import count, out
+from harness.config import Config, load
 from harness.errors import BadInput, HarnessError, RunFailed
-from harness.parallel import in_parallel
+from harness.system.console import count, out
+from harness.system.parallel import in_parallel
 
 THREADS = 16
 """A network disk answers many at once, each slowly."""
@@ -242,7 +241,7 @@ def main() -> None:
         root, words, flags_to = Path(words[0]), words[1:], None
         if words[:1] == ["--flags-to"]:
             flags_to, words = Path(words[1]), words[2:]
-        folders = _folders_of(cli.load(words, prog="python launch/stage.py FOLDER"))
+        folders = _folders_of(load.load(words, prog="python launch/stage.py FOLDER"))
         copies = {path: stage(path, root) for path in set(folders.values())}
         flags = [word for flag, path in folders.items() for word in (flag, str(copies[path]))]
     except HarnessError as error:

@@ -26,8 +26,8 @@ from submitit.core.core import Job
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from harness import cli
-from harness.console import count, duration, err, out
+from harness.config import load
+from harness.config.rules import per_rank
 from harness.errors import (
     EXIT_FAILED,
     EXIT_GOOD,
@@ -35,7 +35,7 @@ from harness.errors import (
     BadInput,
     HarnessError,
 )
-from harness.rules import per_rank
+from harness.system.console import count, duration, err, out
 from launch import ending, options, resources, slurm, sweep, worker
 from launch.sweep import Plan
 
@@ -189,7 +189,7 @@ def _written(plan: Plan, asked: argparse.Namespace) -> Iterator[list[Work]]:
         ) from None
     try:
         for config, file in zip(plan.runs, plan.config_files, strict=True):
-            file.write_text(cli.dump(config), encoding="utf-8")
+            file.write_text(load.dump(config), encoding="utf-8")
         yield [Work(file, on_gpu=asked.gpus_per_node > 0) for file in plan.config_files]
     except BaseException:
         shutil.rmtree(plan.folder)

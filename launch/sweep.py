@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_origin
 
-from harness import cli
-from harness.config import Config, fields
+from harness.config import Config, fields, load
 from harness.errors import BadInput
 
 
@@ -56,7 +55,7 @@ def plan(words: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) ->
     Raises:
         BadInput: a setting of any of the runs cannot be used.
     """
-    base = cli.load(words, prog=PROG, label=stamp)
+    base = load.load(words, prog=PROG, label=stamp)
     axes = [_axis(text) for text in sweeps]
     if seeds > 1:
         first = base.run.seed
@@ -105,7 +104,7 @@ def _check_axes(axes: Sequence[Axis]) -> None:
 def _run(words: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> Config:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in point]
     label = "-".join([*filter(None, [_label(point)]), stamp])
-    return cli.load([*words, *flags], prog=PROG, label=label)
+    return load.load([*words, *flags], prog=PROG, label=label)
 
 
 def _label(point: Sequence[tuple[str, str]], *, seed: bool = False) -> str:

@@ -17,9 +17,10 @@ from typing import NoReturn
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import cli, errors
+from harness import errors
+from harness.config import load
 from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Followed, Stopped
-from harness.record import rank_log
+from harness.logging import rank_log
 from launch import slurm
 
 
@@ -39,12 +40,13 @@ def main() -> None:
 
 def work(argv: Sequence[str]) -> None:
     """Train, or score, as the words say, in the place that the environment names."""
-    config = cli.load(argv)
+    config = load.load(argv)
     os.environ.update(slurm.identity())
     # Torch takes seconds to import: a typo has been rejected by now.
-    from harness import run, world
+    from harness import distributed
+    from harness.trainer import run
 
-    place = world.from_environment(config.engine.device, backend=config.engine.backend)
+    place = distributed.from_environment(config.engine.device, backend=config.engine.backend)
     run.run(config, place)
 
 

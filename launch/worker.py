@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Thread
 from typing import NoReturn
 
-from harness import cli
+from harness.config import load
 from harness.errors import EXIT_FAILED, BadInput, Followed, HarnessError, Stopped
-from harness.signals import CAUGHT
+from harness.system.signals import CAUGHT
 from launch import ending, slurm, train
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -37,12 +37,12 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
     os.environ.update(slurm.network())
     try:
-        engine = cli.load([str(config)]).engine
+        engine = load.load([str(config)]).engine
         if on_gpu and engine.device == "auto":
-            from harness import world
+            from harness import distributed
 
             # Refuses; else it would train on the CPU for days.
-            world.from_environment("cuda", backend=engine.backend)
+            distributed.from_environment("cuda", backend=engine.backend)
         if not watch and os.environ.get("HARNESS_PREFLIGHT") != "off":
             _look_at_the_nodes(config)
         train.work([str(config)])

@@ -16,7 +16,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import harness.__main__ as command
 from harness.errors import BadInput, Followed, HarnessError, explained
-from harness.record.folder import record_failure
+from harness.run_folder.folder import record_failure
 from launch import train
 
 NO_MEMORY = "out of memory: set --train.max-local-batch lower"

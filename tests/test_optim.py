@@ -10,8 +10,9 @@ import torch
 
 from harness import config as cfg
 from harness import models
-from harness.models.describe import DECAY, decay_group
-from harness.optim import learning_rate, peak_lr, sgd, warmup_start_lr
+from harness.models.summary import DECAY, decay_group
+from harness.optim import sgd
+from harness.schedule import learning_rate, peak_lr, warmup_start_lr
 
 STEPS = 5004  # of an epoch of ImageNet at batch 256
 

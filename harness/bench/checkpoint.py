@@ -13,22 +13,22 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from rich.table import Table
 
-from harness import attempt as attempts
 from harness import config as cfg
-from harness import engine
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import Timed, in_turns, report
 from harness.checkpoint import Staging
-from harness.console import out
+from harness.distributed import World
 from harness.errors import BadInput, RunFailed
-from harness.keeper import Keeper
-from harness.pulse import Pulse
-from harness.record.clock import Clock
-from harness.record.recorder import Recorder
-from harness.report import Report
-from harness.signals import Signals
-from harness.train import end_epoch, set_up, train_epoch
-from harness.world import Ballot, World
+from harness.logging.rows import Recorder
+from harness.monitor.clock import Clock
+from harness.system.console import out
+from harness.system.signals import Signals
+from harness.trainer import attempt as attempts
+from harness.trainer import setup
+from harness.trainer.checkpointing import Keeper
+from harness.trainer.control import Ballot, Pulse
+from harness.trainer.loop import end_epoch, set_up, train_epoch
+from harness.trainer.reporter import Report
 
 SAVES = 2
 """Per turn: one at the end of an epoch, one within."""
@@ -134,7 +134,7 @@ class _Turns:
         self.keeper = Keeper(attempt, self.report)
         ballot = Ballot(TIMEOUT_S)
         pulse = Pulse(ballot, Signals(), None, self.keeper.due)
-        net = engine.network(run.resolved, run.train_set.classes)
+        net = setup.network(run.resolved, run.train_set.classes)
         self.t = set_up(run.resolved, net, clock, pulse)
         self.keeper.go_on(self.t)
         closing.callback(ballot.close)

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import pagecache
 from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
 from harness.bench.turns import Timed, in_turns, report
-from harness.console import out
 from harness.data.dataset import Dataset, open_folder
-from harness.data.tree import TreeFiles
+from harness.data.image_folder import TreeFiles
 from harness.errors import BadInput
+from harness.system import pagecache
+from harness.system.console import out
 
 _PYTHON_BATCHES = 20
 
@@ -71,8 +71,8 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
 
 def python_ms(dataset: Dataset, load: Load) -> float:
     """Milliseconds of Python per batch: the stream, the reading, the graph's inputs; the median."""
-    from harness.data.ahead import read_ahead
-    from harness.data.pipeline import inputs
+    from harness.data.dali import inputs
+    from harness.data.read_ahead import read_ahead
 
     steps = law_of(load).steps
     read = dataset.reader(load.read, soon=bool(load.read_ahead_batches))

@@ -19,13 +19,13 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
-from harness.data import laws
+from harness.data import augment
 from harness.data.dataset import Dataset, Read, allow_open_files, open_folder
+from harness.data.image_folder import TreeFiles
 from harness.data.index import Bytes
 from harness.data.shards import ShardFiles
 from harness.data.stream import Samples, Stream
 from harness.data.torch_loader import TorchBatches
-from harness.data.tree import TreeFiles
 
 WARM_BATCHES = 3
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -68,9 +68,9 @@ def training_samples(dataset: Dataset, load: Load) -> Iterator[Samples]:
             yield images.shuffled(epoch, first, load.batch)
 
 
-def law_of(load: Load) -> laws.Law:
+def law_of(load: Load) -> augment.Law:
     """torchvision's RandomResizedCrop and flip."""
-    return laws.resized_crop(AREA, RATIO, load.image_px, flip=True)
+    return augment.resized_crop(AREA, RATIO, load.image_px, flip=True)
 
 
 class SlowFiles:
@@ -111,7 +111,7 @@ def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
     how |= {"threads": load.threads, "prefetch": 2}
     if dali:
         # Only here: forked DataLoader workers abort at their exit where DALI is loaded.
-        from harness.data.pipeline import DaliBatches
+        from harness.data.dali import DaliBatches
 
         how |= {"local_batch": load.batch, "decode": "cpu", "read": load.read}
         how["read_ahead_batches"] = load.read_ahead_batches

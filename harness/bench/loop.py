@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from harness import compilers
 from harness import config as cfg
-from harness.console import out, wide
 from harness.data.batch import Batch
 from harness.data.sets import Images, open_sets
-from harness.resolve import Resolved, resolve
-from harness.world import World, from_environment, process_group
+from harness.distributed import World, from_environment, process_group
+from harness.system import compilers
+from harness.system.console import out, wide
+from harness.trainer.resolve import Resolved, resolve
 
 TIMEOUT_S = 600.0
 """For a rank that compiles longer than the others."""

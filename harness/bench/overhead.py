@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness import engine
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import Timed, in_turns, ratios, report
-from harness.console import count, out
 from harness.data.batch import Batch
-from harness.pulse import Pulse
-from harness.record.clock import Clock
-from harness.signals import Signals
-from harness.train import Training, set_up, train_epoch
-from harness.world import Agreed, Ballot
+from harness.monitor.clock import Clock
+from harness.system.console import count, out
+from harness.system.signals import Signals
+from harness.trainer import setup
+from harness.trainer.control import Agreed, Ballot, Pulse
+from harness.trainer.loop import Training, set_up, train_epoch
 
 
 def measure(work: Work) -> float:
@@ -37,7 +36,7 @@ def measure(work: Work) -> float:
         ballot = Ballot(TIMEOUT_S)
         voting = Pulse(ballot, Signals(), None, lambda: False)
         silent = Pulse(_NoBallot(TIMEOUT_S), Signals(), None, lambda: False)
-        net = engine.network(run.resolved, run.train_set.classes)
+        net = setup.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), voting)
         arms = [
             Timed("harness", lambda: _harness(t, run.batches, voting)),
@@ -92,8 +91,8 @@ class _Bare:
 
     def __init__(self, run: Opened, batch: Batch, steps: int) -> None:
         self.resolved, self.batch, self.steps = run.resolved, batch, steps
-        model = engine.place(engine.network(run.resolved, run.train_set.classes), run.resolved)
-        self.model: nn.Module = engine.data_parallel(model, run.resolved).train()
+        model = setup.place(setup.network(run.resolved, run.train_set.classes), run.resolved)
+        self.model: nn.Module = setup.data_parallel(model, run.resolved).train()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )
@@ -103,7 +102,7 @@ class _Bare:
         wait_for(device)
         began = time.perf_counter()
         for _ in range(self.steps):
-            with engine.autocast(self.resolved):
+            with setup.autocast(self.resolved):
                 logits = self.model(self.batch.images)
             loss = nn.functional.cross_entropy(logits.float(), self.batch.labels)
             loss.backward()

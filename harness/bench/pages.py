@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.files import write_atomic
+from harness.system.files import write_atomic
 
 
 def write_page(path: Path, make: Callable[[], str]) -> str:

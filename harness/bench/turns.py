@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from harness.console import out, track, wide
+from harness.system.console import out, track, wide
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from harness.checkpoint.state import State
-from harness.files import discard, fsync, write_atomic, written
+from harness.system.files import discard, fsync, write_atomic, written
 
 ASIDE = "aside"
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from harness.data.laws import Ints
+from harness.data.augment import Ints
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.console import out
 from harness.data.batch import Batches
 from harness.data.index import cache_folder, locked
-from harness.files import write_atomic
+from harness.system.console import out
+from harness.system.files import write_atomic
 
 WAYS = ("cpu", "split", "gpu")
 """By how much of the GPU they take from the training: nothing; resize and flip; decoding too."""

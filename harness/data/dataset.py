@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import pagecache
-from harness.data import manifest, shards, tree
+from harness.data import image_folder, manifest, shards
+from harness.data.image_folder import TreeFiles
 from harness.data.index import Bytes, is_current, load_or_build
 from harness.data.shards import ShardFiles
-from harness.data.tree import TreeFiles
 from harness.errors import BadInput
+from harness.system import pagecache
 
 Read = Literal["mmap", "pread"]
 
@@ -125,11 +125,11 @@ def current_index(root: Path) -> bool:
 
 
 def _open_tree(root: Path) -> Dataset:
-    folders = tree.class_folders(root)
+    folders = image_folder.class_folders(root)
     index, arrays = load_or_build(
         root,
-        tree.state_of(folders),
-        lambda: tree.build(root, folders),
+        image_folder.state_of(folders),
+        lambda: image_folder.build(root, folders),
         lambda old: "older than the images",
     )
     classes, labels = [folder.name for folder in folders], arrays["labels"]

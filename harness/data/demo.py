@@ -9,9 +9,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageDraw
 
-from harness.console import track
 from harness.data.index import cache_folder
-from harness.files import new_folder
+from harness.system.console import track
+from harness.system.files import new_folder
 
 DEMO_VERSION = 1
 TRAIN_IMAGES, VAL_IMAGES = 4000, 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.laws import Ints
+from harness.data.augment import Ints
 
 Words = NDArray[np.uint64]
 

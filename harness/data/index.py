@@ -22,8 +22,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from harness.console import duration, out
 from harness.errors import BadInput
+from harness.system.console import duration, out
 
 INDEX_VERSION = 2
 """Raised when what an index holds changes: older ones are built again."""

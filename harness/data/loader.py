@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness import config as cfg
-from harness import dali
-from harness.data import calibrate, stream
+from harness.data import calibrate, dali_info, stream
 from harness.data.batch import Batches
 from harness.data.dataset import Dataset, allow_open_files
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.data.synthetic import SyntheticBatches
+from harness.distributed import World
 from harness.errors import BadInput
-from harness.parallel import in_parallel
-from harness.world import World
+from harness.system.parallel import in_parallel
 
 if TYPE_CHECKING:
-    from harness.data.pipeline import DaliBatches
+    from harness.data.dali import DaliBatches
 
 ENDLESS = 2**30
 """Epochs."""
@@ -77,7 +76,7 @@ class Loader:
         data = self.data
         key = {
             "device": torch.cuda.get_device_name(self.world.device),
-            **dali.versions(),
+            **dali_info.versions(),
             "threads": self.threads,
             "local_batch": split.local_batch,
             "images": images.digest,
@@ -87,7 +86,7 @@ class Loader:
             "largest_px": list(data.largest_px),
             "prefetch_batches": data.prefetch_batches,
         }
-        has_nvjpeg = dali.nvjpeg_is_there(dali.installed().cuda)
+        has_nvjpeg = dali_info.nvjpeg_is_there(dali_info.installed().cuda)
         way = calibrate.decode_on(
             key,
             [way for way in calibrate.WAYS if way != "gpu" or has_nvjpeg],
@@ -97,7 +96,7 @@ class Loader:
             read_once=lambda: self._read_once(images, split),
             demand=demand,
         )
-        from harness.data.pipeline import release_memory
+        from harness.data.dali import release_memory
 
         release_memory()  # of the ways that were tried
         return way
@@ -168,7 +167,7 @@ class Loader:
         decode_only: bool = False,
     ) -> DaliBatches:  # fmt: skip
         # Imported here, since it takes a second and has no wheel on every system.
-        from harness.data.pipeline import DaliBatches, GpuDecoder
+        from harness.data.dali import DaliBatches, GpuDecoder
 
         data = self.data
         width_px, height_px = data.largest_px
@@ -187,10 +186,10 @@ def _check_dali(data: cfg.Data, world: World) -> None:
     Raises:
         BadInput: says what to do.
     """
-    here = dali.installed()
-    if wrong := dali.misfit(here, dali.driver_cuda() if world.on_gpu else None):
+    here = dali_info.installed()
+    if wrong := dali_info.misfit(here, dali_info.driver_cuda() if world.on_gpu else None):
         raise BadInput(f"data.source: {wrong[0]}; {wrong[1]}")
-    if data.decode == "gpu" and world.on_gpu and not dali.nvjpeg_is_there(here.cuda):
+    if data.decode == "gpu" and world.on_gpu and not dali_info.nvjpeg_is_there(here.cuda):
         raise BadInput(
             f"data.decode: gpu needs nvJPEG, and no library of it loads here; install "
             f"nvidia-nvjpeg-cu{here.cuda}, or use cpu or split"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import BadInput
-from harness.files import write_atomic
+from harness.system.files import write_atomic
 
 NAME = "pack.json"
 _ESCAPED = {".": "%2E", "%": "%25"}

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.console import track
 from harness.data.dataset import Dataset, undecodable
 from harness.data.index import beside, locked, writable_index
 from harness.errors import BadInput, RunFailed
-from harness.files import write_atomic
+from harness.system.console import track
+from harness.system.files import write_atomic
 
 MeanImage = NDArray[np.float64]
 """[px, px, 3], R, G, B of 0 to 255."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from harness import config as cfg
-from harness.data import demo, laws, stream
+from harness.data import augment, demo, stream
+from harness.data.augment import Law
 from harness.data.dataset import Dataset, open_folder, same_classes
-from harness.data.laws import Law
 from harness.data.mean import MeanImage, check_one_size, mean_image
 from harness.data.stream import Stream
 from harness.errors import BadInput
@@ -50,7 +50,7 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
         val_images = _synthetic(data, data.synthetic_val_images, seed, eval_law(config))
         if not training:
             return None, val_images
-        law = _coloured(laws.centre_crop(0, data.image_px), data)
+        law = _coloured(augment.centre_crop(0, data.image_px), data)
         return _synthetic(data, data.synthetic_images, seed, law), val_images
     train_part, val = _open_datasets(data)
     val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
@@ -103,22 +103,22 @@ def train_law(data: cfg.Data) -> Law:
 
 
 def _coloured(law: Law, data: cfg.Data) -> Law:
-    return replace(law, colour=laws.pca_colour(data.colour_std)) if data.colour_std else law
+    return replace(law, colour=augment.pca_colour(data.colour_std)) if data.colour_std else law
 
 
 def _geometry_law(data: cfg.Data) -> Law:
     if data.augment == "resized_crop":
-        return laws.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
+        return augment.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
     if data.augment == "scale_jitter":
-        return laws.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
+        return augment.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
     if data.augment == "pad_crop":
-        return laws.pad_crop(data.pad_px, data.image_px, flip=data.flip)
-    return laws.centre_crop(data.eval_resize_px, data.image_px)
+        return augment.pad_crop(data.pad_px, data.image_px, flip=data.flip)
+    return augment.centre_crop(data.eval_resize_px, data.image_px)
 
 
 def eval_law(config: cfg.Config) -> Law:
     """Resize the shorter side, cut the centre, or the ten views."""
-    crop = laws.ten_crop if config.eval.views == "ten_crop" else laws.centre_crop
+    crop = augment.ten_crop if config.eval.views == "ten_crop" else augment.centre_crop
     return crop(config.data.eval_resize_px, config.data.image_px)
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.console import track
 from harness.data.index import INDEX_VERSION, Arrays, Bytes, digest_of
-from harness.data.shard import BLOCK, IMAGES, samples_of
+from harness.data.webdataset import BLOCK, IMAGES, samples_of
 from harness.errors import BadInput, RunFailed
-from harness.pagecache import Extent
+from harness.system.console import track
+from harness.system.pagecache import Extent
 
 _THREADS = 8
 _PAGE = mmap.PAGESIZE

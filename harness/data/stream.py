@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.laws import WORDS, Floats, Ints, Law
+from harness.data.augment import WORDS, Floats, Ints, Law
 
 PADDING = -1
 """Label of the images that fill up the last validation batch: they are never counted."""

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils import data
 
+from harness.data.augment import Ints, Steps
 from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset, undecodable
-from harness.data.laws import Ints, Steps
 from harness.data.stream import Samples
 from harness.errors import RunFailed
-from harness.signals import leave_to_parent
+from harness.system.signals import leave_to_parent
 
 _Item = tuple[NDArray[np.uint8], Ints] | str
 """Pixels and row, or what is wrong with the image."""

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from harness import cores
 from harness.config import Config
-from harness.rules import compiles
-from harness.world import World
+from harness.config.rules import compiles
+from harness.distributed import World
+from harness.system import cores
 
 Status = Literal["not checked", "green", "yellow", "red"]
 SEVERITY: dict[Status, int] = {"not checked": 0, "green": 1, "yellow": 2, "red": 3}

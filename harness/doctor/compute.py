@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from harness import probes
 from harness.config import CIFAR_MODELS
-from harness.cores import cpu_quota
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, span, yellow
 from harness.models import build
-from harness.peaks import training_bound
-from harness.resolve import resolve_precision
+from harness.monitor import probes
+from harness.monitor.peaks import training_bound
+from harness.system.cores import cpu_quota
+from harness.trainer.resolve import resolve_precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,15 +9,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import probes
 from harness.data import demo
 from harness.data.dataset import reader_of
 from harness.data.index import cache_folder
-from harness.data.sample import some_files
-from harness.deadline import NoAnswer, within
+from harness.data.prepare.sample import some_files
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
 from harness.errors import HarnessError
+from harness.monitor import probes
+from harness.system.deadline import NoAnswer, within
 
 MIB, GIB = 2**20, 2**30
 SHM = Path("/dev/shm")

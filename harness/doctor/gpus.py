@@ -10,9 +10,9 @@ import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
-from harness.record.environment import gpu_uuid
-from harness.record.nvml import HARMLESS, SLOWED, Nvml
-from harness.record.smi import SmiFails, ask
+from harness.monitor.environment import gpu_uuid
+from harness.monitor.gpus import SmiFails, ask
+from harness.monitor.nvml import HARMLESS, SLOWED, Nvml
 
 Gpus = list[dict[str, Any]]
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from harness import world
+from harness import distributed
 from harness.config import Config
-from harness.console import err, track
+from harness.distributed import process_group
 from harness.doctor import compute, files, gpus, limits, network, software
 from harness.doctor.check import Asked, Facts
 from harness.doctor.report import Node, Report, compared, show, verdict_of
 from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
-from harness.record.process import process_age_s
-from harness.world import process_group
+from harness.system.console import err, track
+from harness.system.process import process_age_s
 
 ALONE: dict[str, Callable[[Asked], Facts]] = {
     "software": software.look,
@@ -116,7 +116,7 @@ def ask(config: Config, expect_gpus: int | None, environ: Mapping[str, str]) -> 
             expected = max(expected, 1 if may_share else local_size)
     known = environ if "RANK" in environ else {}
     usable = device != "cpu" and torch.cuda.is_available()
-    place = world.from_environment(
+    place = distributed.from_environment(
         "auto" if usable else "cpu", known, "gloo" if may_share or there < local_size else "auto"
     )
     return Asked(config, place, expected, environ)

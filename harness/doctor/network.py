@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
-from harness import probes
-from harness.deadline import NoAnswer, within
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, yellow
-from harness.record.wandb_account import choose_mode, has_key, server
+from harness.logging.wandb_account import choose_mode, has_key, server
+from harness.monitor import probes
+from harness.system.deadline import NoAnswer, within
 
 
 def look(asked: Asked) -> Facts:

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import count, out
 from harness.doctor import limits
 from harness.doctor.check import Check, Status, worst
 from harness.doctor.report import COLOURS, Node, Report
 from harness.doctor.software import MUST_AGREE, SHOULD_AGREE
 from harness.errors import EXIT_FAILED, EXIT_GOOD, BadInput
+from harness.system.console import count, out
 
 SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)
 """Facts in which all nodes of a job should be equal."""

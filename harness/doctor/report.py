@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import count, out
 from harness.doctor.check import SEVERITY, Check, Facts, Status, worst
+from harness.system.console import count, out
 
 SCHEMA_VERSION = 1
 COLOURS: dict[Status, str] = {

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 
 import harness
-from harness import compilers, dali
+from harness.data import dali_info
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, yellow
-from harness.record.environment import CHECKOUT, git_state, versions
+from harness.monitor.environment import CHECKOUT, git_state, versions
+from harness.system import compilers
 
 MUST_AGREE = (
     *("torch", "cuda", "cudnn", "nccl", "torchvision", "dali", "nvimgcodec", "nvjpeg"),
@@ -31,7 +32,7 @@ def look(asked: Asked) -> Facts:
         "rank": asked.world.rank,
         "versions": versions()
         | {"harness": harness.__version__, "git_commit": commit, "git_dirty": dirty},
-        "dali": vars(dali.installed()),
+        "dali": vars(dali_info.installed()),
         "nccl_there": torch.distributed.is_nccl_available(),
         "compiler": _compiler(asked),
     }
@@ -82,7 +83,7 @@ def _misfit(facts: Facts, asked: Asked) -> tuple[str, str] | None:
     needs_gpu = bool(facts["gpus"]) and asked.wants_gpu
     if source == "dali":
         driver = _major(facts["driver_cuda"]) if needs_gpu else None
-        if wrong := dali.misfit(dali.Dali(**facts["dali"]), driver):
+        if wrong := dali_info.misfit(dali_info.Dali(**facts["dali"]), driver):
             return wrong
     if not needs_gpu:
         return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import cli
-from harness.config import Config
-from harness.rules import check
+from harness.config import Config, load
+from harness.config.rules import check
 
 
 def read_config(words: Sequence[str]) -> Config:
@@ -15,7 +14,7 @@ def read_config(words: Sequence[str]) -> Config:
     Raises:
         BadInput: no such file, unknown key, wrong type, out of range, contradiction.
     """
-    config = cli.read(words, prog="harness doctor")
+    config = load.read(words, prog="harness doctor")
     folders = {name: getattr(config.data, name) or "demo" for name in ("train", "val")}
     check(config.model_copy(update={"data": config.data.model_copy(update=folders)}))
     return config

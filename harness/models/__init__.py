@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from harness import config
+from harness.config.rules import network_rules
 from harness.errors import BadInput
 from harness.models.densenet import densenet
-from harness.models.ghost import use_groups
+from harness.models.ghost_batchnorm import use_groups
 from harness.models.resnet import BasicBlock, Block, Bottleneck, Shortcut, Stem, resnet
-from harness.rules import network_rules
 
 __all__ = ["MODELS", "Dense", "Residual", "build"]
 

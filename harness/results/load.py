@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from harness import cli
-from harness.config import Config
+from harness.config import Config, load
 from harness.errors import BadInput
-from harness.record import rank_log
-from harness.record.folder import read_state
-from harness.record.schema import Result, Row
+from harness.logging import rank_log
+from harness.logging.schema import Result, Row
+from harness.run_folder.folder import read_state
 
 M = TypeVar("M", bound=BaseModel)
 Rows = TypeAdapter(list[Row])
@@ -109,7 +108,7 @@ def config_of(path: Path) -> Config:
         BadInput: its config is of another version, or cannot be read.
     """
     try:
-        return Config.model_validate(cli.read_yaml(path / "config.yaml"))
+        return Config.model_validate(load.read_yaml(path / "config.yaml"))
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadInput(f"{path}/config.yaml: {where}: was written by another version") from None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config import Config, changing, flat
-from harness.record.schema import Row
+from harness.logging.schema import Row
 
 Column = NDArray[np.float64]
 Facts = dict[str, dict[str, Any]]

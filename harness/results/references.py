@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import ModelName
-from harness.console import count
 from harness.errors import BadInput
+from harness.system.console import count
 
 SHELF = Path(__file__).with_name("references.yaml")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli import as_text
 from harness.config import Config
-from harness.console import count, duration, out
+from harness.config.load import as_text
 from harness.errors import BadInput
-from harness.record.schema import Result
-from harness.results import source
+from harness.logging.schema import Result
+from harness.results import source, wandb
 from harness.results.load import SILENT, Failure, LoadedRun, load_run
 from harness.results.measured import Measured
 from harness.results.references import line, load_shelf
 from harness.results.show_references import show_reference
+from harness.system.console import count, duration, out
 
 
 def show_address(address: str) -> None:
@@ -29,7 +29,7 @@ def show_address(address: str) -> None:
     if published := source.reference(address):
         show_reference(published)
         return
-    if address.startswith(source.WANDB):
+    if address.startswith(wandb.ADDRESS):
         for measured in source.runs_at(address):
             show_measured(measured)
         return

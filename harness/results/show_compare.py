@@ -9,11 +9,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import count, out, wide
-from harness.results.compare import Cell, Comparison, Difference, Finding
-from harness.results.metrics import Metric
-from harness.results.reproduce import Reproduction
-from harness.results.statistics import Sample
+from harness.results.stats.compare import Cell, Comparison, Difference, Finding
+from harness.results.stats.metrics import Metric
+from harness.results.stats.reproduce import Reproduction
+from harness.results.stats.statistics import Sample
+from harness.system.console import count, out, wide
 
 COLOURS = {
     "better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow",

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.console import count, out
 from harness.results.references import Reference
+from harness.system.console import count, out
 
 
 def show_references(rows: list[Reference]) -> None:

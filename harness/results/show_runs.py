@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli import as_text, nearest
 from harness.config import Config, fields
-from harness.console import count, duration, err, out
+from harness.config.load import as_text, nearest
 from harness.errors import BadInput
-from harness.events import ENDS
-from harness.record.schema import Row
+from harness.logging.schema import Row
 from harness.results import source
 from harness.results.load import SILENT, LoadedRun, config_of, environment, find_runs
+from harness.schedule import ENDS
+from harness.system.console import count, duration, err, out
 
 SHORT = {"model": "model.name", "seed": "run.seed"}
 """Short for a setting, in --only."""

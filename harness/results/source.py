@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.record import wandb_run
-from harness.results import load
+from harness.logging import wandb_run
+from harness.results import load, wandb
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import Measured, train_and_val
 from harness.results.references import Reference, find, load_shelf
 
-REF, WANDB = "ref:", "wandb:"
+REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
 
 
@@ -45,10 +45,10 @@ def runs_at(address: str) -> list[Measured]:
     """
     if address.startswith(REF):
         raise BadInput(f"{address}: is a published result, where runs are needed")
-    if address.startswith(WANDB):
-        from harness.results import wandb_api
+    if address.startswith(wandb.ADDRESS):
+        from harness.results.wandb import api
 
-        return wandb_api.runs_at(address)
+        return api.runs_at(address)
     with _no_cycles_sought():
         return [_read(path) for path in folders_at(address)]
 
@@ -64,9 +64,9 @@ def runs_at_all(addresses: Iterable[str]) -> list[Measured]:
 
 def _read(path: Path) -> Measured:
     if any(path.glob("*.wandb")):
-        from harness.results import wandb_offline
+        from harness.results.wandb import offline
 
-        return wandb_offline.read(path)
+        return offline.read(path)
     return measured(load_run(path))
 
 

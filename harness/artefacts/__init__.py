@@ -1,5 +1,0 @@
-"""Artefacts: compiled graphs, kept with the run, so that its next start need not compile them."""
-
-from harness.artefacts.cache import kept
-
-__all__ = ["kept"]

@@ -1,0 +1,1 @@
+"""Which part of a training step binds: each measured by itself, then together."""

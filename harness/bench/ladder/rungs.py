@@ -1,0 +1,282 @@
+"""Rungs: a training step taken apart, each part alone, then together, ready to be timed."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.bench.loop import wait_for
+from harness.data.batch import Batch
+from harness.data.loader import ENDLESS
+from harness.data.sets import Images
+from harness.data.stream import Samples, train_samples
+from harness.data.synthetic import SyntheticBatches
+from harness.monitor import probes
+from harness.monitor.clock import Clock
+from harness.optim import set_lr
+from harness.trainer import setup
+from harness.trainer.loop import Training, train_step
+from harness.trainer.resolve import Resolved
+
+READ_COLD, READ_WARM, DECODE, LOADER, COPY = "read, cold", "read, warm", "decode", "loader", "copy"
+FORWARD, BACKWARD, OPTIMIZER = "forward", "+ backward", "+ optimizer"
+ALL_REDUCE, DDP, EVERYTHING = "all-reduce", "+ DDP", "everything"
+
+ABOUT = {
+    READ_COLD: "encoded images in training order, dropped from memory before",
+    READ_WARM: "the same again",
+    DECODE: "JPEG to pixels, the windows of training, nothing else",
+    LOADER: "batches as training gets them: read, decode, resize, flip",
+    COPY: "a batch of pixels to the GPU",
+    FORWARD: "network and loss, pixels in memory",
+    BACKWARD: "and gradients",
+    OPTIMIZER: "and SGD: one rank's step, nothing between ranks",
+    ALL_REDUCE: "the sum of gradients over all ranks, in DDP's buckets, nothing else",
+    DDP: "the step with DDP, counts and the ranks' vote, pixels in memory",
+    EVERYTHING: "the same on real images, as in training",
+}
+"""In the order in which they stand in the report."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A rung, timed once: each of its steps, all of them, and this rank's CPU time meanwhile."""
+
+    steps_ms: list[float]
+    seconds: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A part of a step.
+
+    Attributes:
+        turn: does so many steps, timed.
+        images: of all ranks, per step.
+        size_bytes: read or sent per step and rank, if that is what it is about.
+    """
+
+    name: str
+    turn: Callable[[int], Turn]
+    images: int
+    size_bytes: float | None = None
+
+
+def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
+    """All rungs that this machine has, bottom up, and why the others are not measured."""
+    resolved = t.resolved
+    found, missing = _data_rungs(resolved, images)
+    n = resolved.split.local_batch * resolved.world.size
+    synthetic = SyntheticBatches(
+        _samples(resolved, images), local_batch=resolved.split.local_batch,
+        out_px=resolved.config.data.image_px, device=resolved.world.device,
+    )  # fmt: skip
+    if resolved.world.on_gpu:
+        found.append(_copy_rung(resolved, n))
+    else:
+        missing[COPY] = "no GPU: pixels are used where they are made"
+    found += _compute_rungs(t, synthetic, n)
+    if resolved.world.size > 1:
+        found.append(_all_reduce_rung(resolved, bucket_sizes(t)))
+    else:
+        missing[ALL_REDUCE] = "one rank: nothing is sent"
+    found.append(_whole(DDP, t, synthetic))
+    if images.dataset is None:
+        missing[EVERYTHING] = "data.source is synthetic"
+    else:
+        found.append(training_rung(t, images))
+    return found, missing
+
+
+def training_rung(t: Training, images: Images) -> Rung:
+    """The whole step as a run has it, on its own images or on synthetic ones."""
+    batches = _batches(t.resolved, images)
+    return _whole(EVERYTHING, t, batches, ahead=images.dataset is not None)
+
+
+def _by_steps(
+    step: Callable[[], Any],
+    resolved: Resolved,
+    *,
+    first: int = 0,
+    begin: Callable[[], Any] = lambda: None,
+    apart: bool = True,
+) -> Callable[[int], Turn]:
+    """Time what can be done step by step, each by itself; on a GPU by events.
+
+    Args:
+        first: steps that are done before and do not count.
+        begin: done once before them.
+        apart: whether a step's end can be seen; else only that of all.
+    """
+    device = resolved.world.device
+    clock = Clock(device)
+
+    def turn(steps: int) -> Turn:
+        begin()
+        for _ in range(first):
+            step()
+        wait_for(device)
+        clock.forget_mark()
+        clock.mark()
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+            clock.mark()
+        wait_for(device)
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        steps_ms = clock.read_period().steps_ms
+        return Turn(steps_ms if apart else [], seconds, cpu_s)
+
+    return turn
+
+
+def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[str, str]]:
+    """Reading, decoding and the loader."""
+    dataset, n = images.dataset, resolved.split.local_batch * resolved.world.size
+    if dataset is None:
+        return [], dict.fromkeys((READ_COLD, READ_WARM, DECODE, LOADER), "data.source is synthetic")
+    read = _Read(resolved, images)
+    size = float(dataset.size_bytes.mean()) * resolved.split.local_batch
+    found = [Rung(READ_COLD, read.cold, n, size), Rung(READ_WARM, read.warm, n, size)]
+    missing = {}
+    # What was made ahead, while something else was timed, does not count.
+    first = resolved.config.data.prefetch_batches + 1
+    decoding = resolved.loader.decoding(images, resolved.split)
+    if decoding is None:
+        missing[DECODE] = "data.source is not dali"
+    else:
+        # On a GPU nothing of a batch is waited for, only for all of them at the turn's end.
+        on_cpu = resolved.loader.decode == "cpu"
+        turn = _by_steps(decoding.decode, resolved, first=first, apart=on_cpu)
+        found.append(Rung(DECODE, turn, n))
+    batches = _batches(resolved, images)
+    found.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
+    return found, missing
+
+
+class _Read:
+    """Reads the images of one local batch after another, on as many threads as the loader has."""
+
+    def __init__(self, resolved: Resolved, images: Images) -> None:
+        assert images.dataset is not None
+        self._dataset, self._loader = images.dataset, resolved.loader
+        self._samples = _samples(resolved, images)
+        self._local_batch = resolved.split.local_batch
+        self._last: list[int] = []
+
+    def cold(self, steps: int) -> Turn:
+        """The next batches."""
+        batches = itertools.islice(self._samples, steps)
+        self._last = [sample for batch in batches for sample in batch.ids.tolist()]
+        return self._read(self._last, cold=True)
+
+    def warm(self, steps: int) -> Turn:
+        """As many images that have been read before."""
+        ids = itertools.islice(itertools.cycle(self._last), steps * self._local_batch)
+        return self._read(list(ids), cold=False)
+
+    def _read(self, ids: list[int], *, cold: bool) -> Turn:
+        read = self._dataset.reader(self._loader.data.read)
+        began = time.process_time()
+        done = probes.read_speed(
+            lambda n: read(ids[n]), [self._dataset.files.extent(each) for each in ids],
+            threads=self._loader.threads, limit_s=float("inf"), cold=cold,
+        )  # fmt: skip
+        return Turn([], done.seconds, time.process_time() - began)
+
+
+def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
+    return train_samples(
+        images.stream, resolved.split, resolved.world.rank, epoch=0, step=0, epochs=ENDLESS
+    )
+
+
+def _batches(resolved: Resolved, images: Images) -> Iterator[Batch]:
+    return resolved.loader.train(images, resolved.split, epoch=0, step=0, epochs=ENDLESS)
+
+
+def _copy_rung(resolved: Resolved, n: int) -> Rung:
+    px, device = resolved.config.data.image_px, resolved.world.device
+    shape = (resolved.split.local_batch, px, px, 3)
+    pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+    turn = _by_steps(lambda: pixels.to(device, non_blocking=True), resolved, first=1)
+    return Rung(COPY, turn, n, float(pixels.nbytes))
+
+
+def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
+    """Forward, backward and optimizer of one micro-batch; the weights stay as they are."""
+
+    def forward() -> Tensor:
+        batch = next(batches)
+        shifts = t.model.pixels.of(batch.rows, t.resolved.world.device)
+        with t.ddp.no_sync(), setup.autocast(t.resolved):
+            logits = t.ddp(batch.images, *shifts)
+        return nn.functional.cross_entropy(logits.float(), batch.labels)
+
+    def backward() -> None:
+        loss = forward()
+        with t.ddp.no_sync():
+            t.scaler.scale(loss).backward()
+        setup.clear_gradients(t.optimizer, t.resolved)
+
+    def step() -> None:
+        loss = forward()
+        with t.ddp.no_sync():
+            t.scaler.scale(loss).backward()
+        set_lr(t.optimizer, 0.0)
+        t.scaler.step(t.optimizer)
+        t.scaler.update()
+        setup.clear_gradients(t.optimizer, t.resolved)
+
+    parts = {FORWARD: forward, BACKWARD: backward, OPTIMIZER: step}
+    return [
+        Rung(name, _by_steps(part, t.resolved, first=1, begin=t.model.train), n)
+        for name, part in parts.items()
+    ]
+
+
+def bucket_sizes(t: Training) -> list[int]:
+    """Bytes of DDP's buckets, as it has rebuilt them after the first step; none without DDP."""
+    if isinstance(t.ddp, setup.Classifier):
+        return []
+    told = t.ddp._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
+    sizes = [int(size) for size in str(told).split(",") if size.strip()]
+    bucket_mb = t.resolved.config.engine.bucket_mb
+    return sizes or probes.bucket_bytes(t.model.parameters(), bucket_mb)
+
+
+def _all_reduce_rung(resolved: Resolved, sizes: list[int]) -> Rung:
+    """Once per optimiser step, as gradients of accumulated batches are sent together."""
+    buckets = [torch.zeros(size // 4, device=resolved.world.device) for size in sizes]
+
+    def step() -> None:
+        for bucket in buckets:
+            resolved.world.sum_(bucket)
+
+    turn = _by_steps(step, resolved, first=1)
+    return Rung(ALL_REDUCE, turn, resolved.split.global_batch, float(sum(sizes)))
+
+
+def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = False) -> Rung:
+    """The step of training; its counts are read when a log period is full, as in training."""
+    every = min(t.resolved.config.log.every_steps, t.resolved.steps_per_epoch)
+
+    def step() -> None:
+        train_step(t, batches)
+        t.pulse.beat()
+        if t.step % every == 0:
+            t.counts.read(t.resolved.world, t.step)
+            t.clock.read_period()
+
+    made = t.resolved.config.data.prefetch_batches * ahead
+    first = -(-made // t.resolved.split.accumulate) + 1
+    turn = _by_steps(step, t.resolved, first=first, begin=t.model.train)
+    return Rung(name, turn, t.resolved.split.global_batch)

@@ -1,0 +1,144 @@
+"""A ladder as a table, as ladder.json and as a page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from harness import config as cfg
+from harness.bench.ladder.advice import Change
+from harness.bench.ladder.ladder import measure
+from harness.bench.ladder.summary import NARROW_PCT, Ladder, Measured
+from harness.bench.pages import write_page
+from harness.errors import BadInput
+from harness.results.page import markup
+from harness.results.page.markup import Markup, tag, text
+from harness.system.console import out, wide
+from harness.system.files import write_atomic
+
+HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "of it", "share")
+
+
+def run(config: cfg.Config, words: Sequence[str], *, minutes: float, folder: Path) -> None:
+    """Measure, print, write ladder.json and ladder.html into the folder; a collective call.
+
+    Args:
+        words: by which the config was asked for.
+
+    Raises:
+        BadInput: as a run's; a folder that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
+    measured = measure(config, minutes=minutes)
+    if measured is not None:
+        show(*measured, words, folder)
+
+
+def show(ladder: Ladder, change: Change, words: Sequence[str], folder: Path) -> None:
+    """Print it, and write both files."""
+    table = Table(*HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for rung in ladder.rungs:
+        table.add_row(*_cells(rung))
+    wide.print(table)
+    told = lines(ladder, change, words)
+    for line in told:
+        out.print(line)
+    of_all = ladder.as_json() | {"first_change": change.words, "lines": told}
+    write_atomic(folder / "ladder.json", lambda part: part.write_text(json.dumps(of_all, indent=1)))
+    page = write_page(folder / "ladder.html", lambda: _page(ladder, told))
+    out.print(f"\n{page}\n{folder / 'ladder.json'}: all of it")
+
+
+def _cells(rung: Measured) -> list[str]:
+    if rung.missing is not None:
+        return [rung.name, "not measured", *[""] * (len(HEAD) - 2)]
+    return [
+        rung.name,
+        _number(rung.images_per_second),
+        _number(rung.half_width_pct, ".1f"),
+        _number(rung.step_ms_p50, ",.1f"),
+        _number(rung.step_ms_p95, ",.1f"),
+        _number(rung.cores, ".1f"),
+        _number(rung.bytes_per_second and rung.bytes_per_second / 1e6),
+        _number(rung.limit),
+        _number(rung.of_limit_pct, ".0f", " %"),
+        _number(rung.share_pct, ".0f", " %"),
+    ]
+
+
+def _number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def lines(ladder: Ladder, change: Change, words: Sequence[str]) -> list[str]:
+    """What it means, in words: what binds, headroom, the law, limits, what to change first."""
+    rate, binds = ladder.rate, ladder.binds
+    without = ladder.without(binds)
+    off_pct = 100 * (ladder.predicted / rate - 1)
+    told = [
+        f"binds: {binds}, {_bound_by(ladder)}"
+        + (f"; without it: {without:,.0f} images/s" if without else ""),
+        f"law: {ladder.law.in_words()}: {ladder.predicted:,.0f} images/s from the parts, "
+        f"{rate:,.0f} measured ({off_pct:+.1f} %)",
+        f"limits: {ladder.peak}; of that the network's operations use {ladder.mfu_pct:.1f} % "
+        f"(MFU), its bytes {ladder.memory_pct:.1f} % if all is fused",
+    ]
+    wide_ones = [
+        f"{rung.name} +-{rung.half_width_pct:.1f} %"
+        for rung in ladder.rungs
+        if rung.half_width_pct is not None and rung.half_width_pct > NARROW_PCT
+    ]
+    if wide_ones:
+        told.append(
+            f"not known to within {NARROW_PCT:g} %: {', '.join(wide_ones)}; give more --minutes, "
+            "or a quieter machine"
+        )
+    told += [f"{rung.name}: not measured ({rung.missing})" for rung in ladder.rungs if rung.missing]
+    told.append(f"change first: {change.words}")
+    if change.arm is not None:
+        ranks = ["--ranks", str(ladder.ranks_per_node)] if ladder.ranks_per_node > 1 else []
+        sweep = shlex.join([*ranks, "--arm", change.arm, *words])
+        told.append(f"what that gives: harness bench sweep --minutes 5 {sweep}")
+    return told
+
+
+def _bound_by(ladder: Ladder) -> str:
+    """How long the part that binds takes beside the others."""
+    parts = sorted(ladder.parts_s.items(), key=lambda each: -each[1])
+    whole = sum(ladder.parts_s.values())
+    if ladder.law.shared:
+        return ", ".join(f"{part} {100 * s / whole:.0f} %" for part, s in parts) + " of the time"
+    told = ", ".join(f"{part} {1 / s:,.0f}" for part, s in parts)
+    return f"the slowest of {told} images/s"
+
+
+def _page(ladder: Ladder, told: Sequence[str]) -> str:
+    from harness.results.page import page, plots_speed  # matplotlib is an extra
+
+    measured = [rung for rung in ladder.rungs if rung.missing is None]
+    rows = [
+        plots_speed.Rate(
+            rung.name, rung.images_per_second or 0.0, (rung.low or 0.0, rung.high or 0.0),
+            rung.limit,
+        )
+        for rung in measured
+    ]  # fmt: skip
+    picture = plots_speed.rates("ladder", "images per second of each rung, and its limit", rows)
+    cells = [[text(cell) for cell in (*_cells(rung), rung.about)] for rung in ladder.rungs]
+    body: list[Markup] = [
+        tag("header", tag("h1", text("What binds")), tag("p", text(ladder.what[0].strip()))),
+        tag("ul", *(tag("li", text(line)) for line in told)),
+        tag("figure", picture, tag("figcaption", text("images/s; | is the limit of the rung"))),
+        markup.table([*HEAD, "what it is"], cells, right=range(1, len(HEAD))),
+        tag("footer", *(tag("p", text(line.strip())) for line in ladder.what)),
+    ]
+    return page.whole(f"ladder: {ladder.what[0].strip()}", body)

@@ -1,0 +1,1 @@
+"""Settings, code versions and numbers of ranks compared in interleaved trials."""

@@ -1,0 +1,150 @@
+"""Scaling: the same training on 1, 2, 4 ... ranks, with as much for each rank, or in all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+from harness import config as cfg
+from harness.bench.sweep.pairs import Start
+from harness.bench.sweep.process import Arm, ArmFailed, Working
+from harness.errors import BadInput
+from harness.results.stats.statistics import interval_of_mean
+from harness.system import cores
+from harness.system.console import count, duration, out
+
+Kind = Literal["weak", "strong"]
+LEAST_ROUNDS, MOST_ROUNDS = 3, 12
+LEAST_TURN_S, MOST_TURN_S = 2.0, 30.0
+MEASURING = 0.4
+"""Share of the time that is measured; starting ranks takes the rest."""
+
+
+@dataclass
+class Cell:
+    """One number of ranks, with a global batch.
+
+    Attributes:
+        kinds: weak, if each rank has what it has with the most ranks; strong, if all together have.
+        rates: images per second of all ranks, one of each round.
+    """
+
+    kinds: tuple[Kind, ...]
+    ranks: int
+    global_batch: int
+    rates: list[float] = field(default_factory=list)
+    failed: str | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all ranks, mean over rounds."""
+        return mean(self.rates)
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Throughput per rank by that of the fewest ranks: 1 is perfect; with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
+    """All cells; weak and strong are one with the most ranks.
+
+    Raises:
+        BadInput: the global batch cannot be shared out.
+    """
+    whole, most = config.train.global_batch, max(ranks)
+    for number in ranks:
+        if whole % number:
+            raise BadInput(
+                f"train.global_batch: {whole} images cannot be shared out on {number} ranks; give "
+                "a multiple of every number of --ranks"
+            )
+    weak = [Cell(("weak",), n, whole // most * n) for n in ranks if n != most]
+    strong = [Cell(("strong",), n, whole) for n in ranks if n != most]
+    return [*weak, *strong, Cell(("weak", "strong"), most, whole)]
+
+
+def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
+    """Threads of a rank that shares the node's cores with others, whether they are there or not.
+
+    A single rank that computed on all cores, or had all decode for it, would be no measure.
+    """
+    each = str(max(1, cores.of_rank() // ranks))
+    asked = {"engine.threads": config.engine.threads, "data.threads": config.data.threads}
+    return {key: each for key, threads in asked.items() if not threads}
+
+
+def measure(
+    base: Arm, cells: Sequence[Cell], *, until: float, folder: Path, start: Start = Working
+) -> None:
+    """Have the cells measured in rounds, forth and back; one at a time has the machine.
+
+    Args:
+        until: `time.perf_counter` at which all shall be done; three rounds are done anyway.
+        folder: for what the ranks print.
+    """
+    began = time.perf_counter()
+    share_s = (until - began) / (len(cells) * LEAST_ROUNDS)
+    turn_s = min(max(MEASURING * share_s, LEAST_TURN_S), MOST_TURN_S)
+    for done in range(MOST_ROUNDS):
+        per_round_s = (time.perf_counter() - began) / max(done, 1)
+        if done >= LEAST_ROUNDS and time.perf_counter() + per_round_s > until:
+            return
+        for cell in cells if done % 2 == 0 else reversed(cells):
+            if cell.failed is None:
+                _once(base, cell, turn_s, folder, start)
+        now = time.perf_counter()
+        least_s = (now - began) / (done + 1) * (LEAST_ROUNDS - done - 1)
+        left = duration(max(0, least_s, until - now))
+        out.print(f"round {done + 1}: {_known(cells)}; at most {left} left")
+
+
+def _once(base: Arm, cell: Cell, turn_s: float, folder: Path, start: Start) -> None:
+    name = f"{count(cell.ranks, 'rank')}, global batch {cell.global_batch}"
+    flags = {**base.flags, "train.global_batch": str(cell.global_batch)}
+    arm = replace(base, name=name, ranks=cell.ranks, flags=flags)
+    try:
+        works = start(arm, folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log")
+        try:
+            works.ready()
+            cell.rates.append(works.turn(turn_s))
+        finally:
+            works.close()
+    except ArmFailed as error:
+        cell.failed = error.why
+        out.print(f"{error}")
+
+
+def _known(cells: Sequence[Cell]) -> str:
+    return ", ".join(
+        f"{count(cell.ranks, 'rank')} {cell.images_per_second:,.0f}" for cell in cells if cell.rates
+    )
+
+
+def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
+    """Of each number of ranks that was measured, by the fewest of them, round by round."""
+    measured = {
+        cell.ranks: cell.rates for cell in cells if kind in cell.kinds and cell.failed is None
+    }
+    if not measured:
+        return {}
+    fewest = min(measured)
+    found = {fewest: Efficiency(1.0, 1.0, 1.0)}
+    for ranks, rates in sorted(measured.items()):
+        if ranks != fewest:
+            logs = [
+                math.log(rate / ranks / (least / fewest))
+                for rate, least in zip(rates, measured[fewest], strict=True)
+            ]
+            low, high = interval_of_mean(logs)
+            found[ranks] = Efficiency(math.exp(mean(logs)), math.exp(low), math.exp(high))
+    return found

@@ -1,0 +1,85 @@
+"""Switches: what a sweep tries by itself, each against the run as it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness import config as cfg
+from harness.config import load
+from harness.config.rules import CUDA_GRAPH_MODES, rules
+
+_CHANGES_LEARNING = frozenset(
+    {"engine.precision", "engine.send_gradients", "train.max_local_batch", "train.global_batch"}
+)
+"""Switches by which the result may change by more than rounding."""
+
+
+def changes_learning(key: str) -> bool:
+    """Whether a switch may change the accuracy, not only the last bits."""
+    return key in _CHANGES_LEARNING
+
+
+def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Values to try for each setting, as flags write them; the one that is used is left out.
+
+    Args:
+        facts: what the run as it was asked for told of itself (see arm.py).
+    """
+    now = {key: load.as_text(value) for key, value in cfg.flat(config).items()} | facts["came_to"]
+    tried = {}
+    for key, values in _all(config, ranks, now, facts):
+        others = [
+            value
+            for value in dict.fromkeys(values)
+            if value != now[key] and _fits(config, key, value)
+        ]
+        if others:
+            tried[key] = others
+    return tried
+
+
+def _fits(config: cfg.Config, key: str, value: str) -> bool:
+    """Whether the value goes together with all else that is asked for."""
+    section, name = key.split(".")
+    sections = config.model_dump()
+    sections[section][name] = value
+    return not any(broken for broken, _ in rules(cfg.Config.model_validate(sections)))
+
+
+def _all(
+    config: cfg.Config, ranks: int, now: Mapping[str, str], facts: Mapping[str, Any]
+) -> Iterator[tuple[str, list[str]]]:
+    """What people argue about most comes first."""
+    on_gpu, cores = facts["on_gpu"], facts["cores"]
+    compiled = now["engine.compile"] == "true"
+    yield "engine.compile", ["true", "false"]
+    yield "engine.channels_last", ["true", "false"]
+    yield "engine.precision", ["bf16", "fp16", "tf32", "fp32"] if on_gpu else ["bf16", "fp32"]
+    if compiled:
+        modes = ["default", "max-autotune-no-cudagraphs"]
+        yield "engine.compile_mode", [*modes, *CUDA_GRAPH_MODES] if on_gpu else modes
+    if on_gpu:
+        if compiled and not now["engine.compile_mode"].startswith("max-autotune"):
+            yield "engine.coordinate_descent", ["true", "false"]
+        yield "engine.cudnn_benchmark_limit", ["10", "0"]
+        yield "engine.pad_stem", ["true", "false"]
+    fused = now["engine.fused_optimizer"] != "false"  # auto is fused
+    yield "engine.fused_optimizer", ["false" if fused else "true"]
+    if config.data.source != "synthetic":
+        if on_gpu:
+            yield "data.decode", ["cpu", "split", "gpu"]
+            if now["data.decode"] == "gpu":
+                yield "data.hw_decoder_load", ["0.0", "0.65", "0.9", "1.0"]
+        yield "data.threads", [str(n) for n in (cores, max(1, cores // 2), 2 * cores)]
+        yield "data.prefetch_batches", ["1", "2", "4"]
+        yield "data.read_ahead_batches", ["0", "4"]
+    if ranks > 1:
+        yield "engine.bucket_mb", ["10.0", "25.0", "100.0"]
+        yield "engine.static_graph", ["true", "false"]
+        yield "engine.bucket_view", ["true", "false"]
+        yield "engine.send_gradients", ["fp32", "bf16"]
+        if compiled:
+            yield "engine.compile_ddp", ["true", "false"]
+    local = int(now["train.max_local_batch"])
+    yield "train.max_local_batch", [str(local // n) for n in (2, 4) if local % n == 0]

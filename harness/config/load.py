@@ -1,0 +1,297 @@
+"""From YAML file and flags to a Config; every mistake is one line that names the field."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.config import Config, Section, fields
+from harness.config.rules import check
+from harness.errors import BadInput
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+EPILOG = """\
+Defaults, then CONFIG.yaml (and before it the file that it `extends`), then the flags.
+Lists are written 30,60,80; no value is null.
+examples:
+  torchrun launch/train.py                          the quickstart, on data that it draws by itself
+  torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml \\
+      --data.train /imagenet/train --data.val /imagenet/val
+  torchrun launch/train.py configs/resnet50_90ep.yaml --run.dry-run ...   show the plan only
+"""
+
+_WORDS = {int: "integer", float: "number", str: "text", bool: "true|false", NoneType: "null"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose values stay text, as a flag's do, so that the same models read both alike.
+
+    Only null is more than text. YAML 1.1 would read `off` as false and `1e-4` as text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (so declared by the base class)
+        first: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, refused if a key stands twice in it: YAML itself would keep the last."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"`{key.value}` is given twice; remove one", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return node
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors raised as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise BadInput, where argparse would exit."""
+        raise BadInput(message.removeprefix("argument "))
+
+
+def load(
+    argv: Sequence[str], *, prog: str = "torchrun launch/train.py", label: str | None = None
+) -> Config:
+    """Config from `[CONFIG.yaml] [--section.key value ...]`; without a file, the quickstart.
+
+    Args:
+        prog: the command, for --help.
+        label: what a run's name ends with if none is given; by default Slurm's job id, if any.
+
+    Raises:
+        BadInput: no such file, unknown key, wrong type, out of range, contradiction.
+        SystemExit: after printing --help.
+    """
+    config = read(argv, prog=prog, label=label)
+    check(config)
+    return config
+
+
+def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
+    """The same, without the rules on settings that must go together.
+
+    Raises:
+        BadInput: no such file, unknown key, wrong type, out of range.
+    """
+    path, words = _split(argv)
+    flags = _read_flags(words, prog)
+    values, origin = _read_chain(path)
+    for field, text in flags.items():
+        section, _, key = field.partition(".")
+        if isinstance(part := values.setdefault(section, {}), dict):
+            part[key] = None if text == "null" else text
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        file = origin.get(_field(mistake), path)
+        raise BadInput(_one_line(mistake, file, flags)) from None
+    if config.run.name is None:
+        config = _named(config, _title(path), label or os.environ.get("SLURM_JOB_ID"))
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's sections, their values as text.
+
+    Raises:
+        BadInput: cannot be read, is not YAML, or is not a mapping of sections.
+    """
+    try:
+        # The loader is a SafeLoader.
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise BadInput(f"{path}: {reason}; give a config file, see configs/") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise BadInput(f"{path}: {where}not valid YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        kind = "list" if isinstance(values, list) else "single value"
+        raise BadInput(f"{path}: must hold sections such as `model:`, not a {kind}")
+    # A section whose settings are all commented out is empty, not null.
+    return {str(name): {} if part is None else part for name, part in values.items()}
+
+
+def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A file's values over those of the file that it `extends`, and which file each is from."""
+    values = read_yaml(path)
+    extended = values.pop("extends", None)
+    if extended is None:
+        base: dict[str, Any] = {}
+        origin: dict[str, Path] = {}
+    elif not isinstance(extended, str) or not extended:
+        raise BadInput(f"{path}: extends: must name one config file, relative to this one")
+    elif path.resolve() in above:
+        raise BadInput(f"{path}: extends: goes round in a circle")
+    else:
+        base, origin = _read_chain(path.parent / extended, (*above, path.resolve()))
+    for name, part in values.items():
+        if isinstance(part, dict) and isinstance(base.get(name), dict):
+            base[name] |= part
+        else:
+            base[name] = part
+        keys = part if isinstance(part, dict) else ()
+        origin |= {name: path} | {f"{name}.{key}": path for key in keys}
+    return base, origin
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` takes back."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    head = "# Every setting of this run. Pass this file to launch/train.py to run it again."
+    return f"{head}\n{text}"
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written after a flag."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value)) or "[]"
+    return str(value)
+
+
+def _split(argv: Sequence[str]) -> tuple[Path, Sequence[str]]:
+    if argv and not argv[0].startswith("-"):
+        return Path(argv[0]), argv[1:]
+    return DEFAULT_CONFIG, argv
+
+
+def _read_flags(words: Sequence[str], prog: str) -> dict[str, str]:
+    """`section.key` -> text, of each flag that is given."""
+    parser = _parser(prog)
+    known, unknown = parser.parse_known_args(_negatives_joined(words))
+    if unknown and not unknown[0].startswith("-"):
+        raise BadInput(f"{unknown[0]}: belongs to no flag; a config file comes before all flags")
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise BadInput(f"{flag}: no such flag{nearest(flag, [_flag(key) for key, _ in fields()])}")
+    return vars(known)
+
+
+def _parser(prog: str) -> Parser:
+    """A flag for every setting, all of them text: what they must be is for the models to say."""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [CONFIG.yaml] [--section.key VALUE ...]",
+        description="Train, or score weights, as CONFIG.yaml and the flags say.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {
+        name: parser.add_argument_group(name, (section.annotation.__doc__ or "").splitlines()[0])
+        for name, section in Config.model_fields.items()
+    }
+    for key, field in fields():
+        kind = _kind(field.annotation)
+        meaning = f"{field.description} (default: {as_text(field.default)})".replace("%", "%%")
+        # `--run.dry-run` alone is `--run.dry-run true`.
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if "true|false" in kind else {}
+        group = groups[key.split(".")[0]]
+        group.add_argument(_flag(key), dest=key, metavar=kind, help=meaning, **alone)
+    return parser
+
+
+def _negatives_joined(words: Sequence[str]) -> list[str]:
+    """`--key -1e-4` as `--key=-1e-4`: argparse would take the value for another flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _flag(key: str) -> str:
+    return f"--{key}".replace("_", "-")
+
+
+def _kind(annotation: Any) -> str:
+    """What a setting's value looks like, in words: `number,number`, `text|null`."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(args)
+    if origin is tuple:
+        return ",".join("..." if arg is Ellipsis else _kind(arg) for arg in args)
+    return "|".join(map(_kind, args))
+
+
+def _named(config: Config, stem: str, label: str | None) -> Config:
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-_") or "run"]
+    if config.run.mode == "eval":
+        parts.append("eval")
+    parts.append(f"s{config.run.seed}")
+    if label:
+        parts.append(label)
+    run = config.run.model_copy(update={"name": "-".join(parts)})
+    return config.model_copy(update={"run": run})
+
+
+def _title(path: Path) -> str:
+    """What a run of a config file is called: `configs/he2015/resnet50.yaml` is he2015-resnet50."""
+    parts = path.with_suffix("").parts
+    folders = [i for i, part in enumerate(parts[:-1]) if part == "configs"]
+    return "-".join(parts[folders[-1] + 1 :] if folders else parts[-1:])
+
+
+def _field(mistake: ErrorDetails) -> str:
+    return ".".join(map(str, mistake["loc"][:2]))
+
+
+def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
+    """A mistake as `where it was given: what is wrong`."""
+    field = _field(mistake)
+    where = _flag(field) if field in flags else f"{path}: {field}"
+    known = dict(fields())
+    if field not in known and (mistake["type"] == "extra_forbidden" or "." in field):
+        return f"{where}: no such setting{nearest(field.split('.')[-1], _siblings(field))}"
+    given = as_text(mistake["input"]) or "nothing"
+    if field not in known:
+        return f"{where}: expected settings such as `key: value`, got {given}"
+    # Pydantic words limits well ("Input should be greater than 0"); types, we know more shortly.
+    if mistake["type"].endswith(("_type", "_parsing", "_error", "missing", "too_long")):
+        kind = _kind(known[field].annotation)
+        return f"{where}: expected {kind}, got {given}{nearest(given, kind.split('|'), '')}"
+    return f"{where}: {re.sub('^[A-Z][a-z]+ should', 'must', mistake['msg'])}, got {given}"
+
+
+def _siblings(field: str) -> list[str]:
+    if "." not in field:
+        return list(Config.model_fields)
+    section = Config.model_fields[field.split(".")[0]].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
+    return list(section.model_fields)
+
+
+def nearest(word: str, known: list[str], otherwise: str = "; see --help") -> str:
+    """What to add to the refusal of a word: the known one that is meant, if one is like it."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else otherwise

@@ -1,0 +1,280 @@
+"""The DALI pipeline: decodes what the stream asks for, and holds no randomness and no state.
+
+One function builds the graph for training and validation, on the CPU and on the GPU. The only file
+that imports DALI.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import backend, fn, pipeline_def, types
+
+from harness.data import dali_info
+from harness.data.augment import Steps
+from harness.data.batch import Batch, as_nchw
+from harness.data.dataset import Dataset, Read, undecodable
+from harness.data.index import Bytes
+from harness.data.lent import Lent
+from harness.data.read_ahead import read_ahead
+from harness.data.stream import Samples
+from harness.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class GpuDecoder:
+    """Settings of nvJPEG, by DALI's names.
+
+    hw_decoder_load: share of the images that go to the hardware decoder, where a GPU has one.
+    preallocate_width_hint, _height_hint: largest image to set memory aside for, px; without, the
+        memory grows for epochs, until the largest image came by.
+    """
+
+    hw_decoder_load: float = 0.65
+    preallocate_width_hint: int = 0
+    preallocate_height_hint: int = 0
+
+
+class DaliBatches:
+    """Batches of a stream's samples, made ahead by DALI's own threads.
+
+    Args:
+        samples: the micro-batches to make, each of `local_batch` images.
+        decode: `cpu`; `gpu` (nvJPEG; resize and flip on the GPU too); or `split` (decoded on the
+            CPU, resized and flipped on the GPU).
+        decode_only: for `decode()`.
+
+    Raises (from next):
+        RunFailed: an image does not decode, names sample and file; or a CUDA error, host memory.
+        torch.OutOfMemoryError: of the GPU's memory.
+        StopIteration: the samples are used up.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples: Iterator[Samples],
+        steps: Steps,
+        *,
+        local_batch: int,
+        out_px: int,
+        device: torch.device,
+        decode: str,
+        read: Read,
+        read_ahead_batches: int,
+        threads: int,
+        prefetch: int,
+        gpu_decoder: GpuDecoder = GpuDecoder(),
+        decode_only: bool = False,
+    ) -> None:
+        self._dataset = dataset
+        self._read: Read = read
+        self._read_ahead = read_ahead_batches
+        self._samples, self._steps = samples, steps
+        self._out_px, self._device, self._decode = out_px, device, decode
+        self._gpu_decoder, self._decode_only = gpu_decoder, decode_only
+        # Every batch that DALI may be working on, so that an error can be traced to its file.
+        self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
+        self._lent = Lent()
+        self._pipeline = self._define(self._feed(), local_batch, threads, prefetch)
+        self._build(self._pipeline)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def decode(self) -> None:
+        """Decode the next batch, where that is all that is done: to measure it."""
+        assert self._decode_only
+        self._run()
+
+    def _run(self) -> tuple[Any, ...]:
+        """The next outputs; on a GPU in the order of torch's stream, so that the host waits not."""
+        stream = [torch.cuda.current_stream(self._device)] if self._on_gpu else []
+        try:
+            outputs: tuple[Any, ...] = self._pipeline.run(*stream)
+        except RuntimeError as error:
+            raise dali_info.fault_of(error) or self._culprit(error) or error from None
+        return outputs
+
+    def __next__(self) -> Batch:
+        images, labels, rows = outputs = self._run()
+        pixels, classes = self._as_torch(images), self._as_torch(labels)
+        if self._on_gpu:
+            self._lent.add(outputs, torch.cuda.current_stream(self._device))
+        return Batch(
+            images=as_nchw(pixels),
+            labels=classes.flatten(),
+            rows=torch.from_dlpack(rows.as_tensor()).numpy(),
+        )
+
+    def _as_torch(self, output: Any) -> torch.Tensor:
+        """A view on the CPU, a copy on a GPU: 0.03 ms of 256 images.
+
+        When torch lets go of a view, a thread of DALI's waits for all of the GPU: a stop per step,
+        and an error in whatever CUDA graph is being captured then.
+        """
+        if not self._on_gpu:
+            return torch.from_dlpack(output.as_tensor())
+        return torch.as_tensor(output.as_tensor(), device=self._device).clone()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def close(self) -> None:
+        """Stop DALI's threads."""
+        self._lent.wait(leave=0)
+        del self._pipeline
+
+    def _feed(self) -> Iterator[tuple[Any, ...]]:
+        read = self._dataset.reader(self._read, soon=bool(self._read_ahead))
+        for samples, encoded in read_ahead(self._samples, read, self._read_ahead):
+            self._in_flight.append(samples)
+            yield inputs(samples, encoded, self._steps)
+
+    def _define(
+        self, feed: Iterator[Any], batch: int, threads: int, prefetch: int, *, on_gpu: bool = True
+    ) -> Any:
+        """The pipeline, not yet built: with `on_gpu` false it decodes and stays on the CPU."""
+        on_gpu = on_gpu and self._on_gpu
+        return _graph(
+            batch_size=batch,
+            num_threads=threads,
+            device_id=self._device.index if on_gpu else None,
+            prefetch_queue_depth=prefetch,
+            exec_dynamic=True,  # its outputs are nobody else's: views of them stay valid
+            feed=feed,
+            steps=self._steps,
+            out_px=self._out_px,
+            decode=self._decode if on_gpu else "cpu",
+            gpu_decoder=self._gpu_decoder,
+            to_gpu=on_gpu,
+            decode_only=self._decode_only,
+        )
+
+    def _build(self, pipeline: Any) -> None:
+        with warnings.catch_warnings():
+            if self._decode_only:  # what comes after decoding is fed and not used
+                warnings.filterwarnings("ignore", "The external source node")
+            try:
+                pipeline.build()
+            except RuntimeError as error:
+                raise dali_info.fault_of(error) or error from None
+
+    def _culprit(self, error: RuntimeError) -> RunFailed | None:
+        """The first image in flight that does not decode by itself, on the CPU.
+
+        None if DALI's error is about something else than decoding.
+        """
+        if "decode" not in str(error):
+            return None
+        tables = [samples.rows() for samples in self._in_flight]
+        singles = [Samples.from_rows(row[None]) for rows in tables for row in rows]
+        read = self._dataset.reader(self._read)
+        feed = (inputs(one, [read(int(one.ids[0]))], self._steps) for one in singles)
+        pipeline = self._define(feed, batch=1, threads=1, prefetch=1, on_gpu=False)
+        self._build(pipeline)
+        for one in singles:
+            try:
+                pipeline.run()
+            except RuntimeError as reason:
+                return RunFailed(undecodable(self._dataset, int(one.ids[0]), _reason(reason)))
+        if self._decode != "gpu":
+            return None
+        return RunFailed(
+            f"data.decode: the GPU does not decode an image that the CPU decodes "
+            f"({_reason(error)}); set --data.decode cpu"
+        )
+
+
+def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, ...]:
+    """The graph's inputs. Always new arrays or views of files: DALI keeps them, no copy."""
+    window = samples.window.astype(np.int32)
+    made = [
+        encoded,
+        samples.labels[:, None],
+        samples.rows(),
+        samples.flip[:, None].astype(np.int32),
+    ]
+    if steps.window:
+        made += [window[:, :2].copy(), window[:, 2:].copy()]
+    if steps.resize:
+        made += [samples.resized[:, ::-1].astype(np.float32, order="C")]
+    if steps.cut:
+        made += [samples.cut.astype(np.int32)]
+    return tuple(made)
+
+
+@pipeline_def
+def _graph(
+    feed: Iterator[Any],
+    steps: Steps,
+    out_px: int,
+    decode: str,
+    gpu_decoder: GpuDecoder,
+    to_gpu: bool,
+    decode_only: bool,
+) -> tuple[Any, Any, Any]:
+    """Encoded bytes to uint8 NHWC: decode, resize, cut, flip, as far as the law needs it.
+
+    The ways to decode differ only in where the images go over to the GPU: at the end (cpu), after
+    the decoder (split), within it (gpu).
+    """
+    geometry = 2 * steps.window * [types.INT32]
+    geometry += steps.resize * [types.FLOAT] + steps.cut * [types.INT32]
+    kinds = [types.UINT8, types.INT64, types.INT64, types.INT32, *geometry]
+    encoded, labels, rows, flip, *rest = fn.external_source(
+        source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=1
+    )
+    inputs = iter(rest)  # in the order in which `inputs` lists them
+    # torchvision, and so every published accuracy, ignores EXIF rotation.
+    how: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    how |= {"device": "mixed", **vars(gpu_decoder)} if decode == "gpu" else {"device": "cpu"}
+    if steps.window:
+        images = fn.decoders.image_slice(
+            encoded, next(inputs), next(inputs), axis_names="WH", **how
+        )
+    else:
+        if decode == "gpu":
+            # As libjpeg-turbo and Pillow do. Not for windows: nvJPEG may be wrong at their edges.
+            how["jpeg_fancy_upsampling"] = True
+        images = fn.decoders.image(encoded, **how)
+    if decode_only:
+        if decode != "gpu":
+            return images.shape(), labels, rows
+        # On a GPU the shape is known before the pixels are: wait for some of them.
+        return fn.slice(images, start=[0], shape=[1], axes=[0]), labels, rows
+    if decode == "split":
+        images = images.gpu()
+    if steps.resize:
+        # Pillow's law: a triangle filter that widens when an image shrinks.
+        images = fn.resize(
+            images, size=next(inputs), interp_type=types.INTERP_LINEAR, antialias=True
+        )
+    if steps.cut:
+        images = fn.slice(
+            images, start=next(inputs), shape=[out_px, out_px], axis_names="WH",
+            out_of_bounds_policy="pad", fill_values=0,
+        )  # fmt: skip
+    images = fn.flip(images, horizontal=flip)
+    if to_gpu:
+        images, labels = images.gpu(), labels.gpu()
+    return images, labels, rows
+
+
+def release_memory() -> None:
+    """Give back what DALI keeps of the GPU's memory and does not use."""
+    backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
+
+
+def _reason(error: RuntimeError) -> str:
+    """The one sentence of DALI's report that says what is wrong with the image."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if "[" in line and "]" in line), lines[0])
+    return said.split("]", 1)[-1].strip()[:200]

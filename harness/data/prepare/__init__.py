@@ -1,0 +1,1 @@
+"""Make datasets ready: get, pack and check."""

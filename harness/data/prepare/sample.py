@@ -1,0 +1,58 @@
+"""Some images of a folder, without reading all of it: what `harness doctor` tries out."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.dataset import current_index, open_folder
+from harness.data.headers import is_image
+from harness.data.image_folder import TreeFiles, class_folders
+from harness.data.shards import ShardFiles, shard_paths
+from harness.errors import BadInput
+
+_MOST_FOLDERS = 50  # listing a class of ImageNet takes a file server longer than reading an image
+
+
+def some_files(root: Path, most: int, seed: int) -> TreeFiles | ShardFiles | None:
+    """At most `most` images of a tree or of shards, at random, in random order.
+
+    No index is built. None of shards that have none yet: where their images lie is not known.
+
+    Raises:
+        BadInput: missing, empty or flat folder, or no image in the folders that were looked into.
+    """
+    draw = random.Random(seed)
+    if not shard_paths(root):
+        return _of_tree(root, most, draw)
+    if not current_index(root):
+        return None
+    dataset = open_folder(root)
+    ids = draw.sample(range(len(dataset)), min(most, len(dataset)))
+    return dataset.files.part(np.array(ids, dtype=np.int64))
+
+
+def _of_tree(root: Path, most: int, draw: random.Random) -> TreeFiles:
+    folders = class_folders(root)
+    folders = draw.sample(folders, min(_MOST_FOLDERS, len(folders)))
+    found = [
+        (label, entry.name)
+        for label, folder in enumerate(folders)
+        for entry in os.scandir(folder)
+        if is_image(entry.name)
+    ]
+    if not found:
+        raise BadInput(f"{folders[0]}: holds no image; remove it or fill it")
+    found = draw.sample(found, min(most, len(found)))
+    sizes = [(folders[label] / name).stat().st_size for label, name in found]
+    return TreeFiles(
+        root=root,
+        classes=[folder.name for folder in folders],
+        labels=np.array([label for label, _ in found], dtype=np.int32),
+        names=np.array([os.fsencode(name) for _, name in found]),
+        size_bytes=np.array(sizes, dtype=np.int64),
+        index=root,
+    )

@@ -1,0 +1,70 @@
+"""What `harness data check` found, for a person and as JSON."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from harness.data.prepare.check import NOTES, WRONG, Finding, Report
+from harness.system.console import count, out, wide
+from harness.system.files import write_atomic
+
+_EXAMPLES = 5
+
+
+def show(report: Report) -> None:
+    """A table of the splits, and of each kind of finding the first few."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("split", "of", "images", "classes", "per class", "GB", "median px"):
+        table.add_column(name, justify="left" if name in ("split", "of") else "right")
+    for split in report.splits:
+        least, most = split.least_per_class, split.most_per_class
+        table.add_row(
+            split.split,
+            split.kind,
+            f"{split.images:,}",
+            f"{split.classes:,}",
+            f"{least:,}" if least == most else f"{least:,} to {most:,}",
+            "" if split.gigabytes is None else f"{split.gigabytes:,.2f}",
+            f"{split.median_width_px} x {split.median_height_px}",
+        )
+    wide.print(table)
+    order = [*WRONG, *NOTES]
+    found = sorted(report.findings, key=lambda each: order.index(each.kind))
+    for kind, each in groupby(found, key=lambda each: each.kind):
+        _show_kind(kind, list(each))
+
+
+def _show_kind(kind: str, found: list[Finding]) -> None:
+    what = WRONG.get(kind) or NOTES[kind]
+    out.print(f"{'WRONG' if kind in WRONG else 'note'}: {len(found):,} x {kind} ({what})")
+    for each in found[:_EXAMPLES]:
+        out.print(f"    {each.where}" + (f": {each.detail}" if each.detail else ""))
+    if len(found) > _EXAMPLES:
+        out.print(f"    and {len(found) - _EXAMPLES:,} more; --json FILE lists them")
+
+
+def write_json(report: Report, path: Path) -> None:
+    """All of it."""
+    text = json.dumps(report.facts(), indent=1)
+    write_atomic(path, lambda part: part.write_text(text))
+
+
+def last_line(report: Report, path: Path) -> str:
+    """The verdict, and what to do next."""
+    if report.wrong:
+        return (
+            f"{path}: {count(len(report.wrong), 'finding')} would make training wrong; mend them "
+            "and check again"
+        )
+    images = sum(split.images for split in report.splits)
+    if not report.decoded:
+        return (
+            f"{path}: {images:,} headers are good; --decode looks at all of every image, "
+            "harness data pack makes shards of them"
+        )
+    return f"{path}: {images:,} images are good; harness data pack makes shards of them"

@@ -1,0 +1,36 @@
+"""Sources: images as people have them, before they are packed or while they are checked.
+
+An ImageFolder tree, the tars of ILSVRC2012, Kaggle's layout, a torchvision data set, shards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.data.prepare.sources import ilsvrc, kaggle, packed, pixels, trees
+from harness.data.prepare.sources.source import Source
+from harness.data.shards import shard_paths
+from harness.errors import BadInput
+
+__all__ = ["Source", "open_sources"]
+
+
+def open_sources(root: Path) -> list[Source]:
+    """The splits of whatever is at a path, found out from what lies there.
+
+    Raises:
+        BadInput: it is none of what is known, or not whole; names file, offset and what to do.
+    """
+    if not root.exists():
+        raise BadInput(f"{root}: No such file or directory; give the folder of your images")
+    if not root.is_dir():
+        raise BadInput(f"{root}: is a file; give the folder that it lies in")
+    for find in (ilsvrc.find, kaggle.find, pixels.find):
+        if found := find(root):
+            return found
+    splits = trees.split_folders(root)
+    return [_one(folder, split) for split, folder in splits.items()] or [_one(root, "")]
+
+
+def _one(folder: Path, split: str) -> Source:
+    return packed.of(folder, split) if shard_paths(folder) else trees.of(folder, split)

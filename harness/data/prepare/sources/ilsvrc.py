@@ -1,0 +1,160 @@
+"""ILSVRC2012 as image-net.org gives it, read without unpacking.
+
+The training tar holds one tar per class; the validation tar is flat, its labels are in the devkit.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, cast
+
+from harness.data.headers import is_image
+from harness.data.prepare.sources.source import Source, pread
+from harness.data.webdataset import check_end, opened
+from harness.errors import BadInput
+from harness.system.console import out, track
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+
+_Place = tuple[int, str, int, int]
+"""Label, name, offset, size."""
+
+
+def find(root: Path) -> list[Source]:
+    """The splits whose tars lie in a folder.
+
+    Raises:
+        BadInput: a tar that is not ILSVRC's, or truncated; validation images without the devkit.
+    """
+    found = []
+    if (root / TRAIN).exists():
+        found.append(_train(root / TRAIN))
+    if (root / VAL).exists():
+        found.append(_val(root))
+    for name in (TRAIN, VAL):
+        if found and not (root / name).exists():
+            out.print(f"{root / name}: is not there, so the split is left out")
+    return found
+
+
+def _train(path: Path) -> Source:
+    with opened(path) as tar:
+        members = list(_members(path, tar))
+        classes = sorted(name.removesuffix(".tar") for name, _ in members)
+        label_of = {name: label for label, name in enumerate(classes)}
+        places: list[_Place] = []
+        for name, member in track(members, total=len(members), what=f"listing {path}"):
+            wnid = name.removesuffix(".tar")
+            if not name.endswith(".tar"):
+                raise BadInput(
+                    f"{path}: offset {member.offset_data:,} ({name}): is no tar of a class; "
+                    "ILSVRC's training tar holds one for each"
+                )
+            inner = cast(IO[bytes], tar.extractfile(member))
+            for image, offset, size in _class_images(path, name, inner):
+                where = (label_of[wnid], f"{wnid}/{image}", member.offset_data + offset, size)
+                places.append(where)
+    return _source(path, "train", classes, places)
+
+
+def _class_images(path: Path, name: str, file: IO[bytes]) -> list[tuple[str, int, int]]:
+    """Name without suffix, offset within the class's tar and size of each image in it."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            return [
+                (_stem(member.name), member.offset_data, member.size)
+                for member in tar
+                if member.isfile() and is_image(member.name)
+            ]
+    except tarfile.TarError as error:
+        raise BadInput(f"{path}: {name} within it: {error}; download it again") from None
+
+
+def _val(root: Path) -> Source:
+    path = root / VAL
+    if not (root / DEVKIT).exists():
+        raise BadInput(
+            f"{root / DEVKIT}: is missing; it holds the labels of the validation images: download "
+            f"it beside {VAL}"
+        )
+    wnids, truth = _devkit(root / DEVKIT)
+    with opened(path) as tar:
+        images = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
+    if len(images) != len(truth):
+        raise BadInput(
+            f"{path}: holds {len(images):,} images, and {DEVKIT} labels for {len(truth):,}; "
+            "download both again"
+        )
+    classes = sorted(wnids.values())
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    places = []
+    for (name, member), number in zip(images, truth, strict=True):
+        wnid = wnids[number]
+        where = (label_of[wnid], f"{wnid}/{_stem(name)}", member.offset_data, member.size)
+        places.append(where)
+    return _source(path, "val", classes, places)
+
+
+def _members(path: Path, tar: tarfile.TarFile) -> list[tuple[str, tarfile.TarInfo]]:
+    try:
+        members = [(Path(member.name).name, member) for member in tar if member.isfile()]
+    except tarfile.TarError as error:
+        raise BadInput(f"{path}: offset {tar.offset:,}: {error}; download it again") from None
+    check_end(path, tar)
+    return members
+
+
+def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
+    """Folder name (wnid) of each class number, and the number of each validation image."""
+    from scipy.io import loadmat
+
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            files = {member.name.split("/", 1)[-1]: member for member in tar if member.isfile()}
+            truth = cast(Any, tar.extractfile(files[_TRUTH])).read().split()
+            meta = BytesIO(cast(Any, tar.extractfile(files[_META])).read())
+        synsets = loadmat(cast(Any, meta), squeeze_me=True)["synsets"]
+        # Those above the 1000 are the inner nodes of WordNet's tree.
+        leaves = synsets[synsets["num_children"] == 0]
+        ids = [int(number) for number in leaves["ILSVRC2012_ID"]]
+        wnids = {n: str(wnid) for n, wnid in zip(ids, leaves["WNID"], strict=True)}
+        numbers = [int(number) for number in truth]
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as error:
+        raise BadInput(f"{path}: is no devkit of ILSVRC2012 ({error}); download it again") from None
+    if unknown := set(numbers) - set(wnids):
+        raise BadInput(f"{path}: {_TRUTH} names class {min(unknown)}, {_META} does not")
+    return wnids, numbers
+
+
+def _source(path: Path, split: str, classes: list[str], places: list[_Place]) -> Source:
+    if not places:
+        raise BadInput(f"{path}: holds no images; is it ILSVRC2012's?")
+    places.sort()
+
+    def where(image: int) -> str:
+        _, name, offset, _ = places[image]
+        return f"{path}: offset {offset:,} ({name})"
+
+    def read(image: int, most: int) -> bytes:
+        _, _, offset, size = places[image]
+        return pread(path, offset, min(size, most), where(image))
+
+    return Source(
+        root=path,
+        kind="ILSVRC2012 tar",
+        split=split,
+        classes=classes,
+        names=[name for _, name, _, _ in places],
+        labels=[label for label, *_ in places],
+        sizes=[size for *_, size in places],
+        read=read,
+        where=where,
+    )
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem

@@ -1,0 +1,202 @@
+"""World: who am I among the processes of this run. The only file that opens a process group.
+
+Identity comes from torchrun's environment names and nothing else; launchers translate into those.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from harness.errors import BadInput, RunFailed
+from harness.system import cores
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place: slices of data go by `rank`, devices by `local_rank`.
+
+    Attributes:
+        backend: of the process group, `nccl` or `gloo`.
+        shares_gpu: whether several ranks of this node compute on one GPU.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+    backend: str = "gloo"
+    shares_gpu: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the record."""
+        return self.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this process computes on a CUDA device."""
+        return self.device.type == "cuda"
+
+    def cores(self) -> int:
+        """CPU cores for this process, one of the node's ranks."""
+        return cores.of_rank(self.local_size)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_(self, tensors: list[torch.Tensor]) -> None:
+        """Give every rank what rank 0 holds in these tensors, in place."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+    def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor [n] as [size, n], in the order of ranks, on every rank."""
+        everything = tensor.new_empty(self.size * len(tensor))
+        # The new name came with torch 2.14.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(everything, tensor)
+        return everything.view(self.size, -1)
+
+    def from_main(self, value: Any) -> Any:
+        """What rank 0 gives as value, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def from_environment(
+    device: str, environ: Mapping[str, str] = os.environ, backend: str = "auto"
+) -> World:
+    """World as torchrun's names tell it; without them, a world of one.
+
+    Args:
+        device: `auto`, `cpu` or `cuda` (config engine.device).
+        environ: with torchrun's names.
+        backend: `auto`, `nccl` or `gloo` (config engine.backend).
+
+    Raises:
+        BadInput: an incomplete identity, several Slurm tasks without one, no GPU or too few.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    given = [name for name in names if name in environ]
+    if given and len(given) < len(names):
+        missing = next(name for name in names if name not in environ)
+        raise BadInput(f"{missing} is not set while {given[0]} is: start with torchrun")
+    if not given and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise BadInput("several Slurm tasks but no RANK: start one torchrun per node under srun")
+    rank, local_rank, size, local_size = (
+        (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
+    )
+    gpus = _gpus(device)
+    if backend == "auto":
+        backend = "nccl" if gpus else "gloo"
+    if backend == "nccl":
+        _one_gpu_each(local_size, gpus)
+    where = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    return World(rank, local_rank, size, local_size, where, backend, 0 < gpus < local_size)
+
+
+def _gpus(device: str) -> int:
+    """GPUs of this process; 0: it computes on the CPU."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
+    return torch.cuda.device_count() if there and device != "cpu" else 0
+
+
+def _one_gpu_each(ranks: int, gpus: int) -> None:
+    """Refuse what NCCL cannot do; every rank of the node does, so that none waits for another."""
+    if not gpus:
+        raise BadInput("engine.backend: nccl needs GPUs; use gloo, or auto")
+    if ranks > gpus:
+        raise BadInput(
+            f"engine.backend: nccl needs a GPU for each of the {ranks} ranks of a node, torch sees "
+            f"{gpus}; lower --nproc-per-node, or under srun give --gpus-per-node in place of "
+            "--gpus-per-task; to try several ranks on one GPU, set --engine.backend gloo"
+        )
+
+
+def set_timeout(timeout_s: float) -> None:
+    """From here on, a collective of the process group that takes longer fails."""
+    # The public name came with torch 2.14.
+    set_it = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_it(timedelta(seconds=timeout_s))
+
+
+@contextmanager
+def process_group(world: World, timeout_s: float) -> Iterator[None]:
+    """The process group, closed on a good end only.
+
+    After an error the others may be waiting in a collective: closing would wait for them, leaving
+    lets the launcher end them.
+    """
+    if world.on_gpu:
+        torch.cuda.set_device(world.device)
+    dist.init_process_group(
+        backend=world.backend,
+        rank=world.rank,
+        world_size=world.size,
+        store=_store(world, timeout_s),
+        timeout=timedelta(seconds=timeout_s),
+        # Gloo works in host memory, whatever the device of the tensors.
+        device_id=world.device if world.backend == "nccl" else None,
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def _store(world: World, timeout_s: float) -> dist.Store:
+    """Where the ranks find each other's addresses."""
+    if world.size == 1:
+        return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
+    timeout = timedelta(seconds=timeout_s)
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    return own_part(store, world, timeout_s)
+
+
+def own_part(store: dist.Store, world: World, timeout_s: float) -> dist.Store:
+    """A part of the store that belongs to this start of the ranks alone.
+
+    torchrun keeps one store over all its restarts, in which a rank finds the addresses of ranks
+    that are dead; its count of restarts is not the same on all nodes (pytorch issue 135712). So
+    rank 0 gives the part a new name, and the others believe a name once its rank 0 answers them.
+
+    Raises:
+        RunFailed: no rank 0 has come.
+    """
+    if world.is_main:
+        name = uuid.uuid4().hex
+        store.set("harness", name)
+        for rank in range(1, world.size):
+            store.set(f"{name}/answer/{rank}", store.get(f"{name}/call/{rank}").decode())
+        return dist.PrefixStore(name, store)
+    mine, until = uuid.uuid4().hex, time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        name = store.get("harness").decode()
+        store.set(f"{name}/call/{world.rank}", mine)
+        for _ in range(10):
+            time.sleep(0.02)
+            answer = f"{name}/answer/{world.rank}"
+            if store.check([answer]) and store.get(answer).decode() == mine:
+                return dist.PrefixStore(name, store)
+    raise RunFailed(f"rank {world.rank}: rank 0 has not come within {timeout_s:g} s")

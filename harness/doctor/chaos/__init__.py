@@ -1,0 +1,1 @@
+"""Kill a run again and again, and compare its bits with an undisturbed one's."""

@@ -1,0 +1,1 @@
+"""Rows and results: their schema, and where they are written."""

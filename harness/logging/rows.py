@@ -1,0 +1,118 @@
+"""Recorder: rows go to rows.jsonl first, which is the truth, then to the console."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from harness.logging.schema import Row
+from harness.system.console import duration, out
+
+
+class Recorder:
+    """Writes the rows of rank 0: one bar on a terminal, one plain line per row elsewhere.
+
+    Where the disk is full, rows wait in memory until there is room again.
+
+    Args:
+        keep_bytes: length of the rows that a resumed run goes on from; what lies behind them was
+            trained in vain and is trained again.
+    """
+
+    def __init__(self, path: Path, total_steps: int, keep_bytes: int = 0) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, min(keep_bytes, os.fstat(self._file).st_size))
+        self._written = os.lseek(self._file, 0, os.SEEK_END)
+        self._waiting = b""
+        self._lock = threading.Lock()
+        self.rows = _lines_in(path)
+        self._total_steps = total_steps
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if out.is_terminal and total_steps:
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=out, transient=True)
+            self._task = self._bar.add_task("warming up", total=total_steps)
+            self._bar.start()
+
+    @property
+    def bytes(self) -> int:
+        """Length of all rows so far, those that wait for room included."""
+        return self._written + len(self._waiting)
+
+    def write(self, row: Row, *, left_s: float | None) -> None:
+        """Record a row; `left_s` is the time left for the whole run."""
+        text = row.model_dump_json(exclude_none=True) + "\n"
+        with self._lock:
+            first_to_wait = not self._waiting
+            self._waiting += text.encode()
+            self.rows += 1
+            try:
+                self._flush()
+            except OSError as error:
+                if first_to_wait:
+                    out.print(f"warning: rows.jsonl: {error.strerror}: rows wait in memory")
+        line = _line(row, self._total_steps)
+        left = "" if left_s is None else f"  {duration(left_s)} left"
+        if self._bar is None or row.kind != "train":
+            out.print(line + left)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=row.step, description=_short(row) + left)
+
+    def sync(self) -> None:
+        """Return once all rows are on the disk; from any thread.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        with self._lock:
+            self._flush()
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """End the bar; the file stays open for a checkpoint that is still under way."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            # At its place: what a full disk cut in the middle is completed or written over.
+            done = os.pwrite(self._file, self._waiting, self._written)
+            self._written += done
+            self._waiting = self._waiting[done:]
+
+
+def _lines_in(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _line(row: Row, total_steps: int) -> str:
+    at = f"epoch {row.epoch:6.2f}  step {row.step:,}/{total_steps:,}"
+    if row.kind == "stop":
+        return f"{at}  stopped"
+    decided = "".join(f"  {event}" for event in row.events or [])
+    if row.kind == "val":
+        return (
+            f"{at}  validation: top-1 {row.val_top1_pct:.2f} %  top-5 {row.val_top5_pct:.2f} %  "
+            f"loss {row.val_loss:.4f}  ({row.val_images:,} images in {row.val_s:.1f} s){decided}"
+        )
+    return (
+        f"{at}  loss {row.loss:.4f}  top-1 {row.train_top1_pct:5.1f} %  lr {row.lr:.4g}  "
+        f"{row.images_per_second:,.0f} images/s  step {row.step_ms_p50:.0f} ms  "
+        f"data wait {row.data_wait_pct:.0f} %{decided}"
+    )
+
+
+def _short(row: Row) -> str:
+    if row.kind == "stop":
+        return f"epoch {row.epoch:.1f}  stopped"
+    if row.kind == "val":
+        return f"epoch {row.epoch:.1f}  val top-1 {row.val_top1_pct:.2f} %"
+    return (
+        f"epoch {row.epoch:.1f}  loss {row.loss:.3f}  {row.images_per_second:,.0f} images/s  "
+        f"data wait {row.data_wait_pct:.0f} %"
+    )

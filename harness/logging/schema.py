@@ -1,0 +1,228 @@
+"""The two records of a run, field by field: a Row per log period, one Result at the end.
+
+Every field carries its unit in its name. What was not measured is null.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.system.console import duration
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+def _field(meaning: str) -> Any:
+    return Field(description=meaning)
+
+
+def _list(meaning: str) -> Any:
+    return Field(default_factory=list, description=meaning)
+
+
+def _maybe(meaning: str) -> Any:
+    return Field(default=None, description=meaning)
+
+
+class Row(BaseModel):
+    """One line of rows.jsonl: `train` every log period, `val` after each evaluation.
+
+    A `stop` row ends an attempt that a signal stopped; the attempt that goes on replaces it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["train", "val", "stop"] = _field("which kind of row")
+    attempt: int = _field("1 for the first start of the run, one more after each restart")
+    epoch: float = _field("epochs done, with fraction")
+    step: int = _field("optimiser steps done")
+    images_seen: int = _field("training images seen by all ranks")
+    train_s: float = _field("time in the account `train`, all attempts, incl. waiting for data")
+    wall_s: float = _field("time since the start of this attempt")
+
+    lr: float | None = _maybe("learning rate of the last step")
+    loss: float | None = _maybe("mean training loss over the period")
+    train_top1_pct: float | None = _maybe("on augmented training images of the period")
+    train_top5_pct: float | None = _maybe("on augmented training images of the period")
+    images_per_second: float | None = _maybe("images of all ranks / training wall time, period")
+    step_ms_mean: float | None = _maybe("mean step time over the period, rank 0")
+    step_ms_p50: float | None = _maybe("median step time over the period, rank 0")
+    step_ms_p95: float | None = _maybe("95th percentile of the step time, rank 0")
+    data_wait_pct: float | None = _maybe(
+        "share of training time in which the device (CPU: the process) waited for data, rank 0"
+    )
+    compute_ms_median: float | None = _maybe(
+        "mean time per step of forward pass and loss, in which no rank waits for another: of the "
+        "median rank"
+    )
+    compute_ms_slowest: float | None = _maybe("the same of the slowest rank; null for one rank")
+    slowest_rank: int | None = _maybe("which one that is")
+    data_wait_most_pct: float | None = _maybe("data_wait_pct of the rank that waits most")
+    power_w: float | None = _maybe("of all GPUs together, by their own counters (NVML)")
+    images_per_joule: float | None = _maybe("of all GPUs together")
+    loss_scale: float | None = _maybe("fp16 only: the gradient scaler's factor")
+    memory_peak_gib: float | None = _maybe(
+        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
+    )
+
+    mfu_pct: float | None = _maybe(
+        "share of all GPUs' printed peak that the network's own operations came to, in the period; "
+        "null on a device whose peak is not printed"
+    )
+    memory_pct: float | None = _maybe(
+        "likewise of their printed memory bandwidth, if all between matrix products were fused"
+    )
+
+    events: list[str] | None = _maybe("what was decided here, such as `dropped`: the next rate")
+    val_loss: float | None = _maybe("mean validation loss")
+    val_top1_pct: float | None = _maybe("validation top-1 accuracy")
+    val_top5_pct: float | None = _maybe("validation top-5 accuracy")
+    val_images: int | None = _maybe("validation images counted, each exactly once")
+    val_s: float | None = _maybe("time of this evaluation")
+
+
+class EpochDigest(BaseModel):
+    """Proof of what was seen in one epoch; hex, sums modulo 2^64, equal at any world size."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int
+    images: int = _field("images seen")
+    order: str = _field("over (position, sample, window, flip): depends on the order")
+    samples: str = _field("over the samples alone: samples + tail = dataset, whatever the order")
+    tail: str = _field("over the samples of the ragged end that were left out")
+
+
+class RunEvent(BaseModel):
+    """A decision: a drop of the learning rate, the end of a warm-up or of the run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    step: int = _field("optimiser steps done when it was taken")
+
+
+class Target(BaseModel):
+    """Time to accuracy."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top1_pct: float = _field("what was asked")
+    val_top1_pct: float = _field("what was reached")
+    epoch: float
+    step: int
+    train_s: float = _field("in the account `train`, all attempts: waiting for data included")
+    wall_s: float = _field("of all attempts, start-up, validations and checkpoints included")
+
+    def in_words(self) -> str:
+        """For a person, in a line."""
+        return (
+            f"{self.top1_pct:g} % reached after {self.epoch:g} epochs: "
+            f"{duration(self.train_s)} of training, {duration(self.wall_s)} in all"
+        )
+
+
+class Result(BaseModel):
+    """result.json: what a run is compared by."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    harness_version: str
+    name: str = _field("run name")
+    run_id: str = _field("stable over restarts; also the id in W&B")
+    mode: Literal["train", "eval"]
+    attempt: int = _field("how often the run was started until it finished")
+    attempts: list[dict[str, Any]] = _field(
+        "each start: when, where, on how many ranks, from which step, how the one before ended; "
+        "compile_s and how many graphs all ranks compiled, and found compiled"
+    )
+    started_at: str = _field("UTC, ISO 8601")
+    finished_at: str = _field("UTC, ISO 8601")
+    result_fingerprint: str = _field("of all settings that may change the result")
+    speed_fingerprint: str = _field("of all settings that may change the speed")
+    notes: list[str] = _field("what a reader must know, in words")
+
+    model: str
+    parameters: int
+    classes: int
+    train_images: int | None = _field("images in the training set")
+    train_digest: str | None = _field("of names, sizes and labels of the training set")
+    val_digest: str = _field("of names, sizes and labels of the validation set")
+    protocol: str = _field("how validation images are resized and cropped")
+
+    world_size: int
+    global_batch: int
+    local_batch: int
+    accumulate: int
+    peak_lr: float | None
+    precision: str
+    channels_last: bool
+    compiled: bool
+    source: str = _field("dali, torchvision or synthetic")
+    decode: str = _field("cpu, split, gpu or none")
+    device: str = _field("cpu or cuda")
+    compute_threads: int
+    loader_threads: int
+
+    epochs: float = _field("epochs trained")
+    steps: int = _field("optimiser steps")
+    images_seen: int
+
+    val_top1_pct: float = _field("after the last step")
+    val_top5_pct: float = _field("after the last step")
+    val_loss: float
+    val_correct1: int = _field("validation images whose first guess is right")
+    val_correct5: int
+    val_images: int = _field("each counted exactly once")
+    best_val_top1_pct: float
+    best_epoch: float
+    median_last5_top1_pct: float | None = _maybe(
+        "median over validations after each of the last 5 epochs (Goyal et al. 2017, 5.1)"
+    )
+    events: list[RunEvent] = _list("what the run decided from its history")
+    target: Target | None = _maybe("when schedule.stop_at_top1_pct was reached")
+    slowed: list[str] = _list(
+        "why the clocks of a rank's GPU were held down for more than a tenth of the last attempt"
+    )
+    stragglers: list[str] = _list(
+        "ranks of the last attempt that computed slower, or waited longer for data, than the "
+        "median rank in most log periods: who, where, by how much"
+    )
+    energy_kj: float | None = _maybe(
+        "of all GPUs in the account `train`, without what a kill made do again; null: not measured"
+    )
+    images_per_joule: float | None = _maybe("likewise")
+    references: list[str] = _list("published rows that this is held against")
+
+    images_per_second: float | None = _field(
+        "images of all ranks / wall time of the account `train` (waiting for data included; "
+        "start-up, compiling, evaluation and checkpoints excluded)"
+    )
+    mfu_pct: float | None = _maybe(
+        "share of all GPUs' printed peak that the network's own operations came to; null on a "
+        "device whose peak is not printed"
+    )
+    memory_pct: float | None = _maybe("likewise of their memory bandwidth, as in the rows")
+    step_ms_p50: float | None = _field("rank 0, all steps after the warm-up")
+    step_ms_p95: float | None
+    step_ms_p99: float | None
+    data_wait_pct: float | None = _field("of the account `train`, rank 0")
+    accounts_s: dict[str, float] = _field(
+        "where rank 0's time went, over all attempts; they add up to wall_s; `lost`: what a kill "
+        "made do again"
+    )
+    wall_s: float = _field("of all attempts, start-up included, waiting between them not")
+    memory_peak_gib: float = _field(
+        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
+    )
+    memory_other_gib: float | None = _maybe(
+        "what else that GPU held at the end: DALI's buffers, NCCL's, the CUDA context"
+    )
+    recompiles: int = _field("graphs compiled after the warm-up: must be 0")
+    graph_breaks: int = _field("graph breaks: must be 0")
+    digests: list[EpochDigest]
+    wandb: str = _field("how the mirror ended: off, online, offline, or what went wrong")

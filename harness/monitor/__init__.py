@@ -1,0 +1,1 @@
+"""What is measured while a run trains: time, energy, clocks, stragglers, the machine itself."""

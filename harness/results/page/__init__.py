@@ -1,0 +1,1 @@
+"""The HTML page of a comparison: tables and figures in one file."""

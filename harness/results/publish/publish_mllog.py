@@ -1,0 +1,181 @@
+"""Runs as MLPerf training logs, written by MLPerf's own logger.
+
+Nothing is timed here: every time follows from what the run wrote down.
+
+- `init_start`: when the first attempt's process began (result.json, `attempts` or `started_at`).
+- A row's moment: when the process of its attempt began + the row's `wall_s`.
+- `init_stop`, `run_start`: the first train row's moment - its `train_s`; only training, and perhaps
+  a checkpoint, lies between. What attempts that left no row took is thus part of `init`.
+- `epoch_start`: the moment of the epoch's first row - the training time since the row before it,
+  and not before what came last; `epoch_stop`: the moment of its last train row.
+- `eval_stop`, `eval_accuracy`: a validation row's moment; `eval_start`: that - its `val_s`.
+- `run_stop`: the last row's moment, whether or not the target was reached before.
+
+Waiting between attempts lies between their rows, and so counts. The division is `open`, as no
+schedule of the harness decays like the closed division's; nobody has submitted this.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+from harness.config import Config
+from harness.errors import BadInput
+from harness.logging.schema import Result, Row
+from harness.results.load import LoadedRun
+from harness.results.measured import Measured
+from harness.results.publish.publish import check_names
+from harness.system.console import track
+from harness.system.files import new_folder
+
+Kind = Literal["start", "end", "event"]
+Line = tuple[Kind, float, str, Any, dict[str, Any]]
+"""What MLPerf's logger is told: its method, seconds since 1970, key, value and metadata."""
+
+RULES = "4.0.0"
+"""MLPerf's newest rules that still have ResNet."""
+
+TARGET_TOP1_PCT = 75.9
+"""MLPerf's quality target for ResNet-50, where the run had none of its own."""
+
+
+def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
+    """Write a log per run, NAME.txt, into a new folder.
+
+    Raises:
+        BadInput: mlperf-logging is not installed, a run did not train, two have one name, or the
+            folder exists or cannot be written.
+    """
+    try:
+        from mlperf_logging.mllog.mllog import MLLogger
+    except ImportError:
+        raise BadInput(
+            "--to mllog: needs mlperf-logging; install it: pip install 'imagenet-harness[publish]'"
+        ) from None
+    check_names(run.path.name for run, _ in runs)
+    tracked = track(runs, total=len(runs), what="writing logs")
+    logs = {f"{run.path.name}.txt": list(_lines(run, known)) for run, known in tracked}
+    here = re.escape(str(Path(harness.__file__).parents[1]))
+    with new_folder(out) as folder:
+        for name, lines in logs.items():
+            text = io.StringIO()
+            logger = logging.Logger("mllog")
+            logger.addHandler(logging.StreamHandler(text))
+            mllogger = MLLogger(logger, root_dir=here)
+            for kind, at_s, key, value, about in lines:
+                log = getattr(mllogger, kind)
+                log(key, value, metadata=about, time_ms=round(1000 * at_s))
+            (folder / name).write_text(text.getvalue(), encoding="utf-8")
+
+
+def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
+    """A run in MLPerf's words."""
+    assert run.result is not None
+    moments = _moments(run, run.result)
+    train = [(at_s, row) for at_s, row in moments if row.kind == "train"]
+    if not train:
+        raise BadInput(f"{run.path}: did not train, only scored weights; MLPerf logs trainings")
+    began_s = _began_s(run.result)[1]
+    run_s = train[0][0] - train[0][1].train_s
+    yield "event", began_s, "cache_clear", True, {}
+    yield "start", began_s, "init_start", None, {}
+    about = _submission(run.result, known) | _settings(run.result, known.config, train[-1][1])
+    for key, value in about.items():
+        yield "event", began_s, key, value, {}
+    yield "end", run_s, "init_stop", None, {}
+    yield "start", run_s, "run_start", None, {"attempts": run.result.attempt}
+    yield from _training(moments, run_s)
+    target = known.config.schedule.stop_at_top1_pct or TARGET_TOP1_PCT
+    reached = run.result.best_val_top1_pct >= target
+    status = {"status": "success" if reached else "aborted", "target": target / 100}
+    yield "end", moments[-1][0], "run_stop", None, status | {"epoch_num": run.result.epochs}
+
+
+def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Line]:
+    """Epochs and validations."""
+    last_s, last_train_s, epoch = run_s, 0.0, 0
+    ends = {math.ceil(row.epoch): at_s for at_s, row in moments if row.kind == "train"}
+    for at_s, row in moments:
+        number = {"epoch_num": math.ceil(row.epoch)}
+        if row.kind == "train":
+            if math.ceil(row.epoch) > epoch:
+                epoch = math.ceil(row.epoch)
+                start_s = at_s - (row.train_s - last_train_s)
+                yield "start", max(last_s, start_s), "epoch_start", None, number
+            last_train_s = row.train_s
+            if at_s == ends[epoch]:
+                yield "end", at_s, "epoch_stop", None, number
+        elif row.kind == "val":
+            assert row.val_s is not None
+            assert row.val_top1_pct is not None
+            yield "start", at_s - row.val_s, "eval_start", None, number
+            yield "event", at_s, "eval_accuracy", row.val_top1_pct / 100, number
+            yield "end", at_s, "eval_stop", None, number
+        last_s = at_s
+
+
+def _began_s(result: Result) -> dict[int, float]:
+    """When the process of each attempt began."""
+    first = {1: datetime.fromisoformat(result.started_at).timestamp()}
+    return first | {int(each["attempt"]): float(each["began_at"]) for each in result.attempts}
+
+
+def _moments(run: LoadedRun, result: Result) -> list[tuple[float, Row]]:
+    """Each row, and when it was written."""
+    began_s = _began_s(result)
+    for row in run.rows:
+        if row.attempt not in began_s:
+            raise BadInput(
+                f"{run.path}/result.json: attempts: lacks attempt {row.attempt}, of which "
+                "rows.jsonl tells"
+            )
+    return [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
+
+
+def _submission(result: Result, known: Measured) -> dict[str, Any]:
+    device = known.environment.get("device")
+    name = device.get("name") if isinstance(device, dict) else None
+    return {
+        "submission_benchmark": "resnet",
+        "submission_division": "open",
+        "submission_org": "not a submission",
+        "submission_platform": f"{result.world_size} x {name or result.device}",
+        "submission_status": "research",
+    }
+
+
+def _settings(result: Result, config: Config, last: Row) -> dict[str, Any]:
+    """Hyperparameters, by their names in the rules for ResNet with SGD, then by general ones."""
+    schedule, optim = config.schedule, config.optim
+    drops = {
+        "opt_learning_rate_decay_factor": schedule.drop_factor,
+        "opt_learning_rate_decay_boundary_epochs": list(schedule.drop_epochs),
+    }
+    if schedule.drop_steps:
+        drops["opt_learning_rate_decay_boundary_steps"] = list(schedule.drop_steps)
+        del drops["opt_learning_rate_decay_boundary_epochs"]
+    return {
+        "global_batch_size": result.global_batch,
+        "gradient_accumulation_steps": result.accumulate,
+        "train_samples": result.train_images,
+        "eval_samples": result.val_images,
+        "seed": config.run.seed,
+        "model_bn_span": config.model.bn_images or result.local_batch,
+        "opt_name": "sgd",
+        "sgd_opt_base_learning_rate": result.peak_lr,
+        "sgd_opt_end_learning_rate": last.lr,
+        "sgd_opt_learning_rate_decay_steps": result.steps,
+        "sgd_opt_momentum": optim.momentum,
+        "sgd_opt_weight_decay": optim.weight_decay,
+        "opt_learning_rate_warmup_epochs": schedule.warmup_epochs,
+        "opt_learning_rate_decay_schedule": schedule.decay,
+        **(drops if schedule.decay == "step" else {}),
+    }

@@ -1,0 +1,68 @@
+"""A workspace in W&B whose panels compare runs by the clock, by epochs and by speed."""
+
+from __future__ import annotations
+
+from harness.errors import BadInput
+from harness.logging.wandb_keys import KEYS, RESULT
+from harness.results.wandb import api as wandb_api
+
+NAME = "Compare"
+SECONDS, EPOCH = KEYS["train_s"], KEYS["epoch"]
+TOP1, RATE = KEYS["val_top1_pct"], KEYS["images_per_second"]
+
+LINES = {
+    "Accuracy": [
+        ("top-1 over training time, %", SECONDS, TOP1),
+        ("top-1 over epochs, %", EPOCH, TOP1),
+    ],
+    "Speed": [
+        ("images/s over training time", SECONDS, RATE),
+        ("median step, ms", SECONDS, KEYS["step_ms_p50"]),
+        ("waiting for data, %", SECONDS, KEYS["data_wait_pct"]),
+    ],
+}
+"""Section -> title, x-axis and y-axis of its line plots."""
+BARS = ("images/s of the whole run", f"{RESULT}images_per_second")
+COLUMNS = [
+    f"summary:{RESULT}{name}" for name in ("val_top1_pct", "images_per_second", "world_size")
+]
+
+
+def save_view(project: str, entity: str | None) -> str:
+    """Save the workspace, a new one each time: W&B finds them by an id of its own, not by name.
+
+    Returns:
+        Its address.
+
+    Raises:
+        BadInput: wandb-workspaces is not installed, there is no key, or W&B does not take it.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+        from wandb_workspaces.expr import Metric
+    except ImportError:
+        raise BadInput(
+            "--to wandb-view: needs wandb-workspaces; "
+            "install it: pip install 'imagenet-harness[publish]'"
+        ) from None
+    with wandb_api.client("--to wandb-view") as api:
+        sections = []
+        for name, lines in LINES.items():
+            panels: list[reports.LinePlot | reports.BarPlot] = [
+                reports.LinePlot(title=title, x=x, y=[y]) for title, x, y in lines
+            ]
+            if name == "Speed":
+                panels.insert(1, reports.BarPlot(title=BARS[0], metrics=[BARS[1]]))
+            sections.append(workspaces.Section(name=name, panels=panels, is_open=True))
+        workspace = workspaces.Workspace(
+            name=NAME,
+            entity=wandb_api.entity_of(api, entity),
+            project=project,
+            sections=sections,
+            # Runs of a group differ by their seed only: their mean and spread are shown.
+            runset_settings=workspaces.RunsetSettings(
+                groupby=[Metric("Group")], pinned_columns=COLUMNS
+            ),
+        )
+        return str(workspace.save().url)

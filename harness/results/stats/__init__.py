@@ -1,0 +1,1 @@
+"""Statistics over runs: intervals, verdicts, reproduction of published results, gates."""

@@ -1,0 +1,1 @@
+"""One run: what happens, the training loop, and what both need."""

@@ -1,0 +1,151 @@
+"""Keeper: takes checkpoints of a training together with its record, and takes them up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.checkpoint import Saver, Staging, State, capture, restore
+from harness.errors import RunFailed
+from harness.schedule import Event
+from harness.system.console import out
+from harness.trainer.attempt import Attempt
+from harness.trainer.loop import Training
+from harness.trainer.reporter import Report
+
+
+class Keeper:
+    """All ranks take part in each checkpoint; rank 0 writes it."""
+
+    def __init__(self, attempt: Attempt, report: Report) -> None:
+        self._attempt, self._report = attempt, report
+        self._saver: Saver | None = None
+        self.training: Training | None = None
+        if attempt.lease is not None:
+            self._saver = Saver(
+                attempt.folder.checkpoints,
+                report.resolved.config.checkpoint,
+                before=self._make_durable,
+                after=lambda state: report.durable(state["rows"]),
+                say=out.print,
+            )
+            self._saver.last = attempt.found.path if attempt.found else None
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint; rank 0 knows."""
+        return self._saver is not None and self._saver.due()
+
+    @property
+    def last(self) -> Path | None:
+        """The newest good checkpoint; rank 0 knows."""
+        return self._saver.last if self._saver else None
+
+    def go_on(self, t: Training) -> None:
+        """Bring training, clock and record to where the checkpoint was taken, if there is one."""
+        self.training = t
+        t.attempt = self._attempt.folder.attempt
+        attempt, state = self._attempt, None
+        if attempt.found is not None:
+            state = attempt.found.state
+            self._report.go_on(state)
+            self._report.durable(state["rows"])
+            attempt.found = None  # its memory
+        if attempt.goes_on:
+            load_state_dict(t, state, attempt.spent_s)
+        else:
+            t.clock.go_on(None, attempt.spent_s)
+
+    def save(self, t: Training, *, must: bool) -> None:
+        """Copy the state aside and have it written in the background.
+
+        Args:
+            must: wait for the one before if that is still being written; else this one is left out.
+        """
+        with t.clock.account("checkpoint"):
+            sums = open_sums(t)
+            if self._saver is None:
+                return
+            if self._saver.busy and not must:
+                return
+            self._saver.wait()  # also for the sake of what went wrong with the one before
+            state = state_dict(t, sums, self._saver.staging) | self._report.state()
+            whole = t.ends_epoch
+            about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
+            self._saver.save(state, about | state["of"])
+
+    def settle(self) -> None:
+        """Return once the last checkpoint is written, or could not be."""
+        if self._saver is not None:
+            self._saver.wait()
+
+    def last_good(self, t: Training) -> str:
+        """What is left when a loss is not finite, in words; a collective.
+
+        A checkpoint of this very step lacks what only its validation found: it is put aside.
+        """
+        said = ""
+        if self._saver is not None:
+            path = self._saver.last_before(t.step)
+            said = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
+        return str(t.resolved.world.from_main(said))
+
+    def _make_durable(self) -> None:
+        """Before a checkpoint is published: the rows before it are on the disk, the folder ours."""
+        lease, rows = self._attempt.lease, self._report.rows
+        assert lease is not None
+        assert rows is not None
+        if not lease.is_mine():
+            raise RunFailed(f"{self._attempt.folder.path}: another job has taken over this folder")
+        rows.sync()
+
+
+def open_sums(t: Training) -> dict[str, torch.Tensor]:
+    """What each rank has counted since the last log point, and seen in this epoch, on the device.
+
+    A collective; the host reads nothing.
+    """
+    correct, losses = t.counts.open_period()
+    seen = torch.from_numpy(t.digest.words()).to(correct.device, non_blocking=True)
+    words = t.resolved.world.gather_tensor(torch.cat([seen, correct, losses.view(torch.int64)]))
+    return {
+        "seen": words[:, :3],
+        "correct": words[:, 3:5],
+        "losses": words[:, 5:].contiguous().view(torch.float64),
+    }
+
+
+def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> State:
+    """All that is needed to go on from here, copied to host memory."""
+    position = {
+        "step": t.step,
+        "images_seen": t.images_seen,
+        "events": [tuple(event) for event in t.events],
+    }
+    taken = capture(t.model.net, t.optimizer, t.scaler, staging)
+    return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state()}
+
+
+def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
+    """Take up, on all ranks, the checkpoint that rank 0 holds.
+
+    Args:
+        state: what `state_dict` gave; None on the other ranks.
+        spent_s: time of all earlier attempts.
+    """
+    world, big = t.resolved.world, ("model", "optimizer")
+    small = {key: value for key, value in (state or {}).items() if key not in big}
+    small = world.from_main(small)
+    if state is not None:
+        restore(state, t.model.net, t.optimizer)
+    # One reader of the file: the ranks' bits are the same, and one node may do without the folder.
+    momenta = [each["momentum_buffer"] for each in t.optimizer.state.values()]
+    world.broadcast_([*t.model.net.state_dict().values(), *momenta])
+    t.scaler.load_state_dict(small["scaler"])
+    t.step = small["step"]
+    t.events = [Event(*each) for each in small["events"]]
+    per_rank = t.resolved.split.global_batch // world.size
+    t.counts.go_on(small["correct"], small["losses"], world, per_rank)
+    if world.is_main:
+        t.digest.go_on(small["seen"].sum(0).numpy())
+    t.clock.go_on(small["clock"], spent_s)

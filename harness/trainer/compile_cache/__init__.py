@@ -1,0 +1,5 @@
+"""Artefacts: compiled graphs, kept with the run, so that its next start need not compile them."""
+
+from harness.trainer.compile_cache.cache import kept
+
+__all__ = ["kept"]

@@ -1,0 +1,189 @@
+"""Cache: the folder on the node's own disk in which a run's graphs are compiled, or found.
+
+BASE/KEY/                  what a warm-up has compiled to its end, or an archive held
+BASE/KEY.RUN-ATTEMPT.part  where an attempt compiles what is not there
+
+Only a finished warm-up gives a folder the name under which others look for it: a kill may leave
+libraries that are cut short, which inductor takes as they are, to end with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from harness.distributed import World
+from harness.errors import BadInput
+from harness.monitor.clock import Clock
+from harness.run_folder.folder import RunFolder, add_to_attempt
+from harness.system.console import out
+from harness.system.files import sync_tree
+from harness.trainer import setup
+from harness.trainer.compile_cache import archive, key
+from harness.trainer.resolve import Resolved
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_TRITON_VARIABLE = "TRITON_CACHE_DIR"
+
+
+@contextmanager
+def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> Iterator[None]:
+    """Have the warm-up in this block find the graphs of an earlier one; keep what it compiles.
+
+    A collective, unless all is eager; the account is `compile`.
+
+    Raises:
+        BadInput: the node's folder cannot be used.
+    """
+    if not resolved.compiled:
+        yield
+        return
+    with clock.account("compile"):
+        cache = _open(key.facts(resolved, classes), folder)
+    yield
+    with clock.account("compile"):
+        done = _keep(cache, resolved.world)
+    if resolved.world.is_main:
+        compile_s = clock.accounts_s["compile"]
+        out.print(f"{'compiled':>12}: {_in_words(done, f'{compile_s:.1f} s')}")
+        try:
+            add_to_attempt(folder.path, {"compile_s": compile_s, **done.counts})
+        except OSError as error:
+            _note(f"{folder.path}/attempts.jsonl lacks compile_s: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """Where this process finds graphs, or compiles them, and where they are archived."""
+
+    facts: dict[str, Any]
+    key: str
+    whole: Path
+    making: Path
+    archives: Path
+    source: Path | None  # where the graphs came from; none: they are to be compiled
+
+    def enter(self) -> None:
+        """Have torch read and write here."""
+        os.environ[VARIABLE] = str(self.whole if self.whole.exists() else self.making)
+
+    def publish(self) -> None:
+        """All processes of the node have compiled: what they made may be used by others."""
+        try:
+            with _lock(self.whole):
+                if self.making.exists():
+                    if self.whole.exists():  # another run of the same kind was faster
+                        shutil.rmtree(self.making, ignore_errors=True)
+                    else:
+                        sync_tree(self.making)
+                        self.making.replace(self.whole)
+        except OSError as error:
+            _note(f"{self.making}: {error.strerror}: its graphs are of use to this attempt only")
+        self.enter()
+        # Inductor sets it where the user has not, to the folder that has just lost its name.
+        if os.environ.get(_TRITON_VARIABLE, "").startswith(str(self.making)):
+            del os.environ[_TRITON_VARIABLE]
+
+    def pack(self) -> Path | None:
+        """An archive of the graphs in the run folder, if the disk has room."""
+        try:
+            return archive.pack(self.whole, self.archives, self.key, self.facts)
+        except OSError as error:
+            _note(f"{self.archives}: {error.strerror}: the next start may have to compile again")
+            return None
+
+
+class _Done(NamedTuple):
+    """What the warm-ups of all ranks came to."""
+
+    counts: dict[str, int]
+    found: Path | None  # where every graph came from; none if some were compiled
+    archive: Path | None
+
+
+def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
+    """The graphs of these facts, from the node's folder or from the run's archive, if there."""
+    base, name = _base(), key.key_of(facts)
+    archives = folder.path / "compile"
+    making = base / f"{name}.{folder.run_id}-{folder.attempt}.part"
+    whole = base / name
+    with _lock(whole):
+        for left in base.glob(f"*.{folder.run_id}-*.part"):
+            if not left.name.endswith(f"-{folder.attempt}.part"):
+                shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed
+        source = whole if whole.exists() else _unpacked(archives, name, whole)
+    cache = _Cache(facts, name, whole, making, archives, source)
+    cache.enter()
+    return cache
+
+
+def _keep(cache: _Cache, world: World) -> _Done:
+    """Publish the graphs on each node, and archive them, once for each kind of machine."""
+    mine = {"key": cache.key, "source": cache.source, **setup.cache_counts()}
+    # The others' answers also tell that nobody compiles in the folder any more.
+    everyone = world.gather(mine)
+    cache.publish()
+    alike = [each for each in everyone if each["key"] == cache.key]
+    compiled = sum(each["graphs_compiled"] for each in alike)
+    path = None
+    if everyone[world.rank] is alike[0] and cache.whole.exists():
+        path = next(iter(archive.names(cache.archives, cache.key)), None)
+        if compiled or path is None:
+            path = cache.pack()
+    counts = {name: sum(each[name] for each in everyone) for name in setup.cache_counts()}
+    # A node's first process unpacks; the others find what it has unpacked.
+    sources = [each["source"] for each in alike if each["source"] is not None]
+    source = next((each for each in sources if each != cache.whole), cache.whole)
+    return _Done(counts, None if compiled or not sources else source, path)
+
+
+def _in_words(done: _Done, took: str) -> str:
+    if done.found:
+        return f"nothing: all found in {done.found}, in {took}"
+    return f"in {took}" + (f", kept for the next start in {done.archive}" if done.archive else "")
+
+
+def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:
+    try:
+        return archive.unpack(archives, name, whole, out.print)
+    except OSError as error:
+        _note(f"{whole}: {error.strerror}: the run's compiled graphs cannot be put there")
+        return None
+
+
+def _lock(whole: Path) -> FileLock:
+    """Of all processes of the node that use this folder."""
+    return FileLock(whole.with_name(f"{whole.name}.lock"))
+
+
+def _base() -> Path:
+    """The user's folder on this node, for all runs.
+
+    Raises:
+        BadInput: it cannot be made, or was made by somebody else.
+    """
+    given = os.environ.get(VARIABLE)
+    ours = Path(tempfile.gettempdir()) / f"imagenet-harness-{os.getuid()}"
+    base = Path(given).absolute() if given else ours
+    instead = f"set {VARIABLE} to a folder on this node's disk that is yours to write"
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        strange = not given and base.lstat().st_uid != os.getuid()
+    except OSError as error:
+        raise BadInput(f"{base}: {error.strerror}; {instead}") from None
+    # Libraries are loaded from here: in a folder that all may write to, its owner decides.
+    if strange or not os.access(base, os.W_OK):
+        raise BadInput(f"{base}: belongs to somebody else; {instead}")
+    return base
+
+
+def _note(text: str) -> None:
+    out.print(f"{'note':>12}: {text}")

@@ -1,0 +1,77 @@
+"""Control: what every rank does between two steps besides training: be alive, vote, obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from harness.monitor.watchdog import Stacks
+from harness.system.signals import Signals
+
+
+class Agreed(NamedTuple):
+    """What all ranks do at the same step: stop and leave the rest, save, end the training."""
+
+    stop: bool
+    save: bool
+    end: bool
+
+
+class Ballot:
+    """Flags that any rank may raise and that all ranks learn of at the same step.
+
+    Each `cast` starts an all-reduce of three small numbers in host memory, in a group of its own,
+    and returns what the one before came to: neither the device nor the gradients' collectives are
+    waited for. A rank that is gone shows here within a step, as gloo's connections break at once.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._flags = torch.zeros(3, dtype=torch.int32)
+        self._under_way: dist.Work | None = None
+
+    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
+        """Raise flags or not; returns which of them any rank had raised one call before."""
+        agreed = self._outcome()
+        self._flags = torch.tensor([stop, save, end], dtype=torch.int32)
+        self._under_way = dist.all_reduce(self._flags, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for the last vote, so that nobody leaves while another still needs an answer."""
+        self._outcome()
+
+    def _outcome(self) -> Agreed:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+        return Agreed(*map(bool, self._flags.tolist()))
+
+
+@dataclass
+class Pulse:
+    """One beat per step and per validation batch, on all ranks alike.
+
+    Attributes:
+        save_due: whether it is time for a checkpoint; rank 0's answer counts for all.
+        time_is_up: whether the training ends here; so does its.
+    """
+
+    ballot: Ballot
+    signals: Signals
+    stacks: Stacks | None
+    save_due: Callable[[], bool]
+    time_is_up: Callable[[], bool] = lambda: False
+
+    def beat(self) -> Agreed:
+        """What all ranks are to do here; raised on any rank one beat before."""
+        if self.stacks is not None:
+            self.stacks.alive()
+        return self.ballot.cast(
+            stop=self.signals.received is not None, save=self.save_due(), end=self.time_is_up()
+        )

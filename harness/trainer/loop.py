@@ -1,0 +1,280 @@
+"""Training: the step, the epoch, the evaluation, and the run that they make up."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.data.batch import Batch
+from harness.data.digest import Digest, digest_of, hexadecimal
+from harness.data.sets import Images
+from harness.data.stream import order
+from harness.distributed import World
+from harness.errors import RunFailed
+from harness.logging.schema import EpochDigest, Row
+from harness.monitor.clock import Clock
+from harness.monitor.stragglers import Peers
+from harness.optim import set_lr, sgd
+from harness.schedule import Event, after_period, last_step
+from harness.trainer import setup
+from harness.trainer.control import Pulse
+from harness.trainer.metrics import EvalCounts, Score, TrainCounts, mean_of_views
+from harness.trainer.mfu import Utilisation
+from harness.trainer.profiler import Profile, phase
+from harness.trainer.resolve import Resolved
+
+
+@dataclass
+class Training:
+    """All that the steps work on; what is needed to go on is taken by resume.py."""
+
+    resolved: Resolved
+    model: setup.Classifier
+    ddp: setup.Trained
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    counts: TrainCounts
+    clock: Clock
+    pulse: Pulse
+    peers: Peers
+    attempt: int = 1
+    profile: Profile | None = None
+    utilisation: Utilisation | None = None
+    digest: Digest = field(default_factory=Digest)
+    events: list[Event] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole training, as far as is known."""
+        return last_step(self.events, self.resolved.total_steps)
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether an epoch, or the run, ends here."""
+        whole = self.step % self.resolved.steps_per_epoch == 0
+        return self.step > 0 and (whole or self.step == self.last_step)
+
+    @property
+    def decided_here(self) -> list[str] | None:
+        """Events of this step, as its rows tell them."""
+        return [event.kind for event in self.events if event.step == self.step] or None
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.step / self.resolved.steps_per_epoch
+
+    @property
+    def images_seen(self) -> int:
+        """Training images seen by all ranks."""
+        return self.step * self.resolved.split.global_batch
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Between two steps: a row to write, a checkpoint to take, the last one before a stop."""
+
+    row: Row | None
+    save: bool
+    stop: bool
+
+
+class StopAgreed(Exception):
+    """All ranks are to stop here; what was done can be saved."""
+
+
+def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Training:
+    """The network with DDP and optimizer, warmed up: compiled, buckets in their final order."""
+    setup.set_up_torch(resolved)
+    model = setup.place(net, resolved)
+    ddp = setup.data_parallel(model, resolved)
+    fused = resolved.config.engine.fused_optimizer is not False  # auto: true
+    optimizer = sgd(model.parameters(), resolved.config.optim, fused=fused)
+    with clock.account("compile"):
+        setup.warm_up(ddp, optimizer, resolved)
+    return Training(
+        resolved=resolved,
+        model=model,
+        ddp=ddp,
+        optimizer=optimizer,
+        scaler=setup.grad_scaler(resolved),
+        counts=TrainCounts(
+            min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
+        ),
+        clock=clock,
+        pulse=pulse,
+        peers=Peers(resolved.world),
+    )
+
+
+def train_step(t: Training, batches: Iterator[Batch]) -> None:
+    """One step of SGD over a global batch; the host reads nothing from the device."""
+    split, smoothing = t.resolved.split, t.resolved.config.train.label_smoothing
+    shifts, device = t.model.pixels.of, t.resolved.world.device
+    for micro in range(split.accumulate):
+        with t.clock.waiting_for_data(), phase("wait for data"):
+            batch = next(batches)
+        last = micro == split.accumulate - 1
+        setup.seed_dropout(t.resolved, t.step * split.accumulate + micro)
+        with nullcontext() if last else t.ddp.no_sync():
+            with t.clock.computing():
+                with setup.autocast(t.resolved), phase("forward"):
+                    logits = t.ddp(batch.images, *shifts(batch.rows, device))
+                with phase("loss"):
+                    loss = nn.functional.cross_entropy(
+                        logits.float(), batch.labels, label_smoothing=smoothing
+                    )
+            with phase("backward"):
+                t.scaler.scale(loss / split.accumulate).backward()
+        with phase("counts"):
+            t.counts.add(loss, logits, batch.labels, share=1 / split.accumulate)
+            t.digest.add(batch.rows)
+    with phase("optimizer"):
+        set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
+        t.scaler.step(t.optimizer)
+        t.scaler.update()
+        setup.clear_gradients(t.optimizer, t.resolved)
+    t.counts.next_step()
+    t.step += 1
+
+
+def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
+    """Train to the end of the epoch, or of the run, with pauses for rows and checkpoints.
+
+    Raises:
+        StopAgreed: after the pause for the checkpoint.
+    """
+    config = t.resolved.config
+    every, save_every = config.log.every_steps, config.checkpoint.every_steps
+    t.model.train()
+    t.peers.begin()
+    t.clock.mark()
+    ends = False
+    while not ends:
+        if t.profile is not None and t.profile.before(t.step):
+            t.clock.mark_anew()
+        train_step(t, batches)
+        t.clock.mark()
+        stop, save, end = t.pulse.beat()
+        if end:
+            t.events.append(Event("time is up", t.step))
+        ends = t.ends_epoch  # the epoch's digest, checkpoint and then a stop come after
+        row = _train_row(t) if ends or t.step % every == 0 else None
+        stop = stop and not ends
+        save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
+        if row or save:
+            yield Pause(row, save, stop)
+        if save:
+            t.clock.mark_anew()
+        if stop:
+            raise StopAgreed
+    t.clock.forget_mark()
+
+
+def evaluate(
+    model: nn.Module, batches: Iterator[Batch], images: int, resolved: Resolved, pulse: Pulse
+) -> Score:
+    """Score the validation set, each image exactly once; the host reads once, at the end.
+
+    Raises:
+        StopAgreed: the score is not finished, the model is as it was.
+    """
+    world, views = resolved.world, resolved.eval_views
+    # Each rank has seen other batches: rank 0's running statistics are the model's.
+    world.broadcast_(list(model.buffers()))
+    counts = EvalCounts(world.device)
+    model.eval()
+    for _ in range(-(-images // (resolved.eval_images * world.size))):
+        if pulse.beat().stop:
+            raise StopAgreed
+        # Outside of inference mode: a tensor made within is of another kind, and recompiles.
+        batch = next(batches)
+        with torch.inference_mode():
+            with setup.autocast(resolved):
+                logits = model(batch.images)
+            counts.add(mean_of_views(logits.float(), views), batch.labels[::views])
+    score = counts.read(world)
+    assert score.images == images, f"{score.images} validation images counted, not {images}"
+    return score
+
+
+def end_epoch(t: Training, train_set: Images) -> EpochDigest:
+    """Fold what the ranks saw in this epoch; what was left out completes the dataset.
+
+    Raises:
+        RunFailed: it does not: an image was missed or shown twice.
+    """
+    world = t.resolved.world
+    words = world.sum_(torch.from_numpy(t.digest.words()).to(world.device)).tolist()
+    t.digest.clear()
+    epoch = (t.step - 1) // t.resolved.steps_per_epoch
+    ids = order(t.resolved.config.run.seed, epoch, len(train_set))
+    tail = digest_of(ids[words[0] :])
+    if (words[2] + tail - digest_of(np.arange(len(train_set)))) % 2**64:
+        raise RunFailed(
+            f"epoch {epoch}: the images seen and those left out do not make up the data set; "
+            "please report this with the run folder"
+        )
+    return EpochDigest(
+        epoch=epoch,
+        images=words[0],
+        order=hexadecimal(words[1]),
+        samples=hexadecimal(words[2]),
+        tail=hexadecimal(tail),
+    )
+
+
+def _train_row(t: Training) -> Row:
+    """The log point: here, and only here, the host waits for the device."""
+    period = t.counts.read(t.resolved.world, t.step)
+    times = t.clock.read_period()
+    top1_pct = 100 * period.correct1 / period.images
+    t.events += after_period(top1_pct, t.events, t.resolved.config.schedule, t.step)
+    steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
+    rate, used = period.images / times.train_s, t.utilisation
+    return Row(
+        kind="train",
+        attempt=t.attempt,
+        epoch=t.epoch,
+        step=t.step,
+        images_seen=t.images_seen,
+        train_s=t.clock.train_s,
+        wall_s=t.clock.wall_s,
+        lr=t.resolved.lr(t.step - 1, t.events),
+        loss=period.loss,
+        train_top1_pct=top1_pct,
+        train_top5_pct=100 * period.correct5 / period.images,
+        images_per_second=rate,
+        mfu_pct=used.mfu_pct(rate) if used else None,
+        memory_pct=used.memory_pct(rate) if used else None,
+        step_ms_mean=steps_ms.mean().item(),
+        step_ms_p50=steps_ms.quantile(0.5).item(),
+        step_ms_p95=steps_ms.quantile(0.95).item(),
+        data_wait_pct=100 * times.data_wait_s / times.train_s,
+        loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
+        memory_peak_gib=memory_peak_gib(t.resolved.world),
+        events=t.decided_here,
+        **t.peers.read(times, period.images, t.clock),
+    )
+
+
+def memory_other_gib(world: World) -> float | None:
+    """What else the GPU holds: DALI's buffers, NCCL's, the CUDA context; other processes too."""
+    if not world.on_gpu:
+        return None
+    free, total = torch.cuda.mem_get_info(world.device)
+    return (total - free - torch.cuda.memory_reserved(world.device)) / 2**30
+
+
+def memory_peak_gib(world: World) -> float:
+    """Torch's tensors on the device (on a CPU: resident memory) at their highest, this process."""
+    if world.on_gpu:
+        return torch.cuda.max_memory_allocated(world.device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

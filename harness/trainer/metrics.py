@@ -1,0 +1,159 @@
+"""Counts: sums kept on the device, added to in place, read by the host only at log points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.data.stream import PADDING
+from harness.distributed import World
+from harness.errors import NotFinite
+
+
+@dataclass(frozen=True)
+class Period:
+    """What the steps since the last log point came to, over all ranks."""
+
+    steps: int
+    images: int
+    loss: float
+    correct1: int
+    correct5: int
+
+
+class TrainCounts:
+    """Loss of each step and right answers, over one log period."""
+
+    def __init__(self, most_steps: int, device: torch.device) -> None:
+        self._losses = torch.zeros(most_steps, dtype=torch.float64, device=device)
+        self._correct = torch.zeros(2, dtype=torch.int64, device=device)
+        self._steps = self._images = 0
+
+    def open_period(self) -> tuple[Tensor, Tensor]:
+        """Right answers [2] and the loss of each step [steps] since the last log point."""
+        return self._correct, self._losses[: self._steps]
+
+    def go_on(self, correct: Tensor, losses: Tensor, world: World, images_per_step: int) -> None:
+        """Take up an open period.
+
+        Args:
+            correct: of each rank then, [ranks, 2].
+            losses: of each rank then, [ranks, steps]. On as many ranks as then, each gets its own
+                again, which keeps the order of summation and so the bits.
+            images_per_step: of this rank.
+        """
+        if len(losses) != world.size:
+            # Rank 0 takes up all, the others nothing; read() divides by the number of ranks.
+            share = float(world.is_main)
+            correct = (correct.sum(0) * world.is_main).expand(world.size, -1)
+            losses = (losses.mean(0) * world.size * share).expand(world.size, -1)
+        self._steps = losses.shape[1]
+        self._images = self._steps * images_per_step
+        self._correct.copy_(correct[world.rank])
+        self._losses = self._losses.new_zeros(self._steps + len(self._losses))
+        self._losses[: self._steps] = losses[world.rank]
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, share: float) -> None:
+        """Add a micro-batch, which makes up `share` of its step; no host read."""
+        self._losses[self._steps] += loss.detach() * share
+        self._correct += correct(logits.detach(), labels)
+        self._images += len(labels)
+
+    def next_step(self) -> None:
+        """The step is complete."""
+        self._steps += 1
+
+    def read(self, world: World, steps_done: int) -> Period:
+        """Sum over ranks, hand over to the host (the one host read of a period), begin anew.
+
+        Raises:
+            NotFinite: on all ranks; names the step.
+        """
+        losses = world.sum_(self._losses[: self._steps] / world.size).tolist()
+        correct1, correct5 = world.sum_(self._correct).tolist()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            raise NotFinite(
+                f"step {steps_done - len(losses) + bad + 1}: the loss is {losses[bad]}; lower "
+                "optim.lr_per_256 or lengthen schedule.warmup_epochs"
+            )
+        period = Period(
+            steps=self._steps,
+            images=self._images * world.size,
+            loss=math.fsum(losses) / max(1, self._steps),
+            correct1=correct1,
+            correct5=correct5,
+        )
+        self._losses.zero_()
+        self._correct.zero_()
+        self._steps = self._images = 0
+        return period
+
+
+@dataclass(frozen=True)
+class Score:
+    """Validation: sums over images that were each counted exactly once."""
+
+    images: int
+    loss: float
+    correct1: int
+    correct5: int
+
+    @property
+    def top1_pct(self) -> float:
+        """Share of images whose first guess is right."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5_pct(self) -> float:
+        """Share of images whose first five guesses hold the right one."""
+        return 100 * self.correct5 / self.images
+
+
+class EvalCounts:
+    """Loss, right answers and images of a validation, padding left out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch; labels of padding are `stream.PADDING`."""
+        self._loss += torch.nn.functional.cross_entropy(
+            logits.double(), labels, ignore_index=PADDING, reduction="sum"
+        )
+        self._counts[:2] += correct(logits, labels)
+        self._counts[2] += (labels != PADDING).sum()
+
+    def read(self, world: World) -> Score:
+        """Sum over ranks and hand over to the host.
+
+        Raises:
+            NotFinite: on all ranks.
+        """
+        loss = world.sum_(self._loss).item()
+        if not math.isfinite(loss):
+            raise NotFinite(f"validation: the loss is {loss}; the weights have diverged")
+        correct1, correct5, images = world.sum_(self._counts).tolist()
+        return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
+
+
+def mean_of_views(logits: Tensor, views: int) -> Tensor:
+    """Logits of each image from those of its views, which follow one another: [n views, classes].
+
+    The mean of the views' probabilities (Krizhevsky et al. 2012, 4.1), as its logarithm.
+    """
+    if views == 1:
+        return logits
+    each = logits.double().view(-1, views, logits.shape[1])
+    return each.softmax(dim=2).mean(dim=1).log()
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the first, and among the first five guesses: int64 [2]."""
+    guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = guesses == labels[:, None]  # padding equals no class
+    return torch.stack([hits[:, 0].sum(), hits.sum()])

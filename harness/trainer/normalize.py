@@ -1,0 +1,89 @@
+"""Pixels: from the bytes that a loader gives to the numbers that a network sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.config import Data
+from harness.data.augment import COLOUR_UNITS, Ints
+from harness.data.mean import MeanImage
+
+
+class Pixels(nn.Module):
+    """uint8 images [n, 3, px, px] minus mean, over standard deviation, shifted in colour if asked.
+
+    Here, inside what is compiled, rather than in the loader: a quarter of the bytes is moved.
+
+    Args:
+        mean_image: subtracted in place of `data.mean`. It is subtracted before padding, crop and
+            mirroring (He et al. 2015, 4.2), so each crop has its own part of it, and the padding
+            becomes the mean.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    parts: Tensor
+
+    def __init__(self, data: Data, mean_image: MeanImage | None = None) -> None:
+        super().__init__()
+        std = torch.tensor(data.std)
+        self.coloured = data.colour_std > 0
+        self.has_parts = mean_image is not None
+        self.pad_px = data.pad_px if data.augment == "pad_crop" else 0
+        mean = torch.zeros(3) if self.has_parts else torch.tensor(data.mean)
+        self._keep("scale", 1 / (std * 255))
+        self._keep("shift", -mean / std)
+        if mean_image is not None:
+            over_255 = torch.from_numpy(_parts(mean_image, self.pad_px)) / 255
+            parts = (over_255 / std[:, None, None].double()).float()
+            self.register_buffer("parts", parts, persistent=False)
+
+    def _keep(self, name: str, channels: Tensor) -> None:
+        self.register_buffer(name, channels.view(1, 3, 1, 1), persistent=False)
+
+    def of(self, rows: Ints, device: torch.device) -> tuple[Tensor | None, ...]:
+        """What `forward` takes besides the images: nothing, or (part, colour).
+
+        Args:
+            rows: of the images, [n, 12 or 15] (`Samples.rows`).
+        """
+        part = colour = None
+        if self.has_parts:
+            part = torch.from_numpy(self._part(rows)).to(device, non_blocking=True)
+        if self.coloured:
+            shift = rows[:, 12:15].astype(np.float32) / COLOUR_UNITS * 255
+            colour = torch.from_numpy(shift).to(device, non_blocking=True)
+        return (part, colour) if self.has_parts or self.coloured else ()
+
+    def forward(
+        self, images: Tensor, part: Tensor | None = None, colour: Tensor | None = None
+    ) -> Tensor:
+        """float32 [n, 3, px, px].
+
+        Args:
+            part: which part of the mean image, [n]; by default that of a whole image.
+            colour: added to R, G, B, [n, 3], in units of a byte.
+        """
+        pixels = images.float()
+        if colour is not None:
+            pixels = pixels + colour[:, :, None, None]
+        pixels = pixels * self.scale + self.shift
+        if self.has_parts:
+            whole = 2 * ((2 * self.pad_px + 1) * self.pad_px + self.pad_px)
+            pixels = pixels - (self.parts[whole] if part is None else self.parts[part])
+        return pixels
+
+    def _part(self, rows: Ints) -> Ints:
+        x, y, flip = rows[:, 9] + self.pad_px, rows[:, 10] + self.pad_px, rows[:, 11]
+        index: Ints = 2 * ((2 * self.pad_px + 1) * y + x) + flip
+        return index
+
+
+def _parts(mean_image: MeanImage, pad_px: int) -> MeanImage:
+    """The mean image as each crop has it: [2 (2 pad + 1)^2, 3, px, px], mirrored at odd places."""
+    px, places = len(mean_image), range(2 * pad_px + 1)
+    padded = np.pad(mean_image.transpose(2, 0, 1), ((0, 0), (pad_px, pad_px), (pad_px, pad_px)))
+    crops = [padded[:, y : y + px, x : x + px] for y in places for x in places]
+    return np.stack([side for crop in crops for side in (crop, crop[:, :, ::-1])])

@@ -1,0 +1,297 @@
+"""Report: what a run gathers while it goes, and leaves behind: rows, result, mirror, last words."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from harness import config as cfg
+from harness.data.sets import Images
+from harness.logging import wandb_run
+from harness.logging.rows import Recorder
+from harness.logging.schema import EpochDigest, Result, Row, RunEvent, Target
+from harness.logging.wandb import WandbMirror
+from harness.logging.wandb_account import choose_mode
+from harness.monitor.clock import Clock
+from harness.monitor.environment import environment, host_facts
+from harness.monitor.throttle import Throttle
+from harness.run_folder.folder import RunFolder, attempts
+from harness.schedule import ENDS, after_validation
+from harness.system.console import count, out
+from harness.trainer import setup
+from harness.trainer import summary as result
+from harness.trainer.loop import Training
+from harness.trainer.metrics import Score
+from harness.trainer.resolve import Resolved
+
+
+@dataclass
+class Report:
+    """All ranks gather; only rank 0, which has the folder, writes anything down."""
+
+    resolved: Resolved
+    folder: RunFolder  # of the run, on all ranks
+    writes: bool  # whether this rank is the one that writes into it
+    val_set: Images
+    train_set: Images | None
+    clock: Clock
+    rows: Recorder | None = None
+    mirror: WandbMirror | None = None
+    throttle: Throttle | None = None
+    result: Result | None = None
+    digests: list[EpochDigest] = field(default_factory=list)
+    scores: list[tuple[float, Score]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    target: Target | None = None
+    last_eval_s: float = 0.0
+    graphs_warm: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, keep_bytes: int) -> None:
+        """Write down who takes part; open rows and mirror.
+
+        Args:
+            keep_bytes: length of the rows that stay: those before the checkpoint gone on from.
+        """
+        world = self.resolved.world
+        ranks = world.gather(host_facts(world.device))
+        self.throttle = Throttle(world.device) if world.on_gpu else None
+        if not self.writes:
+            return
+        facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
+        self.folder.write_json("environment.json", facts)
+        out.print("\n".join(self.resolved.lines()))
+        self._note_the_unusual()
+        self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
+        self.mirror = self._open_mirror(facts)
+
+    def _images(self) -> dict[str, Any]:
+        """Where the images of either set lie; what is in memory makes a first epoch fast."""
+        sets = {"train": self.train_set, "val": self.val_set}
+        return {
+            name: images.dataset.facts()
+            for name, images in sets.items()
+            if images is not None and images.dataset is not None
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the record so far; rank 0's counts."""
+        config = self.resolved.config
+        return {
+            "of": {
+                "run_id": self.folder.run_id,
+                "result_fingerprint": cfg.fingerprint(config, "result"),
+                "speed_fingerprint": cfg.fingerprint(config, "speed"),
+            },
+            "digests": [each.model_dump() for each in self.digests],
+            "scores": [(epoch, asdict(score)) for epoch, score in self.scores],
+            "rows": self.rows.rows if self.rows else 0,
+            "rows_bytes": self.rows.bytes if self.rows else 0,
+        }
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up the record where a checkpoint was taken."""
+        self.digests = [EpochDigest(**each) for each in state["digests"]]
+        self.scores = [(epoch, Score(**score)) for epoch, score in state["scores"]]
+
+    def durable(self, rows: int) -> None:
+        """The first `rows` rows will never be trained again: W&B may have them; any thread."""
+        if self.mirror is not None:
+            self.mirror.release(rows)
+
+    def write(self, row: Row) -> None:
+        """A row, with the time left for the whole run."""
+        if self.rows is not None:
+            self.rows.write(row, left_s=self._left_s(row))
+        if self.mirror is not None:
+            self.mirror.live(row.model_dump(exclude_none=True))
+
+    def scored(self, score: Score, t: Training | None) -> None:
+        """Keep a score, and let the training know what follows from it; a collective."""
+        self.scores.append((t.epoch if t else 0.0, score))
+        if t is None:
+            return
+        # Rank 0 alone has the scores of earlier attempts.
+        history = [(epoch, each.top1_pct) for epoch, each in self.scores]
+        schedule, world = self.resolved.config.schedule, self.resolved.world
+        found = world.from_main(after_validation(history, schedule, t.step))
+        t.events += found
+        if any(event.kind == "target reached" for event in found):
+            assert schedule.stop_at_top1_pct is not None
+            self.target = Target(
+                top1_pct=schedule.stop_at_top1_pct,
+                val_top1_pct=score.top1_pct,
+                epoch=t.epoch,
+                step=t.step,
+                train_s=self.clock.train_s,
+                wall_s=self.clock.total_s,
+            )
+
+    def validated(self, score: Score, val_s: float, t: Training | None) -> None:
+        """Write down a validation, after some training or none."""
+        row = self._row("val", t).model_copy(
+            update={
+                "val_loss": score.loss,
+                "val_top1_pct": score.top1_pct,
+                "val_top5_pct": score.top5_pct,
+                "val_images": score.images,
+                "val_s": val_s,
+                "events": t.decided_here if t else None,
+            }
+        )
+        self.last_eval_s = val_s
+        self.write(row)
+
+    def stopped(self, t: Training | None) -> None:
+        """A signal ends this attempt; the one that goes on writes over this row."""
+        self.write(self._row("stop", t))
+
+    def _row(self, kind: Literal["val", "stop"], t: Training | None) -> Row:
+        return Row(
+            kind=kind,
+            attempt=self.folder.attempt,
+            epoch=t.epoch if t else 0.0,
+            step=t.step if t else 0,
+            images_seen=t.images_seen if t else 0,
+            train_s=self.clock.train_s,
+            wall_s=self.clock.wall_s,
+        )
+
+    def warmed_up(self) -> None:
+        """Graphs that are compiled from here on are recompilations."""
+        self.graphs_warm = setup.graph_counts()
+
+    def conclude(self, net: nn.Module, t: Training | None) -> None:
+        """The work is done; what remains is to write it down."""
+        if not self.writes:
+            return
+        self.result = _result(self, net, t)
+        if self.result.recompiles or self.result.graph_breaks:
+            self.result.notes.append(
+                f"{count(self.result.recompiles, 'recompile')} after the warm-up and "
+                f"{count(self.result.graph_breaks, 'graph break')}: the speed is not to be trusted"
+            )
+
+    def finish(self) -> None:
+        """The result is written before anything that may hang or fail: the network comes after.
+
+        Raises:
+            OSError: it cannot be written, or rows still wait for room on the disk.
+        """
+        if self.rows is None or self.result is None:
+            return
+        self.rows.sync()
+        self.folder.write_json("result.json", self.result.model_dump())
+        self.folder.set_state("finished")
+        self.durable(self.rows.rows)
+        self.result.wandb = self.close(self.result.model_dump(), exit_code=0)
+        self.folder.write_json("result.json", self.result.model_dump())
+
+    def close(self, summary: dict[str, Any], exit_code: int, timeout_s: float | None = None) -> str:
+        """End the bar and the mirror, whichever way the run ends; how the mirror ended."""
+        if self.rows is not None:
+            self.rows.close()
+        if self.mirror is None:
+            return "off"
+        limit = {} if timeout_s is None else {"timeout_s": timeout_s}
+        return self.mirror.finish(summary, exit_code, **limit)
+
+    def say_goodbye(self) -> None:
+        """The last lines: what came out, where it is, what to type next."""
+        if not self.writes or self.result is None:
+            return
+        done, path = self.result, self.folder.path
+        speed = done.images_per_second
+        rate = f", {speed:,.0f} images/s ({_what_rate_means(done)})" if speed else ""
+        out.print(f"validation top-1 {done.val_top1_pct:.2f} %{rate}")
+        if done.target is not None:
+            out.print(done.target.in_words())
+        for note in done.notes:
+            out.print(f"note: {note}")
+        if self.mirror is not None:
+            command = self.mirror.sync_command
+            out.print(f"W&B: {done.wandb}" + (f"; upload with: {command}" if command else ""))
+        out.print(f"result: {path}/result.json; see it with: harness show {path}")
+
+    def _left_s(self, row: Row) -> float | None:
+        resolved = self.resolved
+        left = resolved.total_steps - row.step
+        if not row.step or not left or set(row.events or ()) & set(ENDS):
+            return None
+        per_step_s = row.train_s / row.step
+        every = resolved.config.eval.every_epochs * resolved.steps_per_epoch
+        train_s, minutes = left * per_step_s, resolved.config.schedule.max_minutes
+        if minutes is not None and 60 * minutes - row.train_s < train_s:
+            return max(0.0, 60 * minutes - row.train_s) + self.last_eval_s
+        return train_s + -(-left // every) * self.last_eval_s
+
+    def _note_the_unusual(self) -> None:
+        data = self.resolved.config.data
+        if data.source == "torchvision":
+            self.notes.append("images read by the torchvision arm (Pillow), not by DALI")
+        if data.source == "synthetic":
+            self.notes.append("synthetic images: the accuracy means nothing")
+        if (steps := self.resolved.config.profile.steps) is not None:
+            self.notes.append(f"steps {steps} were profiled, which slows them")
+        for note in self.notes:
+            out.print(f"{'note':>12}: {note}")
+
+    def _open_mirror(self, facts: dict[str, Any]) -> WandbMirror | None:
+        config, folder = self.resolved.config, self.folder
+        mode, why = choose_mode(config.log.wandb, os.environ)
+        if why:
+            out.print(f"{'W&B':>12}: {why}")
+        if mode == "off":
+            return None
+        described = wandb_run.about(
+            config,
+            facts,
+            world_size=self.resolved.world.size,
+            precision=self.resolved.precision,
+            peak_lr=self.resolved.peak_lr if self.train_set else None,
+        )
+        return WandbMirror(
+            mode=mode,
+            run_id=folder.run_id,
+            name=folder.path.name,
+            project=config.log.project,
+            entity=config.log.entity,
+            folder=folder.path,
+            rows=folder.rows,
+            **described,
+        )
+
+
+def _what_rate_means(result: Result) -> str:
+    return (
+        f"{count(result.world_size, 'rank')}, waiting for data included, warm-up and validation not"
+    )
+
+
+def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
+    """The Result; `t` is none where weights were only scored."""
+    resolved, config = report.resolved, report.resolved.config
+    tries = attempts(report.folder.path)
+    return Result(
+        **result.identity(config, tries),
+        run_id=report.folder.run_id,
+        notes=[*report.notes, *result.changes_on_the_way(tries)],
+        model=config.model.name,
+        parameters=sum(p.numel() for p in net.parameters()),
+        epochs=t.epoch if t else 0.0,
+        steps=t.step if t else 0,
+        images_seen=t.images_seen if t else 0,
+        digests=report.digests,
+        wandb="off" if report.mirror is None else report.mirror.status,
+        **result.data_facts(config, report.train_set, report.val_set),
+        **result.engine_facts(resolved, training=t is not None),
+        events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
+        target=report.target,
+        slowed=report.throttle.slowed if report.throttle else [],
+        stragglers=t.peers.stragglers if t else [],
+        references=list(config.run.references),
+        **result.accuracy(report.scores),
+        **result.speed(resolved, report.clock, t, report.graphs_warm),
+    )

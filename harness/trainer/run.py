@@ -1,0 +1,285 @@
+"""One run, from what was asked to what is left behind. The only file that sees the whole of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from threading import Thread
+from typing import NoReturn
+
+from torch import nn
+
+from harness import checkpoint
+from harness import config as cfg
+from harness.data.batch import Batch
+from harness.data.sets import open_sets
+from harness.distributed import World, process_group, set_timeout
+from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
+from harness.logging import rank_log
+from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Stacks
+from harness.run_folder import folder as run_folder
+from harness.system import compilers
+from harness.system.console import out
+from harness.system.signals import Signals
+from harness.trainer import attempt as attempts
+from harness.trainer import compile_cache, setup
+from harness.trainer.checkpointing import Keeper
+from harness.trainer.control import Ballot, Pulse
+from harness.trainer.loop import StopAgreed, Training, end_epoch, evaluate, set_up, train_epoch
+from harness.trainer.mfu import of_printed_peaks
+from harness.trainer.profiler import Profile
+from harness.trainer.reporter import Report
+from harness.trainer.resolve import resolve
+
+STOP_MIRROR_S = 0.8
+"""After a signal every second counts; what W&B lacks then, the next attempt sends."""
+LAST_WORDS_S = 5.0
+"""The disk that a rank hangs on may be the one that its failure is to be written to."""
+
+
+def run(config: cfg.Config, world: World) -> None:
+    """Do what the config asks, or go on where an earlier attempt was ended; leave the record.
+
+    Raises:
+        BadInput: before anything is written.
+        RunFailed: training cannot go on.
+        Followed: another rank has failed before.
+        Stopped: a signal asked for it; the work done is saved.
+    """
+    clock = Clock(world.device)
+    train_set, val_set = open_sets(config)
+    resolved = resolve(config, world, train_set)
+    if resolved.compiled:
+        compilers.require(on_gpu=world.on_gpu)
+    if config.run.dry_run:
+        if world.is_main:
+            out.print("\n".join(resolved.lines()))
+        return
+    net = setup.network(resolved, val_set.classes)
+    with process_group(world, config.engine.warm_up_timeout_s):
+        attempt = attempts.begin(resolved, train_set, val_set)
+        if attempt is None:
+            return
+        folder = attempt.folder
+        if not world.is_main:
+            rank_log.divert(folder.path, world.rank, folder.attempt)
+        report = Report(resolved, folder, world.is_main, val_set, train_set, clock)
+        keeper = Keeper(attempt, report)
+        signals = Signals()
+        signals.catch()
+        stacks = Stacks(folder.stacks, folder.attempt, world.rank, partial(_hangs, attempt, world))
+        ballot = Ballot(config.engine.timeout_s)
+        pulse = Pulse(ballot, signals, stacks, keeper.due, partial(_time_is_up, report))
+        stacks.expect_life(config.engine.warm_up_timeout_s)
+        try:
+            report.begin(attempt.keep_bytes)
+            _work(report, net, keeper, pulse)
+            _finish(report, net, keeper)
+        except StopAgreed:
+            raise _stopped(report, keeper, pulse) from None
+        except BaseException as error:
+            stacks.failed(error)
+            first = run_folder.record_failure(folder.path, world.rank, error)
+            report.close({}, exit_code=1)
+            if not first and isinstance(error, Exception):
+                raise Followed(f"{type(error).__name__}: {error}") from error
+            raise
+        finally:
+            attempt.release()
+        pulse.ballot.close()
+        stacks.close()
+    report.say_goodbye()
+
+
+def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Train or score.
+
+    Raises:
+        NotFinite: says what can be gone on from.
+        RunFailed: another rank hangs; says where to look.
+    """
+    try:
+        if report.train_set is None:
+            _score(report, net, pulse)
+        else:
+            _train(report, net, keeper, pulse)
+    except NotFinite as error:
+        if keeper.training is None:
+            raise
+        raise NotFinite(f"{error}; {keeper.last_good(keeper.training)}") from error
+    except RuntimeError as error:  # what torch raises when a collective gives up
+        if pulse.stacks is None or (waited_s := pulse.stacks.waited_s) is None:
+            raise
+        raise RunFailed(
+            f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
+            f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
+        ) from error
+    finally:
+        if pulse.stacks is not None:
+            pulse.stacks.disarm()
+
+
+def _time_is_up(report: Report) -> bool:
+    minutes, clock = report.resolved.config.schedule.max_minutes, report.clock
+    return minutes is not None and report.writes and clock.train_s >= 60 * minutes
+
+
+def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
+    """End this process from another thread; the main one gets no turn any more."""
+    path = attempt.folder.path
+    error = RunFailed(
+        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
+        "(engine.warm_up_timeout_s while starting); "
+        f"where it stands is in {path}/stacks"
+    )
+    rank_log.tell_job(f"error: {error}")
+    record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
+    record.start()
+    record.join(LAST_WORDS_S)
+    os._exit(EXIT_FAILED)
+
+
+def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
+    """Epochs of training, each with its digest and checkpoint, some with an evaluation."""
+    resolved, train_set = report.resolved, report.train_set
+    assert train_set is not None
+    with _artefacts_kept(report):
+        t = set_up(resolved, net, report.clock, pulse)
+    report.warmed_up()
+    t.profile = _profile(report)
+    t.utilisation = of_printed_peaks(resolved, train_set.classes)
+    keeper.go_on(t)
+    val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
+    val_batches = _started(val_loader)
+    epoch, step = divmod(t.step, resolved.steps_per_epoch)
+    train_loader = resolved.loader.train(
+        train_set, resolved.split, epoch=epoch, step=step, epochs=resolved.config.schedule.epochs
+    )
+    batches = _started(train_loader) if t.step < t.last_step else train_loader
+    _limit_waiting(report, pulse)
+    if t.ends_epoch:  # a checkpoint lies between training and evaluation
+        _validate(report, t, val_batches)
+    while t.step < t.last_step:
+        _train_epoch(report, t, batches, keeper)
+        _validate(report, t, val_batches)
+    if t.profile is not None:
+        t.profile.close()
+    train_loader.close()
+    val_loader.close()
+
+
+def _profile(report: Report) -> Profile | None:
+    """What rank 0 is to profile, if anything."""
+    steps = report.resolved.config.profile.first_and_last
+    if steps is None or not report.resolved.world.is_main:
+        return None
+    return Profile(*steps, report.folder.path / "profile", report.resolved.world.device)
+
+
+def _train_epoch(report: Report, t: Training, batches: Iterator[Batch], keeper: Keeper) -> None:
+    assert report.train_set is not None
+    with t.clock.account("train"):
+        for pause in train_epoch(t, batches):
+            if pause.row is not None:
+                report.write(pause.row)
+            if pause.save:
+                keeper.save(t, must=pause.stop)
+        report.digests.append(end_epoch(t, report.train_set))
+    keeper.save(t, must=True)
+
+
+def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
+    """Evaluate, if this epoch's turn has come."""
+    resolved = report.resolved
+    last = t.step == t.last_step
+    if t.step // resolved.steps_per_epoch % resolved.config.eval.every_epochs and not last:
+        return
+    _evaluate(report, t.model, batches, t.pulse, t)
+
+
+def _evaluate(
+    report: Report, model: nn.Module, batches: Iterator[Batch], pulse: Pulse, t: Training | None
+) -> None:
+    with report.clock.account("evaluate"):
+        before_s = report.clock.wall_s
+        score = evaluate(model, batches, len(report.val_set), report.resolved, pulse)
+        report.scored(score, t)
+        report.validated(score, report.clock.wall_s - before_s, t)
+
+
+def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
+    """Evaluate given weights, without training."""
+    resolved = report.resolved
+    setup.set_up_torch(resolved)
+    model = setup.place(net, resolved)
+    with _artefacts_kept(report), report.clock.account("compile"):
+        setup.warm_up_eval(model, resolved)
+    report.warmed_up()
+    loader = resolved.loader.eval(report.val_set, resolved.eval_images)
+    batches = _started(loader)
+    _limit_waiting(report, pulse)
+    _evaluate(report, model, batches, pulse, None)
+    loader.close()
+
+
+def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
+    """For a warm-up: what it compiles stays with the run, so that its next start need not."""
+    return compile_cache.kept(report.resolved, report.folder, report.clock, report.val_set.classes)
+
+
+def _limit_waiting(report: Report, pulse: Pulse) -> None:
+    """All is compiled and started: from here on no rank keeps the others waiting for long."""
+    limit_s = report.resolved.config.engine.timeout_s
+    set_timeout(limit_s)
+    if pulse.stacks is not None:
+        pulse.stacks.expect_life(limit_s)
+
+
+def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
+    """Weights and result; the mirror's end comes last."""
+    path = report.folder.path
+    if report.throttle is not None:
+        report.throttle.end(report.resolved.world)
+    if report.writes:
+        try:
+            with report.clock.account("checkpoint"):
+                keeper.settle()
+                if keeper.training is not None:
+                    checkpoint.save_atomic({"model": net.state_dict()}, report.folder.weights)
+            report.conclude(net, keeper.training)
+            report.finish()
+        except OSError as error:
+            raise RunFailed(
+                f"{path}: {error.strerror}: all is trained, but the result could not be written; "
+                "make room and give the same command again: it goes on from "
+                f"{keeper.last or 'the start, as no checkpoint could be written either'}"
+            ) from None
+
+
+def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
+    """Leave everything so that the same command goes on; what to tell the user."""
+    world, t = report.resolved.world, keeper.training
+    # Every rank says the same: it may reach one before another, or only one at all.
+    signal = min(number for number in world.gather(pulse.signals.received) if number)
+    keeper.settle()
+    report.stopped(t)
+    if report.writes:
+        report.folder.set_state("stopped")
+    report.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
+    at = f"step {t.step:,} of {report.resolved.total_steps:,}" if t else "the validation"
+    saved = f"; saved as {keeper.last}" if keeper.last else ""
+    said = f"stopped by {signal.name} at {at}{saved}"
+    # A collective too: the launcher would end rank 0, still saving, when the others are gone.
+    said = world.from_main(said)
+    if pulse.stacks is not None:
+        pulse.stacks.close()
+    return Stopped(said, signal)
+
+
+def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """With the first batch made: the loader's start is start-up, not a slow first step."""
+    return itertools.chain([next(batches)], batches)

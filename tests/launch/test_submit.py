@@ -1,0 +1,293 @@
+"""launch/submit.py as far as no Slurm is needed: words, plans, verdicts, and the local executor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY, train
+from ranks import python
+
+from harness.doctor.chaos.compare import compare
+from harness.errors import BadInput
+from launch import ending, options, resources, sweep
+from launch.ending import Limits, Note
+
+SUBMIT = str(ROOT / "launch" / "submit.py")
+DATA = ("--data.train", "train", "--data.val", "val", "--train.global-batch", "32")
+STAMP = "20260102-030405"
+
+
+def submit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return python(SUBMIT, *words, cwd=cwd)
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("8h", 480), ("90m", 90), ("1h30m", 90), ("1.5h", 90), ("2d", 2880), ("1d12h", 2160),
+        ("45s", 1), ("90", 90), ("30:30", 31), ("8:00:00", 480), ("1-0", 1440), ("1-12:30", 2190),
+        ("1-00:00:00", 1440), ("2-01:00:30", 2941),
+    ],
+)  # fmt: skip
+def test_times_as_people_and_slurm_write_them(text: str, minutes: int) -> None:
+    assert resources.minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h", "h", "8x", "1:2:3:4", "1-2:3:4:5", "-5", "8 h"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time; write 8h, 90m or"):
+        resources.minutes(text)
+
+
+def test_sbatch_gets_what_was_asked() -> None:
+    words = "--nodes 4 --time 8h --partition gpu --qos long --slurm reservation=may --slurm hold"
+    asked, settings = options.parse([*words.split(), "--data.train", "x", "--optim.momentum", "-1"])
+    assert settings == ["--data.train", "x", "--optim.momentum", "-1"]
+    assert resources.parameters(asked) == {
+        "nodes": 4, "ntasks_per_node": 8, "gpus_per_node": 8, "exclusive": True, "mem": "0",
+        "time": 480, "signal_delay_s": 120, "partition": "gpu", "qos": "long",
+        "additional_parameters": {"requeue": True, "reservation": "may", "hold": True},
+    }  # fmt: skip
+    shared = "--gpus-per-node 0 --tasks-per-node 3 --cpus-per-task 2"
+    assert resources.parameters(options.parse(shared.split())[0]) == {
+        "nodes": 1, "ntasks_per_node": 3, "cpus_per_task": 2, "time": 1440, "signal_delay_s": 120,
+        "additional_parameters": {"requeue": True},
+    }  # fmt: skip
+
+
+# plans
+
+
+def plan(*words: str, sweeps: tuple[str, ...] = (), seeds: int = 1) -> sweep.Plan:
+    return sweep.plan(
+        [str(ROOT / "configs/resnet50_90ep.yaml"), *DATA, *words], sweeps, seeds, STAMP
+    )
+
+
+def names(of: sweep.Plan) -> list[str | None]:
+    return [config.run.name for config in of.runs]
+
+
+def test_a_run_is_named_when_it_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # submitted from within a job
+    of = plan()
+    assert names(of) == [f"resnet50_90ep-s0-{STAMP}"]
+    assert of.folder == Path(f"runs/_submitted/resnet50_90ep-s0-{STAMP}")
+    assert of.run_folders == [Path(f"runs/resnet50_90ep-s0-{STAMP}")]
+    named = plan("--run.name", "mine", "--run.root", "there")
+    assert names(named) == ["mine"]
+    assert named.folder == Path(f"there/_submitted/mine-{STAMP}")
+
+
+def test_seeds_and_values_make_every_combination() -> None:
+    of = plan("--run.seed=3", sweeps=("optim.lr-per-256=0.05,0.1",), seeds=2)
+    assert of.name == f"resnet50_90ep-{STAMP}"
+    assert names(of) == [
+        f"resnet50_90ep-s{seed}-lr_per_256-{lr}-{STAMP}"
+        for lr in ("0.05", "0.1")
+        for seed in (3, 4)
+    ]
+    assert [(c.optim.lr_per_256, c.run.seed) for c in of.runs] == [
+        (0.05, 3), (0.05, 4), (0.1, 3), (0.1, 4)
+    ]  # fmt: skip
+    assert names(plan("--run.name", "mine", seeds=2)) == ["mine-s0", "mine-s1"]
+
+
+def test_values_that_are_lists_are_parted_by_semicolons() -> None:
+    of = plan(sweeps=("schedule.drop_epochs=30,60;40,80",))
+    assert [config.schedule.drop_epochs for config in of.runs] == [(30, 60), (40, 80)]
+    with pytest.raises(BadInput, match="is a list; part its values with ;"):
+        plan(sweeps=("schedule.drop-epochs=30,60",))
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "says"),
+    [
+        (("optim.lr-per-256=0.1,abc",), "--optim.lr-per-256: expected number, got abc"),
+        (("optim.lr-per-257=0.1",), "--optim.lr-per-257: no such flag; did you mean --optim.lr-p"),
+        (("optim.lr-per-256",), "--sweep optim.lr-per-256: write it as section.key=VALUE,VALUE"),
+        (("run.seed=1,2", "run.seed=3"), "run.seed: is varied twice"),
+        (("run.name=a,b",), "run.name: runs are named by what is varied"),
+        (("optim.momentum=0.9,0.9",), "gives the same run twice"),
+        (("optim.momentum=0.9,0",), "optim.nesterov: needs optim.momentum over 0"),
+    ],
+)
+def test_every_run_of_a_sweep_is_checked(sweeps: tuple[str, ...], says: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        plan("--optim.nesterov", "true", sweeps=sweeps)
+    assert says in str(refused.value)
+
+
+# the command
+
+
+def test_a_dry_run_shows_the_script_and_writes_nothing(tmp_path: Path) -> None:
+    words = (
+        "--nodes",
+        "2",
+        "--partition",
+        "gpu",
+        "--time",
+        "8h",
+        "--seeds",
+        "3",
+        "--parallel",
+        "2",
+    )
+    done = submit(*words, "--train.global-batch", "32", "--dry-run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    lines = done.stdout.splitlines()
+    for line in ("--array=0-2%2", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8",
+                 "--time=480", "--signal=USR2@120", "--requeue", "--open-mode=append"):  # fmt: skip
+        assert f"#SBATCH {line}" in lines
+    (srun,) = [line for line in lines if line.startswith("srun ")]
+    assert " --kill-on-bad-exit=1 " in srun
+    assert " -m submitit.core._submit " in srun
+    assert "job: JOB: 3 runs on 2 nodes x 8 GPUs, up to 8 h 00 min at a time" in done.stdout
+    runs = [line.split(": ")[1] for line in lines if line.strip().startswith("run:")]
+    assert [run[: run.index("-2")] for run in runs] == [f"runs/quickstart-s{n}" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("nope.yaml", "nope.yaml: No such file or directory; give a config file, see configs/"),
+        ("--optim.momentum x", "--optim.momentum: expected number, got x"),
+        (
+            "--seeds 2 --sweep optim.lr-per-256=1,-1",
+            "--optim.lr-per-256: must be greater than 0, got -1",
+        ),
+        ("--nodes 3", "train.global_batch: 100 does not divide over 24 ranks; use 96 or 120"),
+        ("--nodse 3", "--nodse: no such option; did you mean --nodes?"),
+        ("--time 8x", "--time: '8x' is no time; write 8h, 90m or 1-12:00:00"),
+        ("--time 1m", "--signal-delay-s: a job of 1 min cannot be told to save 120 s before its"),
+        ("--tasks-per-node 2", "--tasks-per-node: there is one rank per GPU; without GPUs add"),
+        (
+            "--gpus-per-node 1 --run.dry-run",
+            "run.dry_run: --dry-run shows the plan and submits nothing",
+        ),
+        (
+            "--gpus-per-node 1 --local --nodes 2",
+            "--local: is for this machine alone; leave out --nodes",
+        ),
+        ("--gpus-per-node 1", "sbatch: not found; submit on a login node, or try it here: --local"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch here
+    done = submit(*words.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {says}")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submitting_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from launch.submit import submit; "
+        "submit(['--dry-run', '--gpus-per-node', '1']); assert 'torch' not in sys.modules"
+    )
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, check=True)
+
+
+# the end of a job
+
+RUNNING = {"JobState": "RUNNING", "Restarts": "1", "PreemptTime": "None"}
+PREEMPTED = RUNNING | {"PreemptTime": "2026-01-02T03:04:05"}
+LIMITS = Limits(restarts=3, requeues=10)
+
+
+def stopped(by: signal.Signals) -> Note:
+    return Note(0, "node1", 128 + by, "stopped", signal=by)
+
+
+BROKE = Note(3, "node2", 1, "RuntimeError: connection reset by peer")
+REFUSED = Note(0, "node1", 2, "data.train: no such folder", known=True)
+NOT_FINITE = Note(1, "node1", 1, "loss is not finite", known=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "note", "job", "failures", "again"),
+    [
+        (0, None, RUNNING, 0, False),
+        (140, stopped(signal.SIGUSR2), RUNNING, 9, True),
+        (138, stopped(signal.SIGUSR1), RUNNING, 0, True),
+        (143, stopped(signal.SIGTERM), PREEMPTED, 0, True),
+        (143, stopped(signal.SIGTERM), RUNNING, 0, False),
+        (130, stopped(signal.SIGINT), RUNNING, 0, False),
+        (140, None, RUNNING, 0, True),  # too early for a note
+        (140, stopped(signal.SIGUSR2), {"JobState": "CANCELLED"}, 0, False),
+        (143, stopped(signal.SIGTERM), {"JobState": "PENDING"}, 0, False),
+        (140, stopped(signal.SIGUSR2), RUNNING | {"Restarts": "10"}, 0, False),
+        (137, None, RUNNING, 0, True),
+        (1, BROKE, RUNNING, 2, True),
+        (1, BROKE, RUNNING, 3, False),
+        (1, BROKE, PREEMPTED, 3, True),
+        (2, REFUSED, RUNNING, 0, False),
+        (1, NOT_FINITE, PREEMPTED, 0, False),
+        (1, BROKE, {}, 0, False),  # Slurm does not answer
+    ],
+)
+def test_who_goes_back_into_the_queue(
+    code: int, note: Note | None, job: dict[str, str], failures: int, again: bool
+) -> None:
+    assert ending.decide(code, note, job, failures, LIMITS).again is again
+
+
+def test_the_first_rank_leaves_the_note(tmp_path: Path) -> None:
+    path = ending.place(tmp_path, "12_3", 1)
+    assert ending.read(path) is None
+    assert ending.leave(path, BROKE)
+    assert not ending.leave(path, REFUSED)
+    assert ending.read(path) == BROKE
+    path.write_text('{"rank": 1, "ho')
+    assert ending.read(path) is None
+
+
+# the local executor
+
+
+@pytest.mark.slow
+def test_a_local_run_saves_goes_on_and_ends_as_under_torchrun(tmp_path: Path, photos: Path) -> None:
+    flags = [
+        *TINY,
+        "--data.train",
+        str(photos),
+        "--data.val",
+        str(photos),
+        "--schedule.epochs",
+        "6",
+    ]
+    flags += ["--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-steps", "4"]
+    flags += ["--engine.bucket-mb", "0.1"]
+    done = train(*flags, "--run.name", "plain", ranks=3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = ["--local", "--gpus-per-node", "0", "--tasks-per-node", "3", "--run.name", "submitted"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        here = subprocess.Popen(
+            [sys.executable, SUBMIT, *flags, *words], cwd=tmp_path, stdout=file, stderr=file
+        )
+    rows = tmp_path / "runs" / "submitted" / "rows.jsonl"
+    while here.poll() is None and not (rows.exists() and rows.stat().st_size):
+        time.sleep(0.1)
+    owner = json.loads((rows.parent / "lease.json").read_text())
+    os.kill(owner["pid"], signal.SIGUSR2)  # rank 0 alone
+    assert here.wait(timeout=240) == 0, log.read_text()
+    assert ": stopped by SIGUSR2 at step" in log.read_text()
+    assert compare(tmp_path / "runs" / "plain", tmp_path / "runs" / "submitted") == []

@@ -1,0 +1,306 @@
+"""Who holds up the others, and what the GPUs use: never said of whom it is not true."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median_low
+from typing import Any, cast
+
+import pynvml as real_pynvml
+import pytest
+import torch
+from helpers import TINY, TRAIN, on_gpu
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import python
+
+from harness.distributed import World
+from harness.monitor import nvml
+from harness.monitor.energy import Energy
+from harness.monitor.nvml import Nvml
+from harness.monitor.stragglers import LEAST_PERIODS, SLOWER, Stragglers, who
+from harness.monitor.throttle import Throttle, in_words
+
+FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "120",
+         "--train.global-batch", "12", "--log.every-steps", "2"]  # fmt: skip
+SLOW_RANK = f"""
+import os, runpy, sys, time
+from harness import engine
+forward = engine.Classifier.forward
+def slow(self, *args):
+    time.sleep(0.3)  # more than a loaded machine may add to the others
+    return forward(self, *args)
+if os.environ["RANK"] == "1":
+    engine.Classifier.forward = slow
+runpy.run_path({TRAIN!r}, run_name="__main__")
+"""
+
+
+@given(st.lists(st.lists(st.floats(1, 100), min_size=4, max_size=4), min_size=1, max_size=12))
+def test_slow_is_who_is_slower_than_the_median_in_most_periods(periods: list[list[float]]) -> None:
+    stragglers = Stragglers()
+    named = [slow.rank for each in periods for slow in stragglers.period(each, [0.0] * 4)]
+    assert len(named) == len(set(named)), "each is named once"
+    for rank in range(4):
+        slower = [each[rank] > SLOWER * median_low(each) for each in periods]
+        ever = any(sum(slower[:n]) > n / 2 for n in range(LEAST_PERIODS, len(periods) + 1))
+        assert (rank in named) == ever
+
+
+def test_who_waits_for_data_longer_than_the_others_is_named_too() -> None:
+    stragglers = Stragglers()
+    found = [stragglers.period([10.0, 10.0, 10.0], [1.0, 30.0, 2.0]) for _ in range(4)]
+    assert [[slow.rank for slow in each] for each in found] == [[], [], [1], []]
+    assert "waits for data 30 % of the time, the median rank 2 %" in found[2][0].why
+
+
+def test_one_rank_has_nobody_to_be_slower_than() -> None:
+    stragglers = Stragglers()
+    assert not any(stragglers.period([float(n)], [50.0]) for n in range(1, 9))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> tuple[Path, str]:
+    """A run of three ranks of which one computes more slowly."""
+    cwd = tmp_path_factory.mktemp("slow")
+    script = cwd / "slow.py"
+    script.write_text(SLOW_RANK)
+    done = python(script, *on_gpu(), *FLAGS, ranks=3, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (cwd / "runs").iterdir()
+    return folder, done.stdout
+
+
+@pytest.mark.gpu_too
+def test_a_slow_rank_is_named(run: tuple[Path, str]) -> None:
+    folder, printed = run
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert len(trained) == 5
+    for row in trained:
+        assert row["slowest_rank"] == 1
+        assert row["compute_ms_slowest"] > max(150, SLOWER * row["compute_ms_median"])
+    result = json.loads((folder / "result.json").read_text())
+    (line,) = result["stragglers"]
+    assert line.startswith("rank 1 (")
+    assert "slow in 3 of the last 3 log periods" in line
+    assert printed.count(f"slow: {line}") == 1
+    shown = python("-m", "harness", "show", folder)
+    assert "rank 1 (" in shown.stdout
+
+
+def test_on_a_cpu_energy_is_not_measured(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    result = json.loads((folder / "result.json").read_text())
+    assert result["energy_kj"] is result["images_per_joule"] is None
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert not any({"power_w", "images_per_joule"} & row.keys() for row in rows)
+    shown = python("-m", "harness", "show", folder)
+    assert "energy" in shown.stdout
+    assert "not measured" in shown.stdout
+    assert math.isnan(Energy(torch.device("cpu")).used_j())
+
+
+def test_of_a_single_rank_there_is_a_median_and_no_slowest(finished_run: Path) -> None:
+    rows = [json.loads(line) for line in (finished_run / "rows.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert trained
+    for row in trained:
+        assert 0 < row["compute_ms_median"] < row["step_ms_mean"]
+        assert not {"slowest_rank", "compute_ms_slowest", "data_wait_most_pct"} & row.keys()
+
+
+class Pynvml(types.ModuleType):
+    """As much of pynvml as is used, and a GPU: 250 W, warm, its counter has gone round before.
+
+    Args:
+        lacks: functions that this version, or its driver, does not have.
+    """
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *lacks: str) -> None:
+        super().__init__("pynvml")
+        self.millijoules, self.bits = 7_000_000, 0
+        self.looks: list[float] = []
+        self.lacks = set(lacks)
+        for name in lacks:  # of the package; what the driver lacks is raised
+            if name.endswith("EventReasons"):
+                setattr(self, name, None)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("nvmlDevice") and name in self.lacks:
+            if value is None:
+                raise AttributeError(name)
+
+            def fails(*_: object) -> None:
+                raise self.NVMLError
+
+            return fails
+        return value
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "GPU-1":
+            raise self.NVMLError
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "GPU-1"
+        return self.millijoules
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:
+        self.looks.append(time.monotonic())
+        return self.bits
+
+    nvmlDeviceGetCurrentClocksThrottleReasons = nvmlDeviceGetCurrentClocksEventReasons
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str, version: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(used=3 * 2**29)
+
+    def nvmlDeviceGetSerial(self, handle: str) -> str:
+        return "1652"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
+        return 1410
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
+        return 1980
+
+
+HOT, CAPPED, IDLE = 0x40, 0x04, 0x01
+EVENTS, THROTTLE = (f"nvmlDeviceGetCurrentClocks{name}Reasons" for name in ("Event", "Throttle"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-1")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def pynvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
+    """Plant a pynvml."""
+
+    def plant(*lacks: str) -> Pynvml:
+        module = Pynvml(*lacks)
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        return module
+
+    return plant
+
+
+def test_joules_are_counted_from_mark_to_mark(
+    pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    module = pynvml()
+    used = Energy(gpu)
+    used.mark()
+    module.millijoules += 2_500_000
+    assert used.used_j() == 2500
+    module.millijoules += 1000
+    used.mark()
+    module.millijoules += 500
+    assert used.used_j() == 0.5
+    module.lacks.add("nvmlDeviceGetTotalEnergyConsumption")
+    assert math.isnan(used.used_j())
+
+
+def test_a_gpu_without_a_counter_or_a_name_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    pynvml("nvmlDeviceGetTotalEnergyConsumption")
+    assert Nvml(gpu).energy_j() is None
+    pynvml()
+    assert Nvml(gpu).energy_j() == 7000
+    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-of-another-job")
+    assert Nvml(gpu).energy_j() is Nvml(gpu).slowed() is None
+    assert Nvml(gpu).description() == []
+
+
+def test_a_gpu_says_its_serial_clock_and_what_slows_it(
+    pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    pynvml().bits = HOT | CAPPED | IDLE
+    assert Nvml(gpu).memory_used_gib() == 1.5
+    expected = ["serial 1652", "1410 of 1980 MHz", "too hot (hardware)", "at its power cap"]
+    assert Nvml(gpu).description() == expected
+    pynvml("nvmlDeviceGetSerial", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetMemoryInfo")
+    assert Nvml(gpu).description() == []
+    assert Nvml(gpu).memory_used_gib() is None
+
+
+@pytest.mark.parametrize("lacks", [(), (EVENTS,)])
+def test_bits_of_nvml_are_the_reasons_of_nvidia_smi(
+    pynvml: Callable[..., Pynvml], gpu: torch.device, lacks: tuple[str, ...]
+) -> None:
+    """By the names that the real pynvml gives them; an old one knows other names of functions."""
+    module = pynvml(*lacks)
+    for reason in nvml.SLOWED:
+        name = "".join(word.capitalize() for word in reason.split("_"))
+        module.bits = getattr(real_pynvml, f"nvmlClocksThrottleReason{name}") | IDLE
+        assert Nvml(gpu).slowed() == (reason,)
+    module.bits = IDLE
+    assert Nvml(gpu).slowed() == ()
+    pynvml(EVENTS, THROTTLE)
+    assert Nvml(gpu).slowed() is None
+
+
+def slowed_after(module: Pynvml, gpu: torch.device, looks: int) -> list[str]:
+    """What is told after so many looks, where another rank has seen nothing."""
+    world = types.SimpleNamespace(gather=lambda mine: [[], mine])
+    throttle = Throttle(gpu, every_s=0.001)
+    until = time.monotonic() + 60
+    while len(module.looks) < looks:
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    throttle.end(cast(World, world))
+    return throttle.slowed
+
+
+def test_clocks_that_are_held_down_during_a_run_are_seen(
+    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
+    module = pynvml()
+    module.bits = HOT
+    assert slowed_after(module, gpu, looks=5) == ["too hot (hardware): rank 1"]
+    module = pynvml()
+    module.bits = CAPPED
+    assert slowed_after(module, gpu, looks=5) == [], "a well used GPU is"
+    assert slowed_after(pynvml(EVENTS, THROTTLE), gpu, looks=0) == []
+
+
+def test_whose_clocks_were_held_down() -> None:
+    assert in_words([[]]) == in_words([[], []]) == []
+    hot = "hw_thermal_slowdown"
+    assert in_words([[hot]]) == ["too hot (hardware)"]
+    assert in_words([[], [hot, "hw_slowdown"], [], [hot]]) == [
+        "too hot (hardware): rank 1, 3", "slowed by hardware: rank 1",
+    ]  # fmt: skip
+    assert in_words([[hot]] * 11) == ["too hot (hardware): rank 0, 1, 2, 3, 4, 5, 6, 7 and 3 more"]
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_uses_energy_and_says_who_it_is() -> None:
+    device = torch.device("cuda")
+    used = Energy(device)
+    used.mark()
+    a = torch.ones(4096, 4096, device=device)
+    for _ in range(200):
+        a = a @ a
+    torch.cuda.synchronize()
+    assert used.used_j() > 0
+    assert "GPU-" in who(device)
+    assert Nvml(device).slowed() is not None
+    assert (Nvml(device).memory_used_gib() or 0) > 0
