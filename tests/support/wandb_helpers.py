@@ -21,7 +21,7 @@ CHILD_ROWS = 1001
 CHILD = f"""
 import json, sys, time
 from pathlib import Path
-from harness.record.wandb import WandbMirror
+from harness.logging.wandb import WandbMirror
 
 arguments = json.loads(sys.argv[1])
 mirror = WandbMirror(**arguments | {{key: Path(arguments[key]) for key in ("folder", "rows")}})
