@@ -21,7 +21,6 @@ from harness import errors
 from harness.config import load
 from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Followed, Stopped
 from harness.logging import rank_log
-from launch import slurm
 
 
 def main() -> None:
@@ -41,7 +40,10 @@ def main() -> None:
 def work(argv: Sequence[str]) -> None:
     """Train, or score, as the words say, in the place that the environment names."""
     config = load.load(argv)
-    os.environ.update(slurm.identity())
+    if "SLURM_PROCID" in os.environ:
+        from launch import slurm
+
+        os.environ.update(slurm.identity())
     # Torch takes seconds to import: a typo has been rejected by now.
     from harness import distributed
     from harness.trainer import run

@@ -25,7 +25,7 @@ ROWS = [
 ]
 """From bottom to top; a file may import what lies in lower rows, and its own folder."""
 
-MOST_MODULES, MOST_LINES = 91, 11_900
+MOST_MODULES, MOST_LINES = 75, 10_200
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
@@ -114,10 +114,8 @@ def test_a_training_loads_no_more_than_its_budget(tmp_path: Path) -> None:
         "runpy.run_path('launch/train.py', run_name='__main__')"
     )
     flags = [
-        *("--data.source", "synthetic", "--data.synthetic-images", "8", "--data.image-px", "32"),
-        *("--data.synthetic-val-images", "4", "--data.eval-resize-px", "0"),
-        *("--model.name", "resnet20", "--train.global-batch", "4", "--schedule.max-steps", "1"),
-        *("--engine.compile", "false", "--log.wandb", "off", "--run.root", str(tmp_path)),
+        *("--model.name", "resnet20", "--schedule.max-steps", "1", "--engine.compile", "false"),
+        *("--log.wandb", "off", "--run.root", str(tmp_path)),
     ]
     done = subprocess.run(
         [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness import config as cfg
-from harness.data import calibrate, dali_info, stream
+from harness.data import dali_info, stream
 from harness.data.batch import Batches
 from harness.data.dataset import Dataset, allow_open_files
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
-from harness.data.synthetic import SyntheticBatches
 from harness.distributed import World
 from harness.errors import BadInput
-from harness.system.parallel import in_parallel
 
 if TYPE_CHECKING:
+    from harness.data.calibrate import Demand
     from harness.data.dali import DaliBatches
 
 ENDLESS = 2**30
@@ -42,7 +41,7 @@ class Loader:
         world: World,
         train: Images | None = None,
         split: Split | None = None,
-        demand: calibrate.Demand | None = None,
+        demand: Demand | None = None,
     ) -> Loader:
         """Settle `auto` and 0.
 
@@ -71,8 +70,10 @@ class Loader:
             return on_gpu
         return replace(on_gpu, decode=on_gpu.best_decode(train, split, demand))
 
-    def best_decode(self, images: Images, split: Split, demand: calibrate.Demand | None) -> str:
+    def best_decode(self, images: Images, split: Split, demand: Demand | None) -> str:
         """Tried out on this node, unless it was before."""
+        from harness.data import calibrate
+
         data = self.data
         key = {
             "device": torch.cuda.get_device_name(self.world.device),
@@ -103,6 +104,9 @@ class Loader:
 
     def _read_once(self, images: Images, split: Split) -> None:
         """Bring the bytes of the first batches, and of those asked for ahead, into memory."""
+        from harness.data import calibrate
+        from harness.system.parallel import in_parallel
+
         assert images.dataset is not None
         ahead = self.data.read_ahead_batches + self.data.prefetch_batches + 1
         batches = itertools.islice(
@@ -150,6 +154,8 @@ class Loader:
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
         steps, data, device = images.stream.law.steps, self.data, self.world.device
         if images.dataset is None:
+            from harness.data.synthetic import SyntheticBatches
+
             return SyntheticBatches(
                 samples, local_batch=local_batch, out_px=data.image_px, device=device
             )

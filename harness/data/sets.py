@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness import config as cfg
-from harness.data import augment, demo, stream
+from harness.data import augment, stream
 from harness.data.augment import Law
 from harness.data.dataset import Dataset, open_folder, same_classes
-from harness.data.mean import MeanImage, check_one_size, mean_image
 from harness.data.stream import Stream
 from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    from harness.data.mean import MeanImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,8 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
     train_part, val = _open_datasets(data)
     val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
     if data.mean_image:
+        from harness.data.mean import check_one_size
+
         assert train_part is not None, "rules.py asks for data.train"
         check_one_size(train_part, data.image_px)
         check_one_size(val, data.image_px)
@@ -76,6 +81,8 @@ def mean_of_training(data: cfg.Data) -> MeanImage | None:
     """The mean image that the config asks to subtract, if it does."""
     if not data.mean_image:
         return None
+    from harness.data.mean import mean_image
+
     train_part, _ = _open_datasets(data)
     assert train_part is not None
     return mean_image(train_part, data.image_px)
@@ -135,7 +142,11 @@ def protocol(config: cfg.Config) -> str:
 
 
 def _open(folder: str, split: str) -> Dataset:
-    return open_folder(demo.ensure(split) if folder == "demo" else Path(folder))
+    if folder == "demo":
+        from harness.data import demo
+
+        return open_folder(demo.ensure(split))
+    return open_folder(Path(folder))
 
 
 def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:

@@ -9,8 +9,6 @@ from torch import nn
 from harness import config
 from harness.config.rules import network_rules
 from harness.errors import BadInput
-from harness.models.densenet import densenet
-from harness.models.ghost_batchnorm import use_groups
 from harness.models.resnet import BasicBlock, Block, Bottleneck, Shortcut, Stem, resnet
 
 __all__ = ["MODELS", "Dense", "Residual", "build"]
@@ -106,6 +104,8 @@ def build(model: config.Model, classes: int) -> nn.Module:
     else:
         network = _residual(spec, model, classes)
     if model.bn_images is not None:
+        from harness.models.ghost_batchnorm import use_groups
+
         use_groups(network, model.bn_images)
     return network
 
@@ -125,6 +125,8 @@ def _residual(spec: Residual, model: config.Model, classes: int) -> nn.Module:
 
 
 def _dense(spec: Dense, model: config.Model, classes: int) -> nn.Module:
+    from harness.models.densenet import densenet
+
     return densenet(
         spec.blocks,
         spec.growth,

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,14 +26,16 @@ from harness.schedule import Event, after_period, last_step
 from harness.trainer import setup
 from harness.trainer.control import Pulse
 from harness.trainer.metrics import EvalCounts, Score, TrainCounts, mean_of_views
-from harness.trainer.mfu import Utilisation
 from harness.trainer.profiler import Profile, phase
 from harness.trainer.resolve import Resolved
+
+if TYPE_CHECKING:
+    from harness.trainer.mfu import Utilisation
 
 
 @dataclass
 class Training:
-    """All that the steps work on; what is needed to go on is taken by resume.py."""
+    """All that the steps work on; what is needed to go on is taken by checkpointing.py."""
 
     resolved: Resolved
     model: setup.Classifier

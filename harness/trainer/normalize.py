@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness.config import Data
 from harness.data.augment import COLOUR_UNITS, Ints
-from harness.data.mean import MeanImage
+
+if TYPE_CHECKING:
+    from harness.data.mean import MeanImage
 
 
 class Pixels(nn.Module):

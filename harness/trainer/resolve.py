@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from harness import config as cfg
 from harness.config.rules import CUDA_GRAPH_MODES, compiles, engine_rules, per_rank, refuse
-from harness.data.calibrate import Demand
 from harness.data.loader import Loader
 from harness.data.sets import Images
 from harness.data.stream import Split
 from harness.distributed import World
 from harness.errors import BadInput
-from harness.monitor.environment import cpu_info
-from harness.monitor.peaks import measured, training_bound
 from harness.schedule import Event, learning_rate, peak_lr, warmup_start_lr
 from harness.system.console import count
+
+if TYPE_CHECKING:
+    from harness.data.calibrate import Demand
 
 FEW_IMAGES = 64
 """Of a local batch: a GPU is not filled by fewer."""
@@ -142,17 +143,11 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     compiled = compiles(config.engine, on_gpu=world.on_gpu)
     refuse(engine_rules(config.engine, compiled=compiled, on_gpu=world.on_gpu))
     precision = resolve_precision(config.engine.precision, on_gpu=world.on_gpu)
-    demand = Demand(
-        {"model": config.model.name, "precision": precision, "cpu": cpu_info().get("model name")},
-        lambda: training_bound(
-            config, world.device.type, measured(world.device, precision).flops_per_s
-        ),
-    )
     assert config.run.name is not None, "cli.load names every run"
     return Resolved(
         config=config,
         world=world,
-        loader=Loader.resolve(config.data, world, train, split, demand),
+        loader=Loader.resolve(config.data, world, train, split, _demand(config, world, precision)),
         split=split,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
@@ -171,6 +166,22 @@ def _check_profile(profile: cfg.Profile, total_steps: int) -> None:
             f"profile.steps: {profile.steps} is not FIRST:LAST with FIRST < LAST, within the "
             f"{total_steps:,} steps of this run"
         )
+
+
+def _demand(config: cfg.Config, world: World, precision: str) -> Demand | None:
+    """How many images the training could take, where the loader chooses a decoder by it."""
+    if not world.on_gpu or config.data.decode != "auto":
+        return None
+    from harness.data.calibrate import Demand
+    from harness.monitor.environment import cpu_info
+    from harness.monitor.peaks import measured, training_bound
+
+    return Demand(
+        {"model": config.model.name, "precision": precision, "cpu": cpu_info().get("model name")},
+        lambda: training_bound(
+            config, world.device.type, measured(world.device, precision).flops_per_s
+        ),
+    )
 
 
 def split_batch(train: cfg.Train, world_size: int, bn_images: int = 1) -> Split:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Thread
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from torch import nn
 
@@ -22,18 +22,19 @@ from harness.logging import rank_log
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Stacks
 from harness.run_folder import folder as run_folder
-from harness.system import compilers
 from harness.system.console import out
 from harness.system.signals import Signals
 from harness.trainer import attempt as attempts
-from harness.trainer import compile_cache, setup
+from harness.trainer import setup
 from harness.trainer.checkpointing import Keeper
 from harness.trainer.control import Ballot, Pulse
 from harness.trainer.loop import StopAgreed, Training, end_epoch, evaluate, set_up, train_epoch
-from harness.trainer.mfu import of_printed_peaks
 from harness.trainer.profiler import Profile
 from harness.trainer.reporter import Report
-from harness.trainer.resolve import resolve
+from harness.trainer.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from harness.trainer.mfu import Utilisation
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
@@ -54,6 +55,8 @@ def run(config: cfg.Config, world: World) -> None:
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)
     if resolved.compiled:
+        from harness.system import compilers
+
         compilers.require(on_gpu=world.on_gpu)
     if config.run.dry_run:
         if world.is_main:
@@ -151,7 +154,7 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
         t = set_up(resolved, net, report.clock, pulse)
     report.warmed_up()
     t.profile = _profile(report)
-    t.utilisation = of_printed_peaks(resolved, train_set.classes)
+    t.utilisation = _utilization(resolved, train_set.classes)
     keeper.go_on(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     val_batches = _started(val_loader)
@@ -226,9 +229,21 @@ def _score(report: Report, net: nn.Module, pulse: Pulse) -> None:
     loader.close()
 
 
+def _utilization(resolved: Resolved, classes: int) -> Utilisation | None:
+    if not resolved.world.on_gpu:
+        return None
+    from harness.trainer.mfu import of_printed_peaks
+
+    return of_printed_peaks(resolved, classes)
+
+
 def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
     """For a warm-up: what it compiles stays with the run, so that its next start need not."""
-    return compile_cache.kept(report.resolved, report.folder, report.clock, report.val_set.classes)
+    if not report.resolved.compiled:
+        return nullcontext()
+    from harness.trainer.compile_cache import kept
+
+    return kept(report.resolved, report.folder, report.clock, report.val_set.classes)
 
 
 def _limit_waiting(report: Report, pulse: Pulse) -> None:

@@ -20,7 +20,6 @@ from harness.data.batch import as_nchw
 from harness.data.sets import mean_of_training
 from harness.distributed import World
 from harness.models.resnet import pad_stem
-from harness.models.weights import load_weights
 from harness.trainer.normalize import Pixels
 from harness.trainer.resolve import Resolved
 
@@ -84,6 +83,8 @@ def network(resolved: Resolved, classes: int) -> nn.Module:
     torch.manual_seed(resolved.config.run.seed)
     net = models.build(model, classes)
     if model.weights is not None:
+        from harness.models.weights import load_weights
+
         load_weights(net, model.weights, model.name)
     return net
 

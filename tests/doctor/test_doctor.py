@@ -246,7 +246,7 @@ def test_the_guard_ends_what_a_killed_doctor_leaves() -> None:
     mark = f"guard-test-{os.getpid()}"
     code = f"""
 import os, signal, subprocess, sys, time
-from harness.doctor import processes
+from harness.doctor.chaos import processes
 processes.Guard({mark!r})
 environ = os.environ | {{processes.MARK: {mark!r} + "-1."}}
 for _ in range(3):

@@ -354,7 +354,7 @@ def test_matplotlib_is_asked_for_where_it_is_missing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("page", "plots", "figures", "verdicts"):
-        monkeypatch.delitem(sys.modules, f"harness.results.{name}")
+        monkeypatch.delitem(sys.modules, f"harness.results.page.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as ended:
         told_by(runs / "a-s0", "--html", tmp_path / "a.html")

@@ -305,13 +305,6 @@ def test_two_runs_of_one_kind_may_start_at_once(
         assert attempt["compile_s"] > 0
 
 
-def test_eager_runs_have_no_artefacts(photos: Path, tmp_path: Path, base: Path) -> None:
-    resolved = make_resolved(make_config(photos), from_environment("cpu", {}))[0]
-    in_kept(resolved, base, run_folder(tmp_path / "run"), {})
-    assert not (tmp_path / "run" / "compile").exists()
-    assert not list(base.iterdir())
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
 def test_nothing_is_loaded_from_a_folder_of_somebody_else(
     resolved: Resolved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

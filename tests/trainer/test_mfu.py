@@ -24,9 +24,10 @@ FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "64",
          "--train.global-batch", "16", "--log.every-steps", "2"]  # fmt: skip
 MADE_UP = """
 import runpy, sys
-from harness import utilisation
 from harness.monitor.peaks import Peaks
-utilisation.printed_for = lambda device, precision: Peaks(1e12, 1e11, "made up")
+from harness.trainer import mfu, run
+mfu.printed_for = lambda device, precision: Peaks(1e12, 1e11, "made up")
+run._utilization = mfu.of_printed_peaks
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 

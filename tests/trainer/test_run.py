@@ -58,6 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, photos: Path, device: torch.d
 def test_the_record_is_whole(runs: Path) -> None:
     for name, ranks in (("ranks1", 1), ("ranks2", 2), ("ranks3", 3), ("torchvision", 1)):
         result, rows = result_of(runs / name), rows_of(runs / name)
+        assert not (runs / name / "compile").exists(), "an eager run has no graphs"
         assert (runs / name / "state").read_text() == "finished\n"
         assert (result.world_size, result.steps, result.epochs) == (ranks, 8, 1)
         assert (result.local_batch, result.accumulate) == (12 // ranks, 1)

@@ -38,14 +38,11 @@ _TRITON_VARIABLE = "TRITON_CACHE_DIR"
 def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> Iterator[None]:
     """Have the warm-up in this block find the graphs of an earlier one; keep what it compiles.
 
-    A collective, unless all is eager; the account is `compile`.
+    A collective; the account is `compile`.
 
     Raises:
         BadInput: the node's folder cannot be used.
     """
-    if not resolved.compiled:
-        yield
-        return
     with clock.account("compile"):
         cache = _open(key.facts(resolved, classes), folder)
     yield
