@@ -84,7 +84,7 @@ def test_paths_exist(path: Path) -> None:
 
 
 @every_manual
-def test_settings_and_options_exist(path: Path) -> None:
+def test_settings_options_and_verbs_exist(path: Path) -> None:
     text = code(path.read_text())
     known = {key.replace("_", "-") for key, _ in fields()} | {"section.key"}
     flags = set(re.findall(r"--([a-z]+\.[a-z0-9-]+)", text))
@@ -93,6 +93,8 @@ def test_settings_and_options_exist(path: Path) -> None:
     assert {name.replace("_", "-") for name in flags | pairs} <= known
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+(?![\w.-])", text)):
         assert option in OPTIONS | OF_OTHER_PROGRAMS, option
+    for verb in re.findall(r"(?:^\$? ?|-m )harness ([a-z]+)", text, re.MULTILINE):
+        assert (ROOT / "harness" / "commands" / f"{verb}.py").exists(), verb
 
 
 def test_site_variables_are_in_the_manual() -> None:
