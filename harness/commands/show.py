@@ -20,7 +20,7 @@ Show a run, the history of all runs, a network, or published results.
   harness show runs /shared/runs 'old/a-s*'      of other folders, or of some runs
   harness show runs --only model=resnet50 --only state=finished --sort top1 --reverse
   harness show runs --only 'train.global_batch=8*' --only seed=0
-  harness show runs --markdown > history.md      as a table for a README
+  harness show runs --markdown > history.md      as a table to paste
   harness show model resnet50 --layers           a network
   harness show references --model resnet50       published results
 
