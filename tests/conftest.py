@@ -17,8 +17,22 @@ from helpers import draw_tree, icons_flags, see_gpus, small_disk, train
 
 GPU = torch.cuda.is_available()
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+DEFAULT = "not slow and not slurm"
 ON_CPU = pytest.param("cpu", id=getattr(pytest, "HIDDEN_PARAM", "cpu"))  # since pytest 8.4
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run `python -m pytest`, without further words, in two processes; no test needs two cores.
+
+    Not what is named, `-m slow` or `-m slurm`, which measure, share one Slurm, or start for less.
+    """
+    # A worker's own command line has no number of workers either.
+    here = getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput")
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    if here and whole and config.option.markexpr == DEFAULT and not config.option.usepdb:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

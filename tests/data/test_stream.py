@@ -100,8 +100,8 @@ def test_advancing_is_the_same_as_drawing_and_dropping() -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (1000, 100), (90, 900), (224, 224)])
 def test_the_crop_law_is_torchvisions(size: tuple[int, int]) -> None:
-    """The quantiles of area, position and ratio agree with 20,000 crops by torchvision."""
-    n, (width, height) = 20_000, size
+    """The quantiles of area, position and ratio agree with 6,000 crops by torchvision."""
+    n, (width, height) = 6_000, size
     u = stream.draws(0, 0, "augment", 0, n, 24)
     law = augment.resized_crop(**IMAGENET, out_px=224, flip=True)
     ours = law.of(u, np.full(n, width), np.full(n, height)).window
@@ -112,12 +112,12 @@ def test_the_crop_law_is_torchvisions(size: tuple[int, int]) -> None:
     ratios = (ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3])
     for column in (*zip(ours.T, theirs.T, strict=True), ratios):
         mine, other = (np.sort(values) for values in column)
-        # Kolmogorov-Smirnov distance; 0.0192 is its 0.1 % point for two samples of 20,000.
+        # Kolmogorov-Smirnov distance; 0.0356 is its 0.1 % point for two samples of 6,000.
         both = np.concatenate([mine, other])
         distance = np.abs(
             np.searchsorted(mine, both, side="right") - np.searchsorted(other, both, side="right")
         ).max() / n  # fmt: skip
-        assert distance < 0.0192
+        assert distance < 0.0356
 
 
 @settings(max_examples=200, deadline=None)
