@@ -25,7 +25,7 @@ JOB = """
 import fcntl, sys
 from pathlib import Path
 from harness.errors import BadInput
-from harness.record import lease
+from harness.run_folder import lease
 
 def no_locks(code):
     def flock(fd, operation):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MINISLURM = ROOT / "tests" / "minislurm.py"
+MINISLURM = ROOT / "tests" / "support" / "minislurm.py"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY")
 """States that sacct gives a job that does nothing more; after all others it is PENDING again."""
 HANG_S = 900.0

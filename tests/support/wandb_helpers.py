@@ -15,13 +15,13 @@ from typing import Any
 from harness.logging.schema import Row
 from harness.logging.wandb import WandbMirror
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHILD_ROWS = 1001
 
 CHILD = f"""
 import json, sys, time
 from pathlib import Path
-from harness.record.wandb import WandbMirror
+from harness.logging.wandb import WandbMirror
 
 arguments = json.loads(sys.argv[1])
 mirror = WandbMirror(**arguments | {{key: Path(arguments[key]) for key in ("folder", "rows")}})

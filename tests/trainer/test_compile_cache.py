@@ -104,8 +104,8 @@ def test_every_fact_changes_the_key(resolved: Resolved) -> None:
 
 KEY_HERE = """
 import torch
-from harness.artefacts import key
-from harness.world import from_environment
+from harness.trainer.compile_cache import key
+from harness.distributed import from_environment
 print(key.key_of(key.machine(from_environment("cpu", {}))))
 """
 

@@ -244,7 +244,7 @@ def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
 SICK = """
 import os, runpy, sys
 sys.path[0] = {root!r}
-from harness.counts import EvalCounts, TrainCounts
+from harness.trainer.metrics import EvalCounts, TrainCounts
 
 kind, calls = {{"training": TrainCounts, "validation": EvalCounts}}[{where!r}], 0
 add = kind.add

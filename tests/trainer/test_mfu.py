@@ -25,7 +25,7 @@ FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "64",
 MADE_UP = """
 import runpy, sys
 from harness import utilisation
-from harness.peaks import Peaks
+from harness.monitor.peaks import Peaks
 utilisation.printed_for = lambda device, precision: Peaks(1e12, 1e11, "made up")
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
