@@ -22,13 +22,13 @@ from ranks import python
 from torch.profiler import ProfilerActivity
 
 from harness.bench.ladder.rungs import Rung, Turn
-from harness.bench.sweep import scaling, sweep
+from harness.bench.sweep import scaling
 from harness.bench.sweep.arms import named_arms
 from harness.bench.sweep.pairs import MOST_STARTS, Base
-from harness.bench.sweep.process import Arm, ArmFailed
+from harness.bench.sweep.process import WORKERS, Arm, ArmFailed, worker_in
 from harness.bench.sweep.scaling import Cell, cells_of, efficiencies
 from harness.bench.sweep.show_sweep import best_yaml
-from harness.bench.sweep.sweep import Swept, largest_batch
+from harness.bench.sweep.sweep import Swept, largest_batch, sweep
 from harness.bench.sweep.switches import candidates
 from harness.bench.sweep.worker import _launches
 from harness.config import load
@@ -309,8 +309,17 @@ def test_arms_are_read() -> None:
         assert read.flags == {"engine.bucket_mb": "3", "data.threads": "2"}
         assert read.python == Path(sys.executable)
         here = arms.read("commit=HEAD")
-        assert (here.code / "harness" / "bench" / "arm.py").exists()
+        assert worker_in(here.code) == WORKERS[0]
     assert not here.code.exists()
+
+
+def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        worker_in(tmp_path)
+    (tmp_path / "harness" / "bench").mkdir(parents=True)
+    (tmp_path / "harness" / "bench" / "arm.py").touch()
+    arm = Arm("older", ("--engine.compile", "false"), code=tmp_path)
+    assert arm.command("port")[1:] == ["-m", "harness.bench.arm", "port"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "120",
          "--train.global-batch", "12", "--log.every-steps", "2"]  # fmt: skip
 SLOW_RANK = f"""
 import os, runpy, sys, time
-from harness import engine
+from harness.trainer import setup as engine
 forward = engine.Classifier.forward
 def slow(self, *args):
     time.sleep(0.3)  # more than a loaded machine may add to the others

@@ -53,8 +53,9 @@ def plain_run(seed: int, given: argparse.Namespace) -> float:
     result = given.work / f"plain-s{seed}.json"
     if not result.exists():
         command = [
-            sys.executable, str(ROOT / "tests" / "plain_loop.py"), "--train", given.train,
-            *("--val", given.val, "--seed", str(seed), "--threads", str(given.threads)),
+            *(sys.executable, str(Path(__file__).with_name("plain_loop.py"))),
+            *("--train", given.train, "--val", given.val, "--seed", str(seed)),
+            *("--threads", str(given.threads)),
         ]  # fmt: skip
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         part = result.with_suffix(".part")

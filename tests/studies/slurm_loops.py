@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "support")]
+
 from helpers import draw_tree, train
 from rich.table import Table
 from slurm_cases import CASES, CONFIG, MULTI, RANKS, Place, attempts
