@@ -9,7 +9,7 @@
 #   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice, and for
 #                     gloo the one to the job's first node
 #   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
-#   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
+#   HARNESS_STAGE     node-local folder to copy the images to (by rsync); by default no copy
 #   HARNESS_PREFLIGHT `off` skips the check of each node before training
 #   NPROC_PER_NODE    processes per node; by default the node's GPUs
 #   HARNESS_SAVE_S    seconds to save in, from the signal on; less than --signal's (90 of 120)
