@@ -29,7 +29,7 @@ MOST_MODULES, MOST_LINES = 75, 10_220
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
-    "pynvml": ("harness/monitor/nvml.py",),
+    "pynvml": ("harness/monitor/gpus.py", "harness/doctor/inventory.py"),
     "nvidia": ("harness/data/dali.py", "harness/bench/loaders.py"),
     "wandb": ("harness/logging/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),
