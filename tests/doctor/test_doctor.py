@@ -24,6 +24,7 @@ from harness.commands import parser as verb_words
 from harness.doctor.chaos import plan, processes
 from harness.doctor.chaos.compare import compare, losses_apart_pct
 from harness.doctor.chaos.kills import KINDS
+from harness.logging.schema import Repeats, Result, Row, fields_that_repeat
 
 Refused = Callable[..., str]
 
@@ -65,6 +66,24 @@ def test_a_copy_is_the_same(finished_run: Path, other: Path) -> None:
     times = {"attempt": 7, "train_s": 1.5, "wall_s": 2.5, "images_per_second": 3.5}
     change_row(other, 0, **times, step_ms_p50=9.0, data_wait_pct=0.5, memory_peak_gib=8.0)
     assert found(finished_run, other) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "how", "names"),
+    [
+        (Row, "same", "schema_version kind epoch step images_seen lr events val_images"),
+        (Row, "bits", "loss train_top1_pct train_top5_pct loss_scale val_loss val_top1_pct "
+         "val_top5_pct"),
+        (Result, "same", "digests steps images_seen epochs val_images world_size "
+         "result_fingerprint train_digest val_digest"),
+        (Result, "bits", "val_loss val_correct1 val_correct5 val_top1_pct best_val_top1_pct "
+         "best_epoch"),
+    ],
+)  # fmt: skip
+def test_what_is_held_against_the_other_run(
+    record: type[Row | Result], how: Repeats, names: str
+) -> None:
+    assert set(names.split()) <= set(fields_that_repeat(record, how))
 
 
 def test_one_bit_of_a_weight(finished_run: Path, other: Path) -> None:

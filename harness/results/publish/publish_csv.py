@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.logging.schema import Row
-from harness.logging.wandb_keys import RESULT, result_for_wandb
+from harness.logging.schema import RESULT_PREFIX, Row
+from harness.logging.wandb_run import result_for_wandb
 from harness.results.load import load_run
 from harness.results.measured import Column, Measured, facts
 from harness.results.publish.publish import check_names
@@ -64,7 +64,7 @@ def _lines(runs: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def _scalars(run: Measured) -> dict[str, Any]:
     result = result_for_wandb(run.result)
-    fields = {key.removeprefix(RESULT): value for key, value in result.items()}
+    fields = {key.removeprefix(RESULT_PREFIX): value for key, value in result.items()}
     return {key: value for key, value in fields.items() if key not in ("name", "schema_version")}
 
 
