@@ -20,7 +20,6 @@ from helpers import ROOT, TINY, on_gpu
 from rich.console import Console
 
 import harness.__main__ as command
-from harness.commands import parser as verb_words
 from harness.doctor.chaos import plan, processes
 from harness.doctor.chaos.compare import compare, losses_apart_pct
 from harness.doctor.chaos.kills import KINDS
@@ -222,8 +221,7 @@ def refused(
 ) -> Refused:
     """Give the command; returns its one line. Nothing may be left."""
     err = Console(stderr=True, soft_wrap=True, highlight=False)
-    for module in (command, verb_words):
-        monkeypatch.setattr(module, "err", err)
+    monkeypatch.setattr(command, "err", err)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def call(*words: str | Path) -> str:

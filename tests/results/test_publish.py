@@ -218,7 +218,7 @@ def test_a_setting_that_changed_on_the_way_is_the_last_attempts() -> None:
         (["none", "--to", "mllog", "--out", "x"], "none: no such run folder"),
         (["GOING", "--to", "wandb"], "is running at epoch 4.00"),
         (["OFFLINE", "--to", "wandb"], "is a folder of W&B's client"),
-        (["RUN", "--to", "nowhere"], "invalid choice"),
+        (["RUN", "--to", "nowhere"], "--to: 'nowhere' is not one of 'wandb'"),
     ],
 )
 def test_mistakes_are_one_line(
