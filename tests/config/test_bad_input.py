@@ -244,9 +244,9 @@ def test_line_breaks_do_not_break_the_line(tmp_path: Path) -> None:
 
 def test_under_torchrun_it_is_said_once(tmp_path: Path, icons: Path) -> None:
     done = train(
-        *icons_flags(icons), "--train.global-batch", "10", ranks=3, cwd=tmp_path, launched=True
+        *icons_flags(icons), "--train.global-batch", "11", ranks=2, cwd=tmp_path, launched=True
     )
-    message = "train.global_batch: 10 does not divide over 3 ranks; use 9 or 12"
+    message = "train.global_batch: 11 does not divide over 2 ranks; use 10 or 12"
     assert done.returncode == 1, "torchrun turns every failure into 1"
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == [f"error: {message}"]

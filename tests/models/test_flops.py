@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import yaml
@@ -14,6 +16,7 @@ from harness.monitor import peaks
 from harness.monitor.peaks import TABLE
 
 
+@cache
 def costs(name: str, *, px: int = 224, images: int = 2, precision: str = "fp32") -> Costs:
     return training_costs(
         cfg.Model(name=name), 1000, image_px=px, images=images, precision=precision, momentum=True
@@ -22,8 +25,8 @@ def costs(name: str, *, px: int = 224, images: int = 2, precision: str = "fp32")
 
 @pytest.mark.parametrize(
     ("name", "px"),
-    [("resnet18", 224), ("resnet50", 224), ("resnet50", 160), ("resnet20", 32),
-     ("densenet121", 224), ("plain34", 224)],
+    [("resnet18", 64), ("resnet50", 224), ("resnet20", 32), ("densenet_40_12", 32),
+     ("plain18", 160)],
 )  # fmt: skip
 def test_forward_is_two_for_each_multiply_add_of_the_layers(name: str, px: int) -> None:
     net = models.build(cfg.Model(name=name), 1000)  # type: ignore[arg-type]
@@ -52,9 +55,9 @@ def test_half_the_bytes_in_half_the_precision() -> None:
     assert ratio == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
-def test_fusing_saves_bytes_and_no_operations(name: str) -> None:
-    known = costs(name, px=64)
+@pytest.mark.parametrize(("name", "px"), [("resnet18", 64), ("densenet_40_12", 32)])
+def test_fusing_saves_bytes_and_no_operations(name: str, px: int) -> None:
+    known = costs(name, px=px)
     assert 0 < moved_bytes(known.step, fused=True) < moved_bytes(known.step, fused=False)
     fast = roofline_s(known.step, 1e12, 1e11, fused=True)
     slow = roofline_s(known.step, 1e12, 1e11, fused=False)
@@ -73,7 +76,7 @@ def test_counting_leaves_no_trace() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    costs("resnet18", px=64)
+    costs.__wrapped__("resnet20", px=32)
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -124,25 +124,20 @@ def test_keys_and_shapes_are_torchvisions(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_same_weights_give_torchvisions_output(name: str) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "densenet161"])
+def test_same_weights_give_torchvisions_output_gradients_and_statistics(name: str) -> None:
+    """Each kind of block and of stem; the others differ in keys and shapes alone."""
     ours, theirs = pair(name)
-    x = images(1, 64)
+    x, labels = images(2, 64), torch.tensor([1, 999])
     with torch.inference_mode():
         expected = theirs.eval()(x)
         assert (ours.eval()(x) - expected).abs().max() < 1e-5
     assert expected.std() > 1e-3, "the comparison must not be one of zeros"
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
-def test_same_weights_give_torchvisions_gradients_and_statistics(name: str) -> None:
-    ours, theirs = pair(name)
-    x, labels = images(4, 64), torch.tensor([1, 20, 300, 999])
     for model in (ours, theirs):
         F.cross_entropy(model.train()(x), labels).backward()
-    expected = dict(theirs.named_parameters())
+    gradients = dict(theirs.named_parameters())
     for key, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameter.grad, gradients[key].grad, rtol=1e-5, atol=1e-6)
     for key, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer, theirs.get_buffer(key))
 
