@@ -1,4 +1,4 @@
-"""`harness publish`: finished runs into W&B, MLPerf's log format, or tables."""
+"""`harness publish`: finished runs into W&B, or MLPerf's log format."""
 
 from __future__ import annotations
 
@@ -19,29 +19,23 @@ Take finished runs to where others look at them.
   harness publish runs/a-s0 --to wandb --mode offline     for a later `wandb sync`
   harness publish --to wandb-view --project bench         panels that compare what is there
   harness publish runs/a-s* --to mllog --out logs/        an MLPerf training log per run
-  harness publish runs/* 'wandb:team/bench?group=G' --to csv --out tables/
 
 wandb: what the run itself would have written, under the run's own id and the group of its cell
-(all but the seed); a second time, nothing is left to do. csv: runs.csv has a line per run, with
-what differs between them; rows.csv has all rows."""
+(all but the seed); a second time, nothing is left to do."""
 
 WORDS = {
     "wandb": {"project", "entity", "mode"},
     "wandb-view": {"project", "entity"},
     "mllog": {"out"},
-    "csv": {"out"},
 }
 """Where to -> the options that belong to it."""
 
 
 def add(verbs: Any) -> None:
     """The verb's words."""
-    says = "finished runs into W&B, a W&B workspace, MLPerf logs, or CSV tables"
+    says = "finished runs into W&B, a W&B workspace, or MLPerf logs"
     publish = teaching(verbs, "publish", help=says, description=DESCRIPTION)
-    publish.add_argument(
-        "addresses", nargs="*", metavar="RUN",
-        help="run folder or glob; csv also takes wandb:... and offline W&B folders",
-    )  # fmt: skip
+    publish.add_argument("addresses", nargs="*", metavar="RUN", help="run folder or glob")
     publish.add_argument("--to", required=True, choices=tuple(WORDS), help="where to")
     publish.add_argument(
         "--project", help=f"W&B project (the run's log.project; for a view {_default_project()})"
@@ -51,7 +45,7 @@ def add(verbs: Any) -> None:
         "--mode", choices=("online", "offline"),
         help="wandb: send now (default), or write for `wandb sync` into the run folder",
     )  # fmt: skip
-    publish.add_argument("--out", type=Path, metavar="DIR", help="mllog, csv: a new folder")
+    publish.add_argument("--out", type=Path, metavar="DIR", help="mllog: a new folder")
     publish.set_defaults(verb=_publish)
 
 
@@ -72,7 +66,7 @@ def _publish(options: argparse.Namespace) -> None:
     if to != "wandb-view" and not options.addresses:
         raise BadInput(f"--to {to}: name at least one run folder; list them: harness show runs")
     does: dict[str, Callable[[argparse.Namespace], None]] = {
-        "wandb": _wandb, "wandb-view": _view, "mllog": _mllog, "csv": _csv,
+        "wandb": _wandb, "wandb-view": _view, "mllog": _mllog,
     }  # fmt: skip
     does[to](options)
 
@@ -113,12 +107,3 @@ def _mllog(options: argparse.Namespace) -> None:
     to_mllog(runs, options.out)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
     out.print(f"{count(len(runs), 'log')} in {options.out}; check one with: {check} FILE")
-
-
-def _csv(options: argparse.Namespace) -> None:
-    from harness.results.publish.publish_csv import to_csv
-    from harness.results.source import runs_at_all
-
-    runs = runs_at_all(options.addresses)
-    to_csv(runs, options.out)
-    out.print(f"{count(len(runs), 'run')} in {options.out}: runs.csv, rows.csv")
