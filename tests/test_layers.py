@@ -35,6 +35,7 @@ ONLY_IN = {
     "submitit": ("launch/submit.py",),
     "scipy": ("harness/results/stats/statistics.py", "harness/data/prepare/sources/ilsvrc.py"),
     "matplotlib": ("harness/results/page/plots.py", "harness/results/page/plots_speed.py"),
+    "jinja2": ("harness/results/page/render.py",),
     "wandb_workspaces": ("harness/results/publish/publish_view.py",),
     "mlperf_logging": ("harness/results/publish/publish_mllog.py",),
 }

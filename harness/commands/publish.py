@@ -1,4 +1,4 @@
-"""`harness publish`: finished runs into W&B, MLPerf's log format, or tables."""
+"""`harness publish`: finished runs into W&B, or MLPerf's log format."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ Take finished runs to where others look at them.
   harness publish runs/a-s0 --to wandb --mode offline     for a later `wandb sync`
   harness publish --to wandb-view --project bench         panels that compare what is there
   harness publish runs/a-s* --to mllog --out logs/        an MLPerf training log per run
-  harness publish runs/* 'wandb:team/bench?group=G' --to csv --out tables/
 
 wandb: what the run itself would have written, under the run's own id and the group of its cell
-(all but the seed); a second time, nothing is left to do. csv: runs.csv has a line per run, with
-what differs between them; rows.csv has all rows."""
+(all but the seed); a second time, nothing is left to do."""
 
 BELONGS = {
     "wandb": {"project", "entity", "mode"},
     "wandb-view": {"project", "entity"},
     "mllog": {"out"},
-    "csv": {"out"},
 }
 """Where to -> the options that belong to it."""
 
@@ -37,17 +34,16 @@ app = group()
 
 @verb(app, DESCRIPTION)
 def publish(
-    addresses: list[str] = Argument([], metavar="RUN",
-        help="run folder or glob; csv also takes wandb:... and offline W&B folders"),
-    to: Literal["wandb", "wandb-view", "mllog", "csv"] = Option(help="where to"),
+    addresses: list[str] = Argument([], metavar="RUN", help="run folder or glob"),
+    to: Literal["wandb", "wandb-view", "mllog"] = Option(help="where to"),
     project: str | None = Option(None,
         help="W&B project (the run's log.project; for a view the default of log.project)"),
     entity: str | None = Option(None, help="W&B user or team (the run's log.entity, or your own)"),
     mode: Literal["online", "offline"] | None = Option(None,
         help="wandb: send now (default), or write for `wandb sync` into the run folder"),
-    folder: Path | None = Option(None, "--out", metavar="DIR", help="mllog, csv: a new folder"),
+    folder: Path | None = Option(None, "--out", metavar="DIR", help="mllog: a new folder"),
 ) -> None:  # fmt: skip
-    """Publish finished runs into W&B, a W&B workspace, MLPerf logs, or CSV tables."""
+    """Publish finished runs into W&B, a W&B workspace, or MLPerf logs."""
     belong = BELONGS[to]
     for name, value in {"project": project, "entity": entity, "mode": mode, "out": folder}.items():
         if value is not None and name not in belong:
@@ -65,7 +61,7 @@ def publish(
     if folder is None:
         _wandb(addresses, mode or "online", project, entity)
     else:
-        (_mllog if to == "mllog" else _csv)(addresses, folder)
+        _mllog(addresses, folder)
 
 
 def _wandb(
@@ -106,12 +102,3 @@ def _mllog(addresses: list[str], folder: Path) -> None:
     to_mllog(runs, folder)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
     out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")
-
-
-def _csv(addresses: list[str], folder: Path) -> None:
-    from harness.results.publish.publish_csv import to_csv
-    from harness.results.source import runs_at_all
-
-    runs = runs_at_all(addresses)
-    to_csv(runs, folder)
-    out.print(f"{count(len(runs), 'run')} in {folder}: runs.csv, rows.csv")
