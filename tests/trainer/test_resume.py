@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_net
 import torch
 from ranks import in_ranks
 from trainings import bits, bn_bits, fresh, here, make_config, make_resolved
@@ -151,14 +152,22 @@ def test_a_checkpoint_is_taken_up_whatever_the_switches(photos: Path, tmp_path: 
         assert ranks[0]["period"].loss == pytest.approx(whole["period"].loss, rel=0.05)
 
 
+def resume_compiled(photos: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    small_net.shrink()
+    return resume_in_the_middle(photos, folder, changes, warm=True)
+
+
 @pytest.mark.slow
 def test_a_resumed_run_of_a_compiled_ddp_has_the_same_bits(photos: Path, tmp_path: Path) -> None:
     """Also those of the network compiled by itself: torch cuts both at the same places."""
     engine: dict[str, Any] = {"compile": True, "bucket_mb": 1, "send_gradients": "bf16"}
+    model = {"name": "plain20"}
     found = [
-        in_ranks(2, resume_in_the_middle, photos, tmp_path / str(ddp), changes, True)
+        in_ranks(2, resume_compiled, photos, tmp_path / str(ddp), changes)
         for ddp in (True, False)
-        for changes in [{"engine": engine | {"compile_ddp": ddp}}]
+        for changes in [
+            {"model": model, "engine": engine | {"compile_ddp": ddp, "precision": "fp32"}}
+        ]
     ]
     for rank in [rank for ranks in found for rank in ranks]:
         assert rank["buckets"] == 2
