@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from typer import Exit, Option
-
 from harness import __version__
 from harness.commands import bench, compare, data, doctor, publish, show
 from harness.commands.parser import group, run
@@ -15,32 +13,21 @@ from harness.logging import rank_log
 from harness.system.console import err
 
 app = group(
-    help="Data, results and measurements around launch/train.py.",
+    help="Data, results and measurements around launch/train.py. --version says which.",
     epilog="exit codes: 0 good, 1 bad verdict or failed, 2 bad input, 3 cannot tell",
 )
 for module in (data, doctor, show, compare, publish, bench):
     app.add_typer(module.app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise Exit
-
-
-@app.callback()
-def _options(
-    version: bool = Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print it and exit."
-    ),
-) -> None:
-    """What is given before a verb."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; errors are one line and an exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args == ["--version"]:  # as an option of typer, it would have every --help import pydantic
+        print(__version__)
+        return
     try:
-        run(app, doctor.with_verb(list(sys.argv[1:] if argv is None else argv)))
+        run(app, doctor.with_verb(args))
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)

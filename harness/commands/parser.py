@@ -29,6 +29,8 @@ REWORDED = {
 }
 """What typer and pydantic say -> as all our errors: the argument, what is wrong, what to do."""
 
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 FLAGS = "[CONFIG.yaml] [OPTIONS] [--section.key VALUE ...]"
 
 
@@ -36,7 +38,7 @@ def group(name: str | None = None, help: str | None = None, epilog: str | None =
     """A command that only holds others."""
     return Typer(
         name=name, help=help, epilog=epilog, add_completion=False, rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings=SETTINGS,
     )  # fmt: skip
 
 
@@ -55,8 +57,7 @@ def verb(
         app.command(
             help=_as_written(text or summary), short_help=summary, epilog=_as_written(epilog),
             options_metavar=FLAGS if passes_flags else "[OPTIONS]",
-            context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-            if passes_flags else {},
+            context_settings=SETTINGS | (PASS_ON if passes_flags else {}),
         )(function)  # fmt: skip
         return function
 
@@ -70,9 +71,12 @@ def run(app: Typer, argv: Sequence[str]) -> None:
         BadInput: they cannot be read.
         SystemExit: after --help.
     """
-    command = get_command(app)
+    command, path, rest = get_command(app), "harness", list(argv)
+    # Typer would import pydantic to read that a group was given no --help.
+    while rest and (inner := getattr(command, "commands", {}).get(rest[0])):
+        command, path, rest = inner, f"{path} {rest[0]}", rest[1:]
     try:
-        with command.make_context("harness", list(argv)) as context:
+        with command.make_context(path, rest) as context:
             command.invoke(context)
     except Exit as end:
         raise SystemExit(end.exit_code) from None
