@@ -53,27 +53,37 @@ def plateau_drops(scores: Sequence[tuple[float, float]], schedule: cfg.Schedule)
     return drops
 
 
-def after_validation(
-    scores: Sequence[tuple[float, float]], schedule: cfg.Schedule, step: int
-) -> list[Event]:
-    """What the newest of the scores decides, after `step` steps."""
-    epoch, top1_pct = scores[-1]
-    found: list[Event] = []
-    if schedule.stop_at_top1_pct is not None and top1_pct >= schedule.stop_at_top1_pct:
-        found.append(Event("target reached", step))
-    if schedule.decay == "plateau" and epoch in plateau_drops(scores, schedule)[-1:]:
-        found.append(Event("dropped", step))
-    return found
+class History(NamedTuple):
+    """What a run knows of itself where the schedule decides.
+
+    Attributes:
+        events: decided before.
+        train_top1_pct: of the log period that ends here, if one does.
+        scores: (epochs done, top-1 in percent) of every validation, if one has just ended.
+    """
+
+    events: Sequence[Event] = ()
+    train_top1_pct: float | None = None
+    scores: Sequence[tuple[float, float]] = ()
 
 
-def after_period(
-    top1_pct: float, events: Sequence[Event], schedule: cfg.Schedule, step: int
-) -> list[Event]:
-    """What the training top-1 of a log period decides, after `step` steps."""
+def decide(history: History, schedule: cfg.Schedule, step: int) -> list[Event]:
+    """Events that follow from what has just been measured, after `step` steps."""
+    decided: list[Event] = []
     until = schedule.warmup_until_top1_pct
-    if until is None or top1_pct <= until or count(events, "warmed up", step):
-        return []
-    return [Event("warmed up", step)]
+    if (
+        until is not None
+        and (history.train_top1_pct or 0) > until
+        and not count(history.events, "warmed up", step)
+    ):
+        decided.append(Event("warmed up", step))
+    if history.scores:
+        epoch, top1_pct = history.scores[-1]
+        if schedule.stop_at_top1_pct is not None and top1_pct >= schedule.stop_at_top1_pct:
+            decided.append(Event("target reached", step))
+        if schedule.decay == "plateau" and epoch in plateau_drops(history.scores, schedule)[-1:]:
+            decided.append(Event("dropped", step))
+    return decided
 
 
 def peak_lr(optim: cfg.Optim, global_batch: int) -> float:

@@ -61,42 +61,18 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("several runs").add_argument
     add("--seeds", type=count, default=1, metavar="N", help="so many runs, from run.seed on")
-    add(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=A,B",
-        help="a run for each value; given twice, for each combination",
-    )
-    add(
-        "--parallel",
-        type=count,
-        default=256,
-        metavar="N",
-        help="how many at a time at most (default 256)",
-    )
+    add("--sweep", action="append", default=[], metavar="SECTION.KEY=A,B",
+        help="a run for each value; given twice, for each combination")  # fmt: skip
+    add("--parallel", type=count, default=256, metavar="N",
+        help="how many at a time at most (default 256)")  # fmt: skip
     add = parser.add_argument_group("going on").add_argument
-    add(
-        "--signal-delay-s",
-        type=count,
-        default=120,
-        metavar="S",
-        help="how long before the time limit a run saves, s (default 120)",
-    )
-    add(
-        "--max-restarts",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often a job queues again after a rank broke (default 3)",
-    )
-    add(
-        "--max-requeues",
-        type=int,
-        default=100,
-        metavar="N",
-        help="how often it queues again after its time limit or preemption (default 100)",
-    )
+    add("--signal-delay-s", type=count, default=120, metavar="S",
+        help="how long before the time limit a run saves, s (default 120)")  # fmt: skip
+    add("--max-restarts", type=int, default=3, metavar="N",
+        help="how often a job queues again after a rank broke (default 3)")  # fmt: skip
+    add("--max-requeues", type=int, default=100, metavar="N",
+        help="how often it queues again after its time limit or preemption "
+        "(default 100)")  # fmt: skip
     add = parser.add_argument_group("instead of submitting").add_argument
     add("--dry-run", action="store_true", help="print what would be submitted, write nothing")
     add("--local", action="store_true", help="run the same thing on this machine, now")

@@ -15,38 +15,18 @@ _SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options about size, time and place; names as Slurm has them."""
-    group = parser.add_argument_group("resources")
-    add = group.add_argument
+    add = parser.add_argument_group("resources").add_argument
     add("--nodes", type=count, default=1, metavar="N", help="nodes (default 1)")
-    add(
-        "--gpus-per-node",
-        type=int,
-        default=8,
-        metavar="N",
-        help="GPUs of each node, with one rank each (default 8); 0: ranks on the CPU",
-    )
-    add(
-        "--tasks-per-node",
-        type=count,
-        default=1,
-        metavar="N",
-        help="ranks of each node where there is no GPU (default 1)",
-    )
-    add(
-        "--time",
-        type=minutes,
-        default=24 * 60,
-        metavar="TIME",
+    add("--gpus-per-node", type=int, default=8, metavar="N",
+        help="GPUs of each node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
+    add("--tasks-per-node", type=count, default=1, metavar="N",
+        help="ranks of each node where there is no GPU (default 1)")  # fmt: skip
+    add("--time", type=minutes, default=24 * 60, metavar="TIME",
         help="limit of one start, near which the job saves and queues again: 8h, 90m, 1d12h, or "
-        "as Slurm writes it, 1-12:00:00 (default 24h)",
-    )
-    add(
-        "--cpus-per-task",
-        type=count,
-        metavar="N",
+        "as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
+    add("--cpus-per-task", type=count, metavar="N",
         help="CPU cores of each rank, on nodes that other jobs may share; by default the job has "
-        "its nodes to itself, with all their cores and memory",
-    )
+        "its nodes to itself, with all their cores and memory")  # fmt: skip
     add("--mem", metavar="SIZE", help="memory of each node, such as 200G")
     for name in ("partition", "account", "qos", "constraint", "exclude"):
         add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")

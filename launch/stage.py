@@ -2,22 +2,24 @@
 
 python launch/stage.py FOLDER [--flags-to FILE] [CONFIG.yaml] [--section.key value ...]
 
-Each folder of images becomes FOLDER/<name>-<hash of its path>, complete or not there at all. A copy
-that is there is checked, and completed if need be; one that was cut short goes on. The flags that
-point to the copies are printed, or written to FILE, one word a line.
+By rsync, each folder of images becomes FOLDER/<name>-<hash of its path>, complete or not there at
+all. A copy that is there is checked, and completed if need be; one that was cut short goes on. The
+flags that point to the copies are printed, or written to FILE, one word a line.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -30,198 +32,115 @@ from harness.system.console import count, out
 from harness.system.parallel import in_parallel
 
 THREADS = 16
-"""A network disk answers many at once, each slowly."""
-CHUNK_BYTES = 4 * 2**20
+"""A network disk answers many at once, each slowly: so many rsyncs, one per class or shard."""
 VERIFY_S = 10.0
-"""How long a copy is read to compare digests: all of a small one, a random part of a large one."""
-MANIFEST = ".stage-manifest"
-
-
-class Entry(NamedTuple):
-    """A file below the folder of images, as the source has it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-Known = dict[str, tuple[Entry, str]]
-"""What a copy holds: for each path the file as it was copied, and the digest of its bytes."""
+"""How long a copy is compared with the images: all of a few, some of many, picked at random."""
+RSYNC = (
+    *("rsync", "-rtL", "--whole-file", "--delete", "--chmod=ugo=rwX"),
+    *("--exclude=*.lock", "--exclude=*.part.npz"),
+)
+"""Folders with all in them, times (they key the index), files instead of links to them."""
 
 
 def stage(source: Path, root: Path) -> Path:
     """The copy of a folder of images below `root`, made or completed if need be.
 
     Raises:
-        BadInput: the source cannot be read, or the disk is too small.
-        RunFailed: the source changes meanwhile, or the disk gives back other bytes.
+        BadInput: the source cannot be read, the disk is too small, or there is no rsync.
+        RunFailed: a copy cannot be written, or the disk gives back other bytes.
     """
+    if shutil.which("rsync") is None:
+        raise BadInput("rsync: not on this node; install it, or unset HARNESS_STAGE")
     tag = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     target = root / f"{source.resolve().name}-{tag}"
     part = root / f".{target.name}.part"
+    try:
+        inside = sorted(os.listdir(source))
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {error.strerror}; cannot be staged") from None
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{target.name}.lock"):  # jobs that share the node make one copy
-        folders, entries = _listed(source)
-        if target.exists() and not (wrong := _wrong(target, entries)):
-            out.print(f"{target}: {count(len(entries), 'file')} there already")
-            return target
         if target.exists():
-            out.print(f"{target}: {count(len(wrong), 'file')} differ from {source}")
+            for path in _differing(source, target):
+                (target / path).unlink()  # as if it had never been copied
+            if not (changes := _changes(source, target, inside)):
+                out.print(f"{target}: there already")
+                return target
+            out.print(f"{target}: {count(len(changes), 'difference')} from {source}")
             target.rename(part)
-        for folder in folders:
-            (part / folder).mkdir(parents=True, exist_ok=True)
-        known = _copied(source, part, entries)
-        _remove_others(part, set(folders), known)
-        for folder in reversed(folders):  # what keys the index; each after what lies in it
-            told = (source / folder).stat()
-            os.utime(part / folder, ns=(told.st_atime_ns, told.st_mtime_ns))
-        if wrong := _wrong(part, entries):
-            raise RunFailed(f"{part / wrong[0].path}: the disk gives back other bytes than written")
+        part.mkdir(exist_ok=True)
+        _copy(source, part, inside)
+        if wrong := _differing(source, part):
+            raise RunFailed(f"{part / wrong[0]}: the disk gives back other bytes than written")
         part.rename(target)
     return target
 
 
-def _listed(source: Path) -> tuple[list[str], list[Entry]]:
-    """Folders, each before those in it, and files."""
-    folders, entries = ["."], list[Entry]()
+def _changes(source: Path, copy: Path, names: Sequence[str]) -> list[int | None]:
+    """Of each change that rsync would make, by sizes and times: bytes to copy, null if none are."""
+
+    def look(name: str) -> list[str]:
+        return _rsync(source, copy, name, "--dry-run", "--out-format=%i %l").splitlines()
+
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            level = ["."]
-            while level:
-                found = pool.map(lambda folder: _scan(source, folder), level)
-                level = []
-                for inner, files in found:
-                    level += inner
-                    entries += files
-                folders += level
-    except OSError as error:
-        raise BadInput(f"{error.filename}: {error.strerror}; cannot be staged") from None
-    return folders, entries
+        found = in_parallel(look, names, threads=THREADS, what=f"looking at {source}")
+        changes = [line.split() for lines in found for line in lines]
+    except RunFailed as error:
+        raise BadInput(f"{error}; cannot be staged") from None
+    return [int(size) if kind.startswith(">f") else None for kind, size in changes]
 
 
-def _scan(source: Path, folder: str) -> tuple[list[str], list[Entry]]:
-    inner, files = [], []
-    with os.scandir(source / folder) as entries:
-        for entry in entries:
-            path = os.path.normpath(f"{folder}/{entry.name}")
-            if entry.is_dir():
-                inner.append(path)
-            elif entry.is_file() and not entry.name.endswith((".lock", ".part.npz")):
-                told = entry.stat()
-                files.append(Entry(path, told.st_size, told.st_mtime_ns))
-    return inner, files
-
-
-def _copied(source: Path, part: Path, entries: list[Entry]) -> Known:
-    """Copy what is not there yet; the manifest is written last."""
-    known = _known(part)
-    missing = [entry for entry in entries if not _is_there(part, entry, known)]
-    needed, free = sum(entry.size for entry in missing), shutil.disk_usage(part).free
+def _copy(source: Path, part: Path, names: Sequence[str]) -> None:
+    sizes = [size for size in _changes(source, part, names) if size is not None]
+    needed, free = sum(sizes), shutil.disk_usage(part).free
     if needed > 0.98 * free:
         raise BadInput(
             f"{part.parent}: {free / 2**30:.1f} GiB free, and {source} needs {needed / 2**30:.1f}; "
             "make room, or stage nothing"
         )
     began = time.monotonic()
-
-    def copy(entry: Entry) -> str:
-        # Has its name and its time once it is whole: all that is known if staging was cut short.
-        if entry.path not in known and _same(part / entry.path, entry):
-            return _digest(part / entry.path)
-        return _copy(source / entry.path, part / entry.path, entry)
-
-    digests = list(in_parallel(copy, missing, threads=THREADS, what=f"copying {source}"))
-    known |= {e.path: (e, digest) for e, digest in zip(missing, digests, strict=True)}
-    known = {entry.path: known[entry.path] for entry in entries}
-    lines = (f"{d}\t{e.size}\t{e.mtime_ns}\t{e.path}\n" for e, d in known.values())
-    (part / MANIFEST).write_text("".join(lines), errors="surrogateescape")
+    copy = partial(_rsync, source, part)
+    list(in_parallel(copy, names, threads=THREADS, what=f"copying {source}"))
+    # The folder itself loses what the source has no more; its time, a key of the index, is last.
+    _rsync(source, part, "", "--no-recursive", "--dirs")
     rate = needed / 2**20 / max(time.monotonic() - began, 1e-3)
-    out.print(f"{source}: {count(len(missing), 'file')} copied, {rate:,.0f} MiB/s")
-    return known
+    out.print(f"{source}: {count(len(sizes), 'file')} copied, {rate:,.0f} MiB/s")
 
 
-def _copy(source: Path, target: Path, entry: Entry) -> str:
-    """Copy a file; its digest, taken from what was read."""
-    beside = target.with_name(f".{target.name}.part")
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    try:
-        with source.open("rb") as reads, beside.open("wb") as writes:
-            while chunk := reads.read(CHUNK_BYTES):
-                digest.update(chunk)
-                writes.write(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise RunFailed(f"{error.filename or target}: {error.strerror}; not staged") from None
-    if size != entry.size:
-        raise RunFailed(f"{source}: changes while it is copied; stage again when it is at rest")
-    os.utime(beside, ns=(entry.mtime_ns, entry.mtime_ns))
-    beside.replace(target)
-    return digest.hexdigest()
+def _rsync(source: Path, copy: Path, name: str, *options: str) -> str:
+    """Copy a file or folder of the source, or if nameless itself; what rsync prints.
+
+    Raises:
+        RunFailed: with the first line of what is wrong.
+    """
+    paths = [os.path.abspath(source / name) + ("" if name else "/"), f"{os.path.abspath(copy)}/"]
+    command = [*RSYNC, *options, "--", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape")
+    if done.returncode:
+        raise RunFailed(f"{paths[0]}: {done.stderr.strip().splitlines()[0]}")
+    return done.stdout
 
 
-def _wrong(copy: Path, entries: list[Entry]) -> list[Entry]:
-    """What a copy lacks or has otherwise: by size and time for all, by digest for VERIFY_S."""
-    known = _known(copy)
-    wrong = [entry for entry in entries if not _is_there(copy, entry, known)]
-    wrong_paths = {entry.path for entry in wrong}
-    order = [entry for entry in entries if entry.path not in wrong_paths]
-    random.shuffle(order)
-    latest, read = time.monotonic() + VERIFY_S, 0
+def _differing(source: Path, copy: Path) -> list[str]:
+    """Files that have other bytes than the source, of those read in VERIFY_S."""
+    filecmp.clear_cache()  # it keeps its answers by size and time
+    files = [os.path.relpath(os.path.join(folder, name), copy)
+             for folder, _, names in os.walk(copy) for name in names]  # fmt: skip
+    random.shuffle(files)
+    latest = time.monotonic() + VERIFY_S
 
-    def differs(entry: Entry) -> bool | None:
+    def differs(path: str) -> bool | None:
         if time.monotonic() > latest:
             return None
-        return _digest(copy / entry.path) != known[entry.path][1]
+        try:
+            return not filecmp.cmp(source / path, copy / path, shallow=False)
+        except OSError:
+            return False  # one of them has it not: rsync will see to it
 
-    answers = in_parallel(differs, order, threads=THREADS, what=f"checking {copy}")
-    for entry, answer in zip(order, answers, strict=True):
-        read += answer is not None
-        if answer:
-            (copy / entry.path).unlink()  # as if it had never been copied
-            wrong.append(entry)
-    if not wrong:
-        out.print(f"{copy}: all sizes agree, and the digests of {count(read, 'file')}")
-    return wrong
-
-
-def _is_there(copy: Path, entry: Entry, known: Known) -> bool:
-    return entry.path in known and known[entry.path][0] == entry and _same(copy / entry.path, entry)
-
-
-def _same(path: Path, entry: Entry) -> bool:
-    try:
-        told = path.stat()
-    except OSError:
-        return False
-    return (told.st_size, told.st_mtime_ns) == (entry.size, entry.mtime_ns)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _known(copy: Path) -> Known:
-    try:
-        text = (copy / MANIFEST).read_text(errors="surrogateescape")
-    except OSError:
-        return {}
-    known = {}
-    for line in text.splitlines():
-        digest, size, mtime_ns, path = line.split("\t", 3)
-        known[path] = (Entry(path, int(size), int(mtime_ns)), digest)
-    return known
-
-
-def _remove_others(part: Path, folders: set[str], known: Known) -> None:
-    """What the source has no more."""
-    inside, entries = _listed(part)
-    for entry in entries:
-        if entry.path not in known and entry.path != MANIFEST:
-            (part / entry.path).unlink()
-    for folder in reversed(inside):
-        if folder not in folders:
-            (part / folder).rmdir()
+    answers = list(in_parallel(differs, files, threads=THREADS, what=f"checking {copy}"))
+    read = sum(answer is not None for answer in answers)
+    out.print(f"{copy}: the bytes of {count(read, 'file')} of {len(files):,} compared")
+    return [path for path, answer in zip(files, answers, strict=True) if answer]
 
 
 def _folders_of(config: Config) -> dict[str, Path]:

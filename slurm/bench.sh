@@ -5,7 +5,7 @@
 #   sbatch --partition gpu --nodes 1 slurm/bench.sh configs/resnet50_90ep.yaml --data.source synthetic
 #
 # The table stands at the end of bench-JOB.log here, with page and JSON in bench/ladder-JOB. Words of
-# `harness bench ladder` go with the flags (--minutes 20). What your site needs: see common.sh.
+# `harness bench ladder` go with the flags (--minutes 20). What your site needs: see slurm/README.md.
 #
 #SBATCH --job-name=bench
 #SBATCH --nodes=1

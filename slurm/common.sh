@@ -1,20 +1,7 @@
 # Sourced by the scripts beside it: what every job of the harness sets, checks and does.
 #
-# What your site needs is set in these variables, in your shell or in a file slurm/site.sh (not in
-# git), which is read here if it is there:
-#
-#   SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS    as for every job; sbatch reads them from your shell,
-#                     from site.sh (with `export`) only where the script is started by hand
-#   HARNESS_ENV       file to source first: modules, conda; by default the checkout's .venv, if any
-#   HARNESS_NIC       network interface between nodes, such as ib0; by default NCCL's own choice, and for
-#                     gloo the one to the job's first node
-#   HARNESS_LOCAL     node-local folder for compile caches; by default $SLURM_TMPDIR, $TMPDIR, /tmp
-#   HARNESS_STAGE     node-local folder to copy the images to before training; by default no copy
-#   HARNESS_PREFLIGHT `off` skips the check of each node before training
-#   NPROC_PER_NODE    processes per node; by default the node's GPUs
-#   HARNESS_SAVE_S    seconds to save in, from the signal on; less than --signal's (90 of 120)
-#   HARNESS_MAX_RESTARTS   how often torchrun starts failed ranks again (3)
-#   HARNESS_MAX_REQUEUES   how often a stopped job puts itself back into the queue (100)
+# What your site needs is set in HARNESS_* variables, in your shell or in a file slurm/site.sh (not in
+# git), which is read here if it is there: slurm/README.md lists them.
 #
 # A job ends as its run folder's `state` says: finished, COMPLETED; stopped (by preemption or near the
 # time limit, after saving), back into the queue; failed, FAILED.

@@ -7,7 +7,7 @@
 #
 # With a config and flags it looks at what that run would use: its data, its run folder. The table stands
 # at the end of doctor-JOB.log here, each node's JSON in doctor-JOB/. A red node makes the job FAILED.
-# In an allocation of your own (salloc) start it as it is. What your site needs: see common.sh.
+# In an allocation of your own (salloc) start it as it is. What your site needs: see slurm/README.md.
 #
 #SBATCH --job-name=doctor
 #SBATCH --gpus-per-node=8

@@ -9,7 +9,7 @@
 #
 #   slurm/resnet50_8gpu.sh --partition gpu --data.train /imagenet/train --data.val /imagenet/val
 #
-# Five seeds: --array=0-4. What your site needs: see common.sh. The log is resnet50-JOB.log here.
+# Five seeds: --array=0-4. What your site needs: see slurm/README.md. The log is resnet50-JOB.log here.
 #
 #SBATCH --job-name=resnet50
 #SBATCH --nodes=1

@@ -10,7 +10,7 @@
 #
 #   slurm/resnet50_multinode.sh --partition gpu --nodes 32 --train.global-batch 8192 ...
 #
-# Five seeds: --array=0-4. What your site needs: see common.sh. The log is resnet50-JOB.log here.
+# Five seeds: --array=0-4. What your site needs: see slurm/README.md. The log is resnet50-JOB.log here.
 #
 #SBATCH --job-name=resnet50
 #SBATCH --nodes=2

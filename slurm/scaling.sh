@@ -3,11 +3,11 @@
 #
 #   sbatch --partition gpu --nodes 4 slurm/scaling.sh \
 #       --train.global-batch 8192 --data.train /imagenet/train --data.val /imagenet/val
-#   sbatch --partition gpu --nodes 4 slurm/scaling.sh configs/resnet18_90ep.yaml --data.source synthetic
+#   sbatch --partition gpu --nodes 4 slurm/scaling.sh configs/torchvision_v1/resnet18.yaml --data.source synthetic
 #
 # The table stands at the end of scaling-JOB.log here, with picture and JSON in bench/scaling-JOB. Words
 # of `harness bench scaling` go with the flags (--minutes 30, --ranks 8,16,32). What your site needs: see
-# common.sh.
+# slurm/README.md.
 #
 #SBATCH --job-name=scaling
 #SBATCH --nodes=2

@@ -91,6 +91,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HARNESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     if GPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:  # inductor's worker processes compile for Triton only, and each imports torch
+        os.environ["TORCH_WARM_POOL"] = "0"
 
 
 @pytest.fixture(scope="session")

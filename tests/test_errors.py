@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import harness.__main__ as command
 from harness.errors import BadInput, Followed, HarnessError, explained
+from harness.results import show
 from harness.run_folder.folder import record_failure
 from launch import train
 
@@ -100,14 +100,13 @@ def harness_ends(
     """Let a verb of `harness` raise an error; how the command ends, and what it prints."""
 
     def ends(error: Exception) -> tuple[object, str]:
-        def verb(_: object) -> None:
+        def read_runs(_: object) -> None:
             raise error
 
-        parser = SimpleNamespace(parse_known_args=lambda _: (SimpleNamespace(verb=verb), []))
-        monkeypatch.setattr(command, "_parser", lambda: parser)
+        monkeypatch.setattr(show, "show_address", read_runs)
         monkeypatch.setattr(command, "err", Console(stderr=True, soft_wrap=True, highlight=False))
         with pytest.raises(SystemExit) as ended:
-            command.main([])
+            command.main(["show", "runs/a-s0"])
         return ended.value.code, capsys.readouterr().err
 
     return ends

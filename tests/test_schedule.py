@@ -8,14 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import config as cfg
-from harness import schedule as events
-from harness.schedule import Event, learning_rate
+from harness.schedule import Event, History, decide, last_step, learning_rate, plateau_drops
 
 PLATEAU = cfg.Schedule(decay="plateau", plateau_epochs=3, plateau_gain_pct=0.5)
 
 
 def drops(*top1: float, schedule: cfg.Schedule = PLATEAU) -> list[float]:
-    return events.plateau_drops([(i + 1.0, value) for i, value in enumerate(top1)], schedule)
+    return plateau_drops([(i + 1.0, value) for i, value in enumerate(top1)], schedule)
+
+
+def after_period(
+    top1_pct: float, decided: list[Event], schedule: cfg.Schedule, step: int
+) -> list[Event]:
+    return decide(History(decided, train_top1_pct=top1_pct), schedule, step)
+
+
+def after_validation(top1: list[float], schedule: cfg.Schedule, step: int) -> list[Event]:
+    scores = [(i + 1.0, value) for i, value in enumerate(top1)]
+    return decide(History(scores=scores), schedule, step)
 
 
 def test_the_rate_drops_when_validation_stops_improving() -> None:
@@ -36,9 +46,7 @@ def test_what_was_decided_stays_decided(top1: list[float]) -> None:
     found = [
         event.step
         for cut in range(1, len(top1) + 1)
-        for event in events.after_validation(
-            [(i + 1.0, value) for i, value in enumerate(top1[:cut])], PLATEAU, step=cut * 10
-        )
+        for event in after_validation(top1[:cut], PLATEAU, cut * 10)
     ]
     assert found == [round(epoch * 10) for epoch in whole]
     assert all(after - before >= 3 for before, after in pairwise(whole))
@@ -61,25 +69,25 @@ def test_each_drop_divides_the_rate_from_its_step_on() -> None:
 def test_the_warm_up_of_resnet_110_ends_by_its_training_error() -> None:
     """He et al. 2015, 4.2: 0.01 until the training error is below 80 %, then 0.1."""
     schedule = cfg.Schedule(warmup_start_lr=0.01, warmup_until_top1_pct=20, drop_steps=(32_000,))
-    assert events.after_period(19.9, [], schedule, 300) == []
-    assert events.after_period(20.0, [], schedule, 300) == [], "the error is to be under 80 %"
-    decided = events.after_period(20.1, [], schedule, 400)
+    assert after_period(19.9, [], schedule, 300) == []
+    assert after_period(20.0, [], schedule, 300) == [], "the error is to be under 80 %"
+    decided = after_period(20.1, [], schedule, 400)
     assert decided == [Event("warmed up", 400)]
-    assert events.after_period(50.0, decided, schedule, 500) == [], "once"
+    assert after_period(50.0, decided, schedule, 500) == [], "once"
     steps = (0, 399, 400, 31_999, 32_000)
     assert [round(rate(step, schedule, *decided), 4) for step in steps] == [
         0.01, 0.01, 0.1, 0.1, 0.01
     ]  # fmt: skip
-    assert events.after_period(99.0, [], cfg.Schedule(), 1) == []
+    assert after_period(99.0, [], cfg.Schedule(), 1) == []
 
 
 def test_what_ends_a_run_early() -> None:
     schedule = cfg.Schedule(stop_at_top1_pct=75.9)
-    assert events.after_validation([(1.0, 75.8)], schedule, 10) == []
-    assert events.after_validation([(1.0, 75.9)], schedule, 10) == [Event("target reached", 10)]
-    assert events.last_step([], 1000) == 1000
-    assert events.last_step([Event("dropped", 10), Event("time is up", 20)], 1000) == 20
-    assert events.last_step([Event("target reached", 2000)], 1000) == 1000
+    assert after_validation([75.8], schedule, 10) == []
+    assert after_validation([75.9], schedule, 10) == [Event("target reached", 10)]
+    assert last_step([], 1000) == 1000
+    assert last_step([Event("dropped", 10), Event("time is up", 20)], 1000) == 20
+    assert last_step([Event("target reached", 2000)], 1000) == 1000
 
 
 def test_when_the_run_looks_at_its_history_is_part_of_its_result() -> None:

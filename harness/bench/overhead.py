@@ -12,6 +12,7 @@ from torch import nn
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import Timed, in_turns, ratios, report
 from harness.data.batch import Batch
+from harness.models import criterion
 from harness.monitor.clock import Clock
 from harness.system.console import count, out
 from harness.system.signals import Signals
@@ -93,6 +94,7 @@ class _Bare:
         self.resolved, self.batch, self.steps = run.resolved, batch, steps
         model = setup.place(setup.network(run.resolved, run.train_set.classes), run.resolved)
         self.model: nn.Module = setup.data_parallel(model, run.resolved).train()
+        self.criterion = criterion(run.resolved.config.train.label_smoothing)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
         )
@@ -104,7 +106,7 @@ class _Bare:
         for _ in range(self.steps):
             with setup.autocast(self.resolved):
                 logits = self.model(self.batch.images)
-            loss = nn.functional.cross_entropy(logits.float(), self.batch.labels)
+            loss = self.criterion(logits.float(), self.batch.labels)
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

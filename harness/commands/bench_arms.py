@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.commands.parser import minutes, positive, teaching
+from typer import Context, Option
+
+from harness.commands.parser import group, positive, verb
 from harness.errors import BadInput
 from harness.system import cores
 
@@ -47,125 +48,95 @@ Each number of ranks has the machine for itself, in rounds, so that a drift hits
 is written; scaling.json, scaling.html and what the ranks print come into --out."""
 
 
-def add(bench: Any) -> None:
-    """Both verbs' words."""
-    _add_sweep(bench)
-    _add_scaling(bench)
+LAUNCH = Option(
+    None, metavar="CMD", help="what starts ranks on several nodes, as slurm/ranks.sh does"
+)
+HOST = Option(
+    None, metavar="NAME", show_default="its name",
+    help="with --launch: this host, as other nodes know it",
+)  # fmt: skip
 
 
-def _add_sweep(bench: Any) -> None:
-    sweep = teaching(
-        bench, "sweep", help="switches in turns beside the run as it was asked for; the best",
-        description=SWEEP,
-    )  # fmt: skip
-    sweep.usage = "harness bench sweep [CONFIG.yaml] [options] [--section.key VALUE ...]"
-    sweep.allow_abbrev = False
-    sweep.add_argument(
-        "--minutes", type=minutes, default=20.0,
-        help="at most, if three pairs of turns of what is begun fit into that (default 20)",
-    )  # fmt: skip
-    sweep.add_argument(
-        "--ranks", type=positive, metavar="N", help="on this node (default: its GPUs, or 1)"
-    )
-    sweep.add_argument(
-        "--arm", action="append", default=[], metavar="WHAT", dest="arms",
-        help="section.key=value, python=PATH, commit=REV, or several in quotes; may be repeated",
-    )  # fmt: skip
-    sweep.add_argument(
-        "--may-change-result",
-        action="store_true",
-        help="let switches that may change the accuracy be among the best",
-    )
-    sweep.add_argument(
-        "--out", type=Path, default=Path("bench/sweep"), metavar="DIR",
-        help="for sweep.json, best.yaml and logs (default bench/sweep)",
-    )  # fmt: skip
-    _add_launch(sweep)
-    sweep.set_defaults(verb=_bench_sweep, words=[])
+app = group()
 
 
-def _bench_sweep(options: argparse.Namespace) -> None:
+@verb(app, SWEEP, passes_flags=True)
+def sweep(
+    context: Context,
+    minutes: float = Option(20.0, callback=positive,
+        help="at most, if three pairs of turns of what is begun fit into that"),
+    ranks: int | None = Option(None, min=1, metavar="N",
+        help="on this node (default: its GPUs, or 1)"),
+    arm: list[str] = Option([], metavar="WHAT",
+        help="section.key=value, python=PATH, commit=REV, or several in quotes; may be repeated"),
+    may_change_result: bool = Option(False, "--may-change-result",
+        help="let switches that may change the accuracy be among the best"),
+    out: Path = Option(Path("bench/sweep"), metavar="DIR",
+        help="for sweep.json, best.yaml and logs"),
+    launch: str | None = LAUNCH,
+    host: str | None = HOST,
+) -> None:  # fmt: skip
+    """Switches in turns beside the run as it was asked for; the best."""
     from harness.config import load
 
-    # Torch takes seconds to import: a typo is told before.
-    load.load(options.words, prog="harness bench sweep")
+    # A typo is refused before torch is imported, which takes seconds.
+    load.load(context.args, prog="harness bench sweep")
     from harness.bench.sweep import show_sweep
 
     show_sweep.run(
-        _base(options, options.ranks or _gpus() or 1), options.arms, minutes=options.minutes,
-        folder=options.out, may_change_result=options.may_change_result,
+        _base(context.args, ranks or _gpus() or 1, launch, host), arm,
+        minutes=minutes, folder=out, may_change_result=may_change_result,
     )  # fmt: skip
 
 
-def _add_scaling(bench: Any) -> None:
-    scaling = teaching(
-        bench, "scaling", help="1, 2, 4 ... ranks, weak and strong, and how efficient they are",
-        description=SCALING,
-    )  # fmt: skip
-    scaling.usage = "harness bench scaling [CONFIG.yaml] [options] [--section.key VALUE ...]"
-    scaling.allow_abbrev = False
-    scaling.add_argument(
-        "--minutes", type=minutes, default=15.0,
-        help="at most, if three rounds fit into that (default 15)",
-    )  # fmt: skip
-    scaling.add_argument(
-        "--ranks",
-        type=_numbers,
-        metavar="N,N,...",
-        help="numbers of ranks (default: 1, 2, 4 ... up to this node's GPUs, or cores)",
-    )
-    scaling.add_argument(
-        "--per-node",
-        type=positive,
-        metavar="N",
-        help="ranks of a node, which share its cores (default: all of them)",
-    )
-    scaling.add_argument(
-        "--out", type=Path, default=Path("bench/scaling"), metavar="DIR",
-        help="for scaling.json, scaling.html and logs (default bench/scaling)",
-    )  # fmt: skip
-    _add_launch(scaling)
-    scaling.set_defaults(verb=_bench_scaling, words=[])
-
-
-def _bench_scaling(options: argparse.Namespace) -> None:
+@verb(app, SCALING, passes_flags=True)
+def scaling(
+    context: Context,
+    minutes: float = Option(15.0, callback=positive, help="at most, if three rounds fit into that"),
+    ranks: str | None = Option(None, metavar="N,N,...",
+        help="numbers of ranks (default: 1, 2, 4 ... up to this node's GPUs, or cores)"),
+    per_node: int | None = Option(None, min=1, metavar="N",
+        help="ranks of a node, which share its cores (default: all of them)"),
+    out: Path = Option(Path("bench/scaling"), metavar="DIR",
+        help="for scaling.json, scaling.html and logs"),
+    launch: str | None = LAUNCH,
+    host: str | None = HOST,
+) -> None:  # fmt: skip
+    """1, 2, 4 ... ranks, weak and strong, and how efficient they are."""
     from harness.config import load
 
-    # Torch takes seconds to import: a typo is told before.
-    load.load(options.words, prog="harness bench scaling")
+    numbers = _numbers(ranks) if ranks else []
+    # A typo is refused before torch is imported, which takes seconds.
+    load.load(context.args, prog="harness bench scaling")
     from harness.bench.sweep import show_scaling
 
-    ranks = options.ranks or _doubling(_gpus() or cores.of_rank())
+    numbers = numbers or _doubling(_gpus() or cores.of_rank())
     show_scaling.run(
-        _base(options, max(ranks)), ranks, minutes=options.minutes, folder=options.out,
-        per_node=options.per_node or max(ranks),
+        _base(context.args, max(numbers), launch, host), numbers,
+        minutes=minutes, folder=out, per_node=per_node or max(numbers),
     )  # fmt: skip
 
 
-def _add_launch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--launch", metavar="CMD", help="what starts ranks on several nodes, as slurm/ranks.sh does"
-    )
-    parser.add_argument(
-        "--host", metavar="NAME", default=socket.gethostname(),
-        help="with --launch: this host, as other nodes know it (default its name)",
-    )  # fmt: skip
-
-
-def _base(options: argparse.Namespace, ranks: int) -> Arm:
+def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> Arm:
     from harness.bench.sweep.process import Arm
 
     if "RANK" in os.environ:
         raise BadInput("under torchrun: this starts its ranks itself; give --ranks instead")
-    arm = Arm("base", tuple(options.words), ranks=ranks)
-    if options.launch is None:
+    arm = Arm("base", tuple(flags), ranks=ranks)
+    if launch is None:
         return arm
-    return replace(arm, launch=tuple(shlex.split(options.launch)), host=options.host)
+    return replace(arm, launch=tuple(shlex.split(launch)), host=host or socket.gethostname())
 
 
 def _numbers(text: str) -> list[int]:
-    """argparse's type of `1,2,4`."""
-    return sorted({positive(each) for each in text.split(",")})
+    """`1,2,4`, sorted."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise BadInput(f"--ranks: write numbers from 1 on, as 1,2,4, not {text}")
+    return numbers
 
 
 def _doubling(most: int) -> list[int]:

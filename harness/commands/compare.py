@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.commands.parser import teaching
+from typer import Argument, Option
+
+from harness.commands.parser import group, verb
 from harness.errors import EXIT_GOOD, BadInput
 from harness.system.console import err, out
 
@@ -31,94 +32,69 @@ of several sides the last is the base.
   harness compare NEW BASE --max-slowdown-pct 3           as a gate
   harness compare runs/a-s0 --html a.html                 the report of one run
 
-A single run says little: start each side three times or more."""
+A single run says little: start each side three times or more. As a gate, exit code 0 says that it
+holds, 1 that it does not, 3 that it cannot be told."""
 
 
-def add(verbs: Any) -> None:
-    """The verb's words."""
-    says = "runs with runs or with published results: verdicts and how sure they are"
-    compare = teaching(verbs, "compare", help=says, description=DESCRIPTION)
-    compare.add_argument(
-        "addresses", nargs="+", metavar="ADDRESS",
-        help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` divides sides",
-    )  # fmt: skip
-    compare.add_argument(
-        "--testing", action="append", default=[], metavar="KEY",
-        help="what is meant to differ, such as engine.compile or torch; may be repeated",
-    )  # fmt: skip
-    compare.add_argument(
-        "--primary", default="images_per_second", metavar="METRIC",
-        help="the metric that is asked for first (default images_per_second); the others' "
-        "verdicts are adjusted for their number",
-    )  # fmt: skip
-    compare.add_argument(
-        "--margin", action="append", default=[], metavar="METRIC=VALUE", type=_pair,
-        help="what counts as equal: points for accuracy, percent for the rest, as top1=0.25",
-    )  # fmt: skip
-    compare.add_argument(
-        "--assume-std", action="append", default=[], metavar="METRIC=VALUE", type=_pair,
-        help="standard deviation from run to run, where no side has repeats",
-    )  # fmt: skip
-    compare.add_argument(
-        "--target-top1-pct", type=float, metavar="PCT", help="compare the training time to this"
-    )
-    compare.add_argument(
-        "--anyway", action="store_true", help="judge even what is not comparable (else exit 3)"
-    )
-    gate = compare.add_argument_group("gate", "exit code 0 holds, 1 does not, 3 cannot be told")
-    gate.add_argument("--max-slowdown-pct", type=float, metavar="PCT", help="of throughput")
-    gate.add_argument("--min-top1-pct", type=float, metavar="PCT", help="mean of the new runs")
-    gate.add_argument("--junit", type=Path, metavar="FILE", help="write the checks as JUnit XML")
-    compare.add_argument(
-        "--html", type=Path, metavar="FILE",
-        help="write a page: one file, no network needed; of one side alone, its report",
-    )  # fmt: skip
-    compare.set_defaults(verb=_compare)
+app = group()
 
 
-def _pair(text: str) -> tuple[str, float]:
-    """argparse's type of `top1=0.25`."""
-    name, found, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not found or not number > 0:
-        raise argparse.ArgumentTypeError(f"write METRIC=VALUE with a value above 0, not {text}")
-    return name, number
-
-
-def _compare(options: argparse.Namespace) -> None:
+@verb(app, DESCRIPTION)
+def compare(
+    addresses: list[str] = Argument(metavar="ADDRESS",
+        help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` divides sides"),
+    testing: list[str] = Option([], metavar="KEY",
+        help="what is meant to differ, such as engine.compile or torch; may be repeated"),
+    primary: str = Option("images_per_second", metavar="METRIC",
+        help="the metric that is asked for first; the others' verdicts are adjusted for their "
+        "number"),
+    margin: list[str] = Option([], metavar="METRIC=VALUE",
+        help="what counts as equal: points for accuracy, percent for the rest, as top1=0.25"),
+    assume_std: list[str] = Option([], metavar="METRIC=VALUE",
+        help="standard deviation from run to run, where no side has repeats"),
+    target_top1_pct: float | None = Option(None, metavar="PCT",
+        help="compare the training time to this"),
+    anyway: bool = Option(False, "--anyway",
+        help="judge even what is not comparable (else exit 3)"),
+    max_slowdown_pct: float | None = Option(None, metavar="PCT", help="gate: of throughput"),
+    min_top1_pct: float | None = Option(None, metavar="PCT", help="gate: mean of the new runs"),
+    junit: Path | None = Option(None, metavar="FILE", help="gate: write the checks as JUnit XML"),
+    html: Path | None = Option(None, metavar="FILE",
+        help="write a page: one file, no network needed; of one side alone, its report"),
+) -> None:  # fmt: skip
+    """Compare runs with runs or with published results: verdicts and how sure they are."""
     from harness.results import show_compare
     from harness.results.sides import arms, check_testing
     from harness.results.stats import gate, metrics
 
-    write_page = _page_writer() if options.html else None
+    write_page = _page_writer() if html else None
+    margins = _pairs("--margin", margin)
     known = metrics.with_settings(
-        metrics.metrics(options.target_top1_pct), dict(options.margin), dict(options.assume_std)
+        metrics.metrics(target_top1_pct), margins, _pairs("--assume-std", assume_std)
     )
-    known = metrics.first(known, options.primary)
-    sides = arms(options.addresses, report=bool(options.html))
-    check_testing(options.testing, sides.cells)
-    told = _comparisons(options, sides, known)
-    reproductions = _reproductions(options, sides)
+    known = metrics.first(known, primary)
+    sides = arms(addresses, report=bool(html))
+    check_testing(testing, sides.cells)
+    told = _comparisons(sides, known, primary)
+    reproductions = _reproductions(sides, margins)
     for each in told:
-        show_compare.show_comparison(each, options.testing, judge=options.anyway or not each.doubts)
+        show_compare.show_comparison(each, testing, judge=anyway or not each.doubts)
     for one in reproductions:
-        show_compare.show_reproduction(one, judge=options.anyway or not one.doubts)
+        show_compare.show_reproduction(one, judge=anyway or not one.doubts)
     unlike = [each.doubts for each in told] + [one.doubts for one in reproductions]
     doubts = dict.fromkeys(doubt for found in unlike for doubt in found)
-    checks = [gate.comparable(list(doubts), options.anyway)]
-    checks += _gates(options, sides, told, reproductions)
-    if options.junit:
-        gate.write_junit(options.junit, checks)
+    checks = [gate.comparable(list(doubts), anyway)]
+    checks += [gate.reproduced(each) for each in reproductions]
+    checks += _gates(max_slowdown_pct, min_top1_pct, sides, told)
+    if junit:
+        gate.write_junit(junit, checks)
     _say(checks, told)
     if write_page:
         write_page(
-            options.html, sides.cells, told, reproductions, testing=options.testing,
-            judge=options.anyway,
+            html, sides.cells, told, reproductions, testing=testing,
+            judge=anyway,
         )  # fmt: skip
-        out.print(f"page: {options.html}")
+        out.print(f"page: {html}")
     if code := gate.exit_code(checks):
         sys.exit(code)
 
@@ -138,13 +114,25 @@ def _page_writer() -> Callable[..., None]:
     return write_page
 
 
-def _comparisons(
-    options: argparse.Namespace, sides: Any, known: dict[str, Metric]
-) -> list[Comparison]:
+def _pairs(option: str, texts: list[str]) -> dict[str, float]:
+    """`top1=0.25` of each text."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            pairs[name] = float(value)
+        except ValueError:
+            pairs[name] = -1.0
+        if not equals or not pairs[name] > 0:
+            raise BadInput(f"{option}: write METRIC=VALUE with a value above 0, not {text}")
+    return pairs
+
+
+def _comparisons(sides: Any, known: dict[str, Metric], primary: str) -> list[Comparison]:
     from harness.results.stats.compare import compare_cells
 
     *new, base = sides.cells
-    told = [compare_cells(each, base, known, options.primary) for each in new]
+    told = [compare_cells(each, base, known, primary) for each in new]
     for each in told:
         if not each.findings:
             raise BadInput(
@@ -154,10 +142,9 @@ def _comparisons(
     return told
 
 
-def _reproductions(options: argparse.Namespace, sides: Any) -> list[Reproduction]:
+def _reproductions(sides: Any, margins: dict[str, float]) -> list[Reproduction]:
     from harness.results.stats.reproduce import reproduce
 
-    margins = dict(options.margin)
     return [
         reproduce(cell, reference, margins.get(reference.metric))
         for reference in sides.references
@@ -166,19 +153,18 @@ def _reproductions(options: argparse.Namespace, sides: Any) -> list[Reproduction
 
 
 def _gates(
-    options: argparse.Namespace, sides: Any, told: list[Comparison],
-    reproductions: list[Reproduction],
-) -> list[Check]:  # fmt: skip
+    max_slowdown_pct: float | None, min_top1_pct: float | None, sides: Any, told: list[Comparison]
+) -> list[Check]:
     from harness.results.stats import gate
 
-    checks = [gate.reproduced(each) for each in reproductions]
-    if options.max_slowdown_pct is not None:
+    checks = []
+    if max_slowdown_pct is not None:
         if not told:
             raise BadInput("--max-slowdown-pct: needs a second side to hold the first against")
-        checks += [gate.max_slowdown(each, options.max_slowdown_pct) for each in told]
-    if options.min_top1_pct is not None:
+        checks += [gate.max_slowdown(each, max_slowdown_pct) for each in told]
+    if min_top1_pct is not None:
         judged = [each.new for each in told] or sides.cells
-        checks += [gate.min_top1(cell, options.min_top1_pct) for cell in judged]
+        checks += [gate.min_top1(cell, min_top1_pct) for cell in judged]
     return checks
 
 

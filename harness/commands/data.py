@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from harness.commands.parser import Parser, count, positive, teaching
+from typer import Argument, Option
+
+from harness.commands.parser import group, verb
 from harness.errors import EXIT_FAILED, BadInput, RunFailed
 from harness.system import cores
 from harness.system.console import out
@@ -24,6 +25,10 @@ SOURCE is one of
   Kaggle's ImageNet: the folder with ILSVRC/Data/CLS-LOC and LOC_val_solution.csv
   CIFAR-10 or CIFAR-100 as torchvision downloads it: becomes lossless PNG
   tar shards in WebDataset's form, whoever made them"""
+
+GET = """\
+CIFAR-10 or CIFAR-100 by torchvision's downloader, as DIR/train and DIR/test, one folder of PNG
+files per class."""
 
 PACK = f"""\
 Pack images into tar shards, which any disk reads fast, with an index for exact random access.
@@ -45,97 +50,80 @@ Check images before they are trained on: classes, counts, every header, images o
 Exit code 1 where training would be wrong. With --decode every image is decoded."""
 
 
-def add(verbs: Any) -> None:
-    """The verb's words."""
-    data = verbs.add_parser("data", help="make, pack and check data sets").add_subparsers(
-        required=True, metavar="VERB", parser_class=Parser
+app = group("data", "Make, pack and check data sets.")
+
+
+@verb(app)
+def demo(folder: Path = Argument(metavar="DIR", help="a new folder")) -> None:
+    """Draw a small learnable set of JPEGs (10 classes)."""
+    from harness.data import demo
+
+    demo.draw(folder)
+    out.print(f"{demo.TRAIN_IMAGES:,} + {demo.VAL_IMAGES:,} images of {len(demo.CLASSES)} classes")
+    flags = f"--data.train {folder}/train --data.val {folder}/val"
+    out.print(f"train on them: torchrun launch/train.py {flags}")
+
+
+@verb(app, GET)
+def get(
+    name: Literal["cifar10", "cifar100"] = Argument(metavar="SET", help="cifar10 or cifar100"),
+    folder: Path = Argument(metavar="DIR", help="a new folder"),
+    archive: Path | None = Option(None, metavar="FILE",
+        help="the set's .tar.gz, if it is on a disk already: nothing is downloaded then"),
+) -> None:  # fmt: skip
+    """Download a public set as PNG files."""
+    from harness.data.prepare import cifar
+
+    cifar.get(name, folder, archive)
+    config = {"cifar10": "he2015/cifar10_resnet20", "cifar100": "huang2017/cifar_densenet_40_12"}
+    out.print(f"{folder}: train and test, PNG files of 32 px")
+    out.print(
+        f"train on them: torchrun launch/train.py configs/{config[name]}.yaml "
+        f"--data.train {folder}/train --data.val {folder}/test"
     )
-    demo = data.add_parser("demo", help="draw a small learnable set of JPEGs (10 classes)")
-    demo.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    demo.set_defaults(verb=_data_demo)
-    get = data.add_parser(
-        "get",
-        help="download a public set as PNG files",
-        description="CIFAR-10 or CIFAR-100 by torchvision's downloader, as DIR/train and DIR/test, "
-        "one folder of PNG files per class.",
-    )
-    get.add_argument("set", choices=("cifar10", "cifar100"), help="which")
-    get.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    get.add_argument(
-        "--archive", type=Path, metavar="FILE",
-        help="the set's .tar.gz, if it is on a disk already: nothing is downloaded then",
-    )  # fmt: skip
-    get.set_defaults(verb=_data_get)
-    _add_pack(data)
-    check = teaching(data, "check", help="find what is wrong with images", description=CHECK)
-    check.add_argument("path", type=Path, metavar="PATH", help="see above")
-    check.add_argument("--decode", action="store_true", help="decode every image to its end")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
-    check.add_argument("--workers", type=count, default=0, help="threads (0: cores, the default)")
-    check.set_defaults(verb=_data_check)
 
 
-def _add_pack(data: Any) -> None:
-    pack = teaching(data, "pack", help="pack images into tar shards", description=PACK)
-    pack.add_argument("source", type=Path, metavar="SOURCE", help="see above")
-    pack.add_argument(
-        "dest", type=Path, nargs="?", metavar="DEST",
-        help="folder for the shards: DEST/train and DEST/val where the source has both",
-    )  # fmt: skip
-    pack.add_argument(
-        "--split", choices=("train", "val"), help="only this one (by default all that are there)"
-    )
-    pack.add_argument("--shorter-px", type=positive, metavar="N", help="shorter side at most N px")
-    pack.add_argument("--longer-px", type=positive, metavar="N", help="longer side at most N px")
-    pack.add_argument(
-        "--quality", type=_quality, metavar="Q",
-        help="encode every JPEG anew with this quality, 1 to 100; by default only those that are "
-        "made smaller, with 90",
-    )  # fmt: skip
-    pack.add_argument(
-        "--shard-images", type=positive, default=5000, metavar="N",
-        help="images per shard (default 5000: half a GB of ImageNet)",
-    )  # fmt: skip
-    order = pack.add_mutually_exclusive_group()
-    order.add_argument(
-        "--shuffle-seed", type=count, default=0, metavar="N",
-        help="of the order within and among shards, for readers that go from end to end "
-        "(default 0); the harness shuffles exactly whatever it is",
-    )  # fmt: skip
-    order.add_argument("--in-order", action="store_true", help="keep the order of the classes")
-    pack.add_argument(
-        "--workers", type=count, default=0,
-        help="threads (0: cores, the default); the shards do not depend on it",
-    )  # fmt: skip
-    pack.set_defaults(verb=_data_pack)
-
-
-def _quality(text: str) -> int:
-    if not 1 <= (number := int(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"must be 1 to 100, not {text}")
-    return number
-
-
-def _data_pack(options: argparse.Namespace) -> None:
+@verb(app, PACK)
+def pack(
+    source: Path = Argument(metavar="SOURCE", help="see above"),
+    dest: Path | None = Argument(None, metavar="DEST",
+        help="folder for the shards: DEST/train and DEST/val where the source has both"),
+    split: Literal["train", "val"] | None = Option(None, help="only this one; else all"),
+    shorter_px: int | None = Option(None, min=1, metavar="N", help="shorter side at most N px"),
+    longer_px: int | None = Option(None, min=1, metavar="N", help="longer side at most N px"),
+    quality: int | None = Option(None, min=1, max=100, metavar="Q",
+        help="encode every JPEG again with this quality, 1 to 100; by default only those that are "
+        "made smaller, with 90"),
+    shard_images: int = Option(5000, min=1, metavar="N",
+        help="images per shard; 5000 of ImageNet are half a GB"),
+    shuffle_seed: int | None = Option(None, min=0, metavar="N", show_default="0",
+        help="of the order within and among shards, for readers that go from end to end; the "
+        "harness shuffles exactly whatever it is"),
+    in_order: bool = Option(False, "--in-order", help="keep the order of the classes"),
+    workers: int = Option(0, min=0, help="threads (0: cores); the shards do not depend on it"),
+) -> None:  # fmt: skip
+    """Pack images into tar shards."""
     from harness.data import manifest
     from harness.data.dataset import open_folder
     from harness.data.prepare import pack
     from harness.data.prepare.encode import Encoding
 
-    if options.dest is None:
-        _index_in_place(options)
+    if in_order and shuffle_seed is not None:
+        raise BadInput("--shuffle-seed: not allowed with --in-order; give one of the two")
+    if dest is None:
+        _index_in_place(source)
         return
-    if options.dest.resolve() == options.source.resolve():
-        raise BadInput(f"{options.dest}: is the source too; without DEST, it is indexed in place")
+    if dest.resolve() == source.resolve():
+        raise BadInput(f"{dest}: is the source too; without DEST, it is indexed in place")
     how = pack.Packing(
-        options.shard_images,
-        None if options.in_order else options.shuffle_seed,
-        Encoding(options.shorter_px, options.longer_px, options.quality),
+        shard_images,
+        None if in_order else shuffle_seed or 0,
+        Encoding(shorter_px, longer_px, quality),
     )
     flags = []
-    for source in _chosen(options):
-        folder = options.dest / source.split
-        told = pack.pack(source, folder, how, options.workers or cores.of_rank())
+    for each in _chosen(source, split):
+        folder = dest / each.split
+        told = pack.pack(each, folder, how, workers or cores.of_rank())
         dataset = open_folder(folder)
         if len(dataset) != told.images:
             raise RunFailed(
@@ -147,16 +135,15 @@ def _data_pack(options: argparse.Namespace) -> None:
             f"{folder}: {told.images:,} images of {len(dataset.classes):,} classes in "
             f"{len(told.shards):,} shards, {total / 1e9:,.2f} GB; {manifest.NAME} lists them"
         )
-        flags.append(f"--data.{source.split or 'train'} {folder}")
+        flags.append(f"--data.{each.split or 'train'} {folder}")
     out.print(f"train on them: torchrun launch/train.py CONFIG.yaml {' '.join(flags)}")
 
 
-def _index_in_place(options: argparse.Namespace) -> None:
+def _index_in_place(root: Path) -> None:
     from harness.data.dataset import open_folder
     from harness.data.prepare.sources.trees import split_folders
     from harness.data.shards import shard_paths
 
-    root = options.source
     folders = [root]
     if root.is_dir() and not shard_paths(root):
         folders = list(split_folders(root).values()) or [root]
@@ -168,56 +155,38 @@ def _index_in_place(options: argparse.Namespace) -> None:
     out.print("train on it: torchrun launch/train.py CONFIG.yaml --data.train DIR --data.val DIR")
 
 
-def _chosen(options: argparse.Namespace) -> list[Source]:
+def _chosen(root: Path, split: str | None) -> list[Source]:
     """The splits that are asked for, alone at DEST where there is but one without a name."""
     from harness.data.prepare.sources import open_sources
 
-    sources = open_sources(options.source)
-    if not options.split:
+    sources = open_sources(root)
+    if not split:
         return sources
-    chosen = [source for source in sources if source.split == options.split]
+    chosen = [source for source in sources if source.split == split]
     if not chosen:
         have = ", ".join(source.split or "one without a name" for source in sources)
-        raise BadInput(f"{options.source}: has no split {options.split}; it has: {have}")
+        raise BadInput(f"{root}: has no split {split}; it has: {have}")
     return chosen
 
 
-def _data_check(options: argparse.Namespace) -> None:
+@verb(app, CHECK)
+def check(
+    path: Path = Argument(metavar="PATH", help="see above"),
+    decode: bool = Option(False, "--decode", help="decode every image to its end"),
+    json: Path | None = Option(None, metavar="FILE", help="write all that was found"),
+    workers: int = Option(0, min=0, help="threads (0: cores)"),
+) -> None:
+    """Find what is wrong with images."""
     from harness.data.prepare import check, show_check
     from harness.data.prepare.sources import open_sources
 
-    if options.json and not options.json.parent.is_dir():
-        raise BadInput(f"{options.json.parent}: no such folder; give --json another FILE")
-    sources = open_sources(options.path)
-    report = check.check(sources, decode=options.decode, workers=options.workers or cores.of_rank())
+    if json and not json.parent.is_dir():
+        raise BadInput(f"{json.parent}: no such folder; give --json another FILE")
+    report = check.check(open_sources(path), decode=decode, workers=workers or cores.of_rank())
     show_check.show(report)
-    if options.json:
-        show_check.write_json(report, options.json)
-        out.print(f"all that was found: {options.json}")
-    out.print(show_check.last_line(report, options.path))
+    if json:
+        show_check.write_json(report, json)
+        out.print(f"all that was found: {json}")
+    out.print(show_check.last_line(report, path))
     if report.wrong:
         sys.exit(EXIT_FAILED)
-
-
-def _data_get(options: argparse.Namespace) -> None:
-    from harness.data.prepare import cifar
-
-    cifar.get(options.set, options.folder, options.archive)
-    at = options.folder
-    config = {"cifar10": "he2015/cifar10_resnet20", "cifar100": "huang2017/cifar_densenet_40_12"}
-    out.print(f"{at}: train and test, PNG files of 32 px")
-    out.print(
-        f"train on them: torchrun launch/train.py configs/{config[options.set]}.yaml "
-        f"--data.train {at}/train --data.val {at}/test"
-    )
-
-
-def _data_demo(options: argparse.Namespace) -> None:
-    from harness.data import demo
-
-    demo.draw(options.folder)
-    at = options.folder
-    out.print(f"{demo.TRAIN_IMAGES:,} + {demo.VAL_IMAGES:,} images of {len(demo.CLASSES)} classes")
-    out.print(
-        f"train on them: torchrun launch/train.py --data.train {at}/train --data.val {at}/val"
-    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from harness.commands.parser import Parser, count, positive
+from typer import Argument, Context, Option
+
+from harness.commands.parser import group, verb
 
 VERBS = ("machine", "resume", "nodes")
-EPILOG = """\
+MACHINE = """\
+GPUs, software, cores, limits, disks, data, network: is this machine fit for the run, and how fast
+is it? In under a minute; nothing is left behind.
+
 CONFIG.yaml and --section.key as launch/train.py takes them; by default the quickstart.
 
 also:
@@ -18,96 +21,67 @@ also:
   harness doctor nodes FILE...   what --json printed on several nodes, in one table with outliers
   harness doctor resume          does a run that is killed end in the same bits? (see its --help)
 
-exit codes: 0 good or yellow, 1 red, 2 bad input
-"""
+exit codes: 0 good or yellow, 1 red, 2 bad input"""
+
+RESUME = """\
+CONFIG.yaml and --section.key as launch/train.py takes them; by default the quickstart. Exit codes:
+0 the same, 1 not the same, 2 bad input, 3 cannot tell."""
 
 
 def with_verb(words: list[str]) -> list[str]:
-    """`doctor` alone is `doctor machine`: argparse would take the CONFIG after it for a verb."""
+    """`doctor` alone is `doctor machine`: typer would take the CONFIG after it for a verb."""
     if words[:1] == ["doctor"] and (len(words) < 2 or words[1] not in VERBS):
         return ["doctor", "machine", *words[1:]]
     return words
 
 
-def add(all_verbs: Any) -> None:
-    """The verb's words."""
-    parser = all_verbs.add_parser("doctor", help="look at this machine before a run")
-    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
-    machine = verbs.add_parser(
-        "machine",
-        prog="harness doctor",
-        usage="harness doctor [CONFIG.yaml] [options] [--section.key VALUE ...]",
-        description="GPUs, software, cores, limits, disks, data, network: is this machine fit for "
-        "the run, and how fast is it? In under a minute; nothing is left behind.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    machine.add_argument("--json", action="store_true", help="print one JSON object instead")
-    machine.add_argument(
-        "--expect-gpus", type=count, metavar="N", help="on each node (default: what Slurm gave)"
-    )
-    machine.set_defaults(verb=_doctor_machine, words=[])
-    nodes = verbs.add_parser(
-        "nodes",
-        help="join the reports of several nodes, and name the outliers",
-        epilog="exit codes: 0 good or yellow, 1 red, 2 bad input",
-    )
-    nodes.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="what harness doctor --json printed"
-    )
-    nodes.set_defaults(verb=_doctor_nodes)
-    resume = verbs.add_parser(
-        "resume",
-        help="whether a run that is killed ends in the same bits as one that is not",
-        usage="harness doctor resume [CONFIG.yaml] [options] [--section.key VALUE ...]",
-        epilog="CONFIG.yaml and --section.key as launch/train.py takes them; by default the "
-        "quickstart. Exit codes: 0 the same, 1 not the same, 2 bad input, 3 cannot tell.",
-        allow_abbrev=False,
-    )
-    resume.add_argument(
-        "--ranks", type=positive, metavar="N", help="default: one per GPU, or 3 on the CPU"
-    )
-    resume.add_argument("--steps", type=positive, default=60, help="of each run (default 60)")
-    resume.add_argument("--kills", type=positive, default=5, help="in all (default 5)")
-    resume.add_argument("--seed", type=int, default=0, help="of the kills (default 0)")
-    resume.add_argument("--keep", type=Path, metavar="DIR", help="keep runs and logs, in a new DIR")
-    resume.add_argument(
-        "--loss-bound-pct", type=float, default=2.0, metavar="PCT",
-        help="on a GPU with engine.deterministic off: how far losses may differ (default 2)",
-    )  # fmt: skip
-    resume.set_defaults(verb=_doctor_resume, words=[])
+app = group("doctor", "Look at this machine before a run.")
 
 
-def _doctor_machine(options: argparse.Namespace) -> None:
+@verb(app, MACHINE, passes_flags=True)
+def machine(
+    context: Context,
+    json: bool = Option(False, "--json", help="print one JSON object instead"),
+    expect_gpus: int | None = Option(None, min=0, metavar="N",
+        help="on each node (default: what Slurm gave)"),
+) -> None:  # fmt: skip
+    """Is this machine fit for a run, and how fast is it? The default."""
     from harness.doctor.words import read_config
 
-    config = read_config(options.words)  # torch takes seconds to import: a typo is told before
+    config = read_config(context.args)  # a typo is refused before torch is imported
     from harness.doctor import machine
 
-    expected = options.expect_gpus
-    sys.exit(
-        machine.check_machine(config, options.words, expect_gpus=expected, as_json=options.json)
-    )
+    sys.exit(machine.check_machine(config, context.args, expect_gpus=expect_gpus, as_json=json))
 
 
-def _doctor_nodes(options: argparse.Namespace) -> None:
+@verb(app, epilog="exit codes: 0 good or yellow, 1 red, 2 bad input")
+def nodes(
+    files: list[Path] = Argument(metavar="FILE", help="what harness doctor --json printed"),
+) -> None:
+    """Join the reports of several nodes, and name the outliers."""
     from harness.doctor import nodes
 
-    sys.exit(nodes.join(options.files))
+    sys.exit(nodes.join(files))
 
 
-def _doctor_resume(options: argparse.Namespace) -> None:
+@verb(app, epilog=RESUME, passes_flags=True)
+def resume(
+    context: Context,
+    ranks: int | None = Option(None, min=1, metavar="N",
+        help="default: one per GPU, or 3 on the CPU"),
+    steps: int = Option(60, min=1, help="of each run"),
+    kills: int = Option(5, min=1, help="in all"),
+    seed: int = Option(0, help="of the kills"),
+    keep: Path | None = Option(None, metavar="DIR", help="keep runs and logs, in a new DIR"),
+    loss_bound_pct: float = Option(2.0, metavar="PCT",
+        help="on a GPU with engine.deterministic off: how far losses may differ"),
+) -> None:  # fmt: skip
+    """Whether a run that is killed ends in the same bits as one that is not."""
     from harness.doctor.chaos import resume
 
     sys.exit(
         resume.check(
-            options.words,
-            ranks=options.ranks,
-            steps=options.steps,
-            kills=options.kills,
-            seed=options.seed,
-            keep=options.keep,
-            loss_bound_pct=options.loss_bound_pct,
+            context.args, ranks=ranks, steps=steps, kills=kills, seed=seed, keep=keep,
+            loss_bound_pct=loss_bound_pct,
         )
-    )
+    )  # fmt: skip

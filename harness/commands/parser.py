@@ -1,50 +1,111 @@
-"""What the verbs' words are read with: mistakes are one line."""
+"""How the verbs' arguments are read: typer, with one line for each mistake."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from harness.errors import EXIT_BAD_INPUT
-from harness.system.console import err
+from typer import BadParameter, Exit, Typer, TyperException
+from typer.main import get_command
+
+from harness.errors import BadInput
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+REWORDED = {
+    r"^Invalid value for '(.+?)': (Value error, )?": r"\1: ",
+    r"^No such (\w+): (\S+)": r"\2: no such \1",
+    r"^No such (\w+) '(.+?)'": r"\2: no such \1",
+    r"\. Did you mean '(.+?)'.*\?$": r"; did you mean \1?",
+    r"Input should be (.+?)(, unable to .*)?$": r"must be \1",
+    r"must be greater than or equal to": "must be at least",
+    r"must be less than or equal to": "must be at most",
+    r"^Missing command": "VERB: is missing",
+    r"^Missing \w+ '(.+?)'": r"\1: is missing",
+    r"^Got unexpected .+ \((.+)\)": r"\1: unexpected argument",
+    r"^Option '(.+?)'": r"\1:",
+    r"\.$": "",
+}
+"""What typer and pydantic say -> as all our errors: the argument, what is wrong, what to do."""
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+FLAGS = "[CONFIG.yaml] [OPTIONS] [--section.key VALUE ...]"
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors as one line and our exit code."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Say what is wrong, and end."""
-        what = message.removeprefix("argument ")
-        err.print(f"error: {what}; see: {self.prog} --help")
-        sys.exit(EXIT_BAD_INPUT)
-
-
-def teaching(verbs: Any, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
-    """A verb whose --help shows its description as it is written, examples and all."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name, help=help, description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def group(name: str | None = None, help: str | None = None, epilog: str | None = None) -> Typer:
+    """A command that only holds others."""
+    return Typer(
+        name=name, help=help, epilog=epilog, add_completion=False, rich_markup_mode=None,
+        context_settings=SETTINGS,
     )  # fmt: skip
-    return parser
 
 
-def positive(text: str) -> int:
-    """argparse's type of a count."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+def verb(
+    app: Typer, text: str = "", *, epilog: str = "", passes_flags: bool = False
+) -> Callable[[Verb], Verb]:
+    """Make a function a verb: its parameters are the options, its docstring what the list says.
+
+    Args:
+        text: what its own --help says, printed as it is written, with examples.
+        passes_flags: arguments that it does not know are for launch/train.py: `context.args`.
+    """
+
+    def add(function: Verb) -> Verb:
+        summary = (function.__doc__ or "").strip()
+        app.command(
+            help=_as_written(text or summary), short_help=summary, epilog=_as_written(epilog),
+            options_metavar=FLAGS if passes_flags else "[OPTIONS]",
+            context_settings=SETTINGS | (PASS_ON if passes_flags else {}),
+        )(function)  # fmt: skip
+        return function
+
+    return add
+
+
+def run(app: Typer, argv: Sequence[str]) -> None:
+    """Read the arguments and call the verb.
+
+    Raises:
+        BadInput: they cannot be read.
+        SystemExit: after --help.
+    """
+    command, path, rest = get_command(app), "harness", list(argv)
+    # Typer would import pydantic to read that a group was given no --help.
+    while rest and (inner := getattr(command, "commands", {}).get(rest[0])):
+        command, path, rest = inner, f"{path} {rest[0]}", rest[1:]
+    try:
+        with command.make_context(path, rest) as context:
+            command.invoke(context)
+    except Exit as end:
+        raise SystemExit(end.exit_code) from None
+    except TyperException as error:
+        raise BadInput(_one_line(error)) from None
+
+
+def positive(number: float) -> float:
+    """A callback of an option that takes a time or a size."""
+    if not 0 < number < float("inf"):
+        raise BadParameter(f"must be more than 0, not {number:g}")
     return number
 
 
-def count(text: str) -> int:
-    """argparse's type of a count that may be 0."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
-    return number
+def _one_line(error: TyperException) -> str:
+    """`--steps: must be at least 1, got 0; see: harness bench overhead --help`."""
+    close = getattr(error, "possibilities", None)
+    message = error.message if close else error.format_message()
+    for pattern, ours in REWORDED.items():
+        message = re.sub(pattern, ours, message)
+    if close:
+        message += f"; did you mean {close[0]}?"
+    if (mistakes := getattr(error.__cause__, "errors", None)) and "must be" in message:
+        message += f", got {mistakes()[0]['input']}"
+    context = getattr(error, "ctx", None)
+    help = f"; see: {context.command_path if context else 'harness'} --help"
+    return message if message.endswith("?") else message + help
 
 
-def minutes(text: str) -> float:
-    """argparse's type of a time that is given to something."""
-    if not 0 < (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
-    return number
+def _as_written(text: str) -> str:
+    r"""Typer fills paragraphs, except after a `\b`."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n") if text)

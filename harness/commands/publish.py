@@ -1,14 +1,13 @@
-"""`harness publish`: finished runs into W&B, MLPerf's log format, or tables."""
+"""`harness publish`: finished runs into W&B, or MLPerf's log format."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from harness.commands.parser import teaching
-from harness.config import Log
+from typer import Argument, Option
+
+from harness.commands.parser import group, verb
 from harness.errors import BadInput
 from harness.system.console import count, out, track
 
@@ -19,72 +18,61 @@ Take finished runs to where others look at them.
   harness publish runs/a-s0 --to wandb --mode offline     for a later `wandb sync`
   harness publish --to wandb-view --project bench         panels that compare what is there
   harness publish runs/a-s* --to mllog --out logs/        an MLPerf training log per run
-  harness publish runs/* 'wandb:team/bench?group=G' --to csv --out tables/
 
 wandb: what the run itself would have written, under the run's own id and the group of its cell
-(all but the seed); a second time, nothing is left to do. csv: runs.csv has a line per run, with
-what differs between them; rows.csv has all rows."""
+(all but the seed); a second time, nothing is left to do."""
 
-WORDS = {
+BELONGS = {
     "wandb": {"project", "entity", "mode"},
     "wandb-view": {"project", "entity"},
     "mllog": {"out"},
-    "csv": {"out"},
 }
 """Where to -> the options that belong to it."""
 
-
-def add(verbs: Any) -> None:
-    """The verb's words."""
-    says = "finished runs into W&B, a W&B workspace, MLPerf logs, or CSV tables"
-    publish = teaching(verbs, "publish", help=says, description=DESCRIPTION)
-    publish.add_argument(
-        "addresses", nargs="*", metavar="RUN",
-        help="run folder or glob; csv also takes wandb:... and offline W&B folders",
-    )  # fmt: skip
-    publish.add_argument("--to", required=True, choices=tuple(WORDS), help="where to")
-    publish.add_argument(
-        "--project", help=f"W&B project (the run's log.project; for a view {_default_project()})"
-    )
-    publish.add_argument("--entity", help="W&B user or team (the run's log.entity, or your own)")
-    publish.add_argument(
-        "--mode", choices=("online", "offline"),
-        help="wandb: send now (default), or write for `wandb sync` into the run folder",
-    )  # fmt: skip
-    publish.add_argument("--out", type=Path, metavar="DIR", help="mllog, csv: a new folder")
-    publish.set_defaults(verb=_publish)
+app = group()
 
 
-def _default_project() -> str:
-    return Log().project
-
-
-def _publish(options: argparse.Namespace) -> None:
-    to, belong = options.to, WORDS[options.to]
-    for word in ("project", "entity", "mode", "out"):
-        if getattr(options, word) is not None and word not in belong:
+@verb(app, DESCRIPTION)
+def publish(
+    addresses: list[str] = Argument([], metavar="RUN", help="run folder or glob"),
+    to: Literal["wandb", "wandb-view", "mllog"] = Option(help="where to"),
+    project: str | None = Option(None,
+        help="W&B project (the run's log.project; for a view the default of log.project)"),
+    entity: str | None = Option(None, help="W&B user or team (the run's log.entity, or your own)"),
+    mode: Literal["online", "offline"] | None = Option(None,
+        help="wandb: send now (default), or write for `wandb sync` into the run folder"),
+    folder: Path | None = Option(None, "--out", metavar="DIR", help="mllog: a new folder"),
+) -> None:  # fmt: skip
+    """Publish finished runs into W&B, a W&B workspace, or MLPerf logs."""
+    belong = BELONGS[to]
+    for name, value in {"project": project, "entity": entity, "mode": mode, "out": folder}.items():
+        if value is not None and name not in belong:
             has = ", ".join(f"--{each}" for each in sorted(belong))
-            raise BadInput(f"--{word}: does not belong to --to {to}, which has {has}")
-    if "out" in belong and options.out is None:
+            raise BadInput(f"--{name}: does not belong to --to {to}, which has {has}")
+    if to == "wandb-view":
+        if addresses:
+            raise BadInput("--to wandb-view: shows all runs of a project; name no run")
+        _view(project, entity)
+        return
+    if "out" in belong and folder is None:
         raise BadInput(f"--to {to}: name a new folder: --out DIR")
-    if to == "wandb-view" and options.addresses:
-        raise BadInput("--to wandb-view: shows all runs of a project; name no run")
-    if to != "wandb-view" and not options.addresses:
+    if not addresses:
         raise BadInput(f"--to {to}: name at least one run folder; list them: harness show runs")
-    does: dict[str, Callable[[argparse.Namespace], None]] = {
-        "wandb": _wandb, "wandb-view": _view, "mllog": _mllog, "csv": _csv,
-    }  # fmt: skip
-    does[to](options)
+    if folder is None:
+        _wandb(addresses, mode or "online", project, entity)
+    else:
+        _mllog(addresses, folder)
 
 
-def _wandb(options: argparse.Namespace) -> None:
+def _wandb(
+    addresses: list[str], mode: Literal["online", "offline"], own: str | None, user: str | None
+) -> None:
     from harness.results.publish import publish, publish_wandb
 
-    runs = publish.folders(options.addresses, "wandb")
-    mode: Literal["online", "offline"] = options.mode or "online"
+    runs = publish.folders(addresses, "wandb")
     done = []
     for run, known in track(runs, total=len(runs), what="publishing"):
-        each = publish_wandb.to_wandb(run, known, mode, options.project, options.entity)
+        each = publish_wandb.to_wandb(run, known, mode, own, user)
         out.print(f"{run.path.name}: {each.said}: {each.where}")
         done.append(each)
     groups, places = {each.group for each in done}, {each.place for each in done}
@@ -98,27 +86,19 @@ def _wandb(options: argparse.Namespace) -> None:
     out.print(f"{said}, in {', '.join(sorted(map(str, places)))}; panels that compare them: {view}")
 
 
-def _view(options: argparse.Namespace) -> None:
+def _view(project: str | None, entity: str | None) -> None:
+    from harness.config import Log
     from harness.results.publish.publish_view import NAME, save_view
 
-    url = save_view(options.project or _default_project(), options.entity)
+    url = save_view(project or Log().project, entity)
     out.print(f"workspace {NAME}: {url}; W&B lists it under the project's saved views")
 
 
-def _mllog(options: argparse.Namespace) -> None:
+def _mllog(addresses: list[str], folder: Path) -> None:
     from harness.results.publish import publish
     from harness.results.publish.publish_mllog import RULES, to_mllog
 
-    runs = publish.folders(options.addresses, "mllog")
-    to_mllog(runs, options.out)
+    runs = publish.folders(addresses, "mllog")
+    to_mllog(runs, folder)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
-    out.print(f"{count(len(runs), 'log')} in {options.out}; check one with: {check} FILE")
-
-
-def _csv(options: argparse.Namespace) -> None:
-    from harness.results.publish.publish_csv import to_csv
-    from harness.results.source import runs_at_all
-
-    runs = runs_at_all(options.addresses)
-    to_csv(runs, options.out)
-    out.print(f"{count(len(runs), 'run')} in {options.out}: runs.csv, rows.csv")
+    out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")

@@ -1,1 +1,1 @@
-"""Trials on the user's own machine and config: does it do what the README promises?"""
+"""Checks of a machine before a run, and trials that kill a run and compare its bits."""

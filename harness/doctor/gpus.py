@@ -10,32 +10,32 @@ import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
+from harness.doctor.inventory import DriverFails, inventory
 from harness.monitor.environment import gpu_uuid
-from harness.monitor.gpus import SmiFails, ask
-from harness.monitor.nvml import HARMLESS, SLOWED, Nvml
+from harness.monitor.gpus import HARMLESS, SLOWED, Nvml
 
 Gpus = list[dict[str, Any]]
 
 
 def look(asked: Asked) -> Facts:
-    """What nvidia-smi and torch say of the node's GPUs, and this rank's GPU before it is used."""
+    """What NVML and torch say of the node's GPUs, and this rank's GPU before it is used."""
     facts: Facts = {"gpus_expected": asked.gpus, "gpus_of_torch": torch.cuda.device_count()}
     facts["own_gpu"] = _own(asked.world.device)
     if asked.world.local_rank:
         return facts
     facts |= {"gpus": [], "smi": None, "driver": None, "driver_cuda": None, "cuda_error": None}
     try:
-        smi = ask(limits.NVIDIA_SMI_S)
-    except SmiFails as error:
+        driver = inventory(limits.NVML_S)
+    except DriverFails as error:
         return facts | {"smi": str(error)}
-    if smi is None:
+    if driver is None:
         return facts
-    gpus = [asdict(gpu) for gpu in smi.gpus]
-    facts |= {"driver": smi.driver, "driver_cuda": smi.cuda, "gpus": gpus}
+    gpus = [asdict(gpu) for gpu in driver.gpus]
+    facts |= {"driver": driver.version, "driver_cuda": driver.cuda, "gpus": gpus}
     if gpus and asked.wants_gpu and not torch.cuda.is_available():
         facts["cuda_error"] = _cuda_error()
     elif asked.world.on_gpu:
-        # On a shared node nvidia-smi may list GPUs of other jobs too.
+        # On a shared node NVML may list GPUs of other jobs too.
         seen = {f"GPU-{torch.cuda.get_device_properties(n).uuid}"
                 for n in range(torch.cuda.device_count())}  # fmt: skip
         facts["gpus"] = [gpu for gpu in gpus if gpu["uuid"] in seen] or gpus
@@ -50,7 +50,7 @@ def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
     if not asked.wants_gpu:
         return [not_checked("GPUs", "engine.device is cpu")]
     if first["smi"] is not None and expected:
-        what = f"nvidia-smi fails: {first['smi']}"
+        what = f"the NVIDIA driver fails: {first['smi']}"
         return [red("GPUs", what, "take another node; here the driver must be loaded again")]
     # Where CUDA does not start, that is one fault, and another check tells it.
     usable = len(gpus) if first["cuda_error"] else seen
@@ -60,7 +60,7 @@ def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
         why = f" ({first['smi']})" if first["smi"] else ""
         return [not_checked("GPUs", f"none here{why}; this run would compute on the CPU")]
     if not gpus:
-        return [green("GPUs", f"{usable}; nvidia-smi is not there to tell more")]
+        return [green("GPUs", f"{usable}; NVML is not there to tell more")]
     return [judge_one(gpus) for judge_one in _OF_GPUS]
 
 
@@ -75,9 +75,9 @@ def _own(device: torch.device) -> Facts:
 
 
 def _before_use(gpus: Gpus, ranks: Sequence[Facts]) -> Gpus:
-    """nvidia-smi's GPUs in the state in which their own ranks have met them.
+    """NVML's GPUs in the state in which their own ranks have met them.
 
-    It takes seconds, in which other ranks have begun to multiply matrices.
+    The driver may first have to wake, while other ranks have begun to multiply matrices.
     """
     own = {facts["own_gpu"]["uuid"]: facts["own_gpu"] for facts in ranks if facts["own_gpu"]}
     return [gpu | own.get(gpu["uuid"], {}) for gpu in gpus]
@@ -103,7 +103,7 @@ def _known(gpus: Gpus, field: str) -> list[float]:
 
 
 def _numbers(gpus: Gpus, bad: Callable[[dict[str, Any]], bool]) -> str:
-    """Which GPUs, by their number in nvidia-smi's list."""
+    """Which GPUs, by their number in NVML's list, and nvidia-smi's."""
     return "GPU " + ", ".join(str(number) for number, gpu in enumerate(gpus) if bad(gpu))
 
 
@@ -130,7 +130,7 @@ def _judge_clocks(gpus: Gpus) -> Check:
     parts = [f"{span(now)} MHz now"] if now else []
     parts += [f"at most {span(most)} MHz"] if most else []
     parts += [f"power cap {span(cap)} W of {span(default)} W"] if cap and default else []
-    value = ", ".join(parts) or "nvidia-smi does not tell"
+    value = ", ".join(parts) or "the driver does not tell"
 
     def capped(gpu: dict[str, Any]) -> bool:
         cap, default = gpu["power_cap_w"], gpu["default_power_cap_w"]
@@ -174,7 +174,7 @@ def _judge_errors(gpus: Gpus) -> Check:
 def _judge_nvlink(gpus: Gpus) -> Check:
     active = _known(gpus, "nvlinks_active")
     if not active:
-        return not_checked("NVLink", "nvidia-smi lists no links: GPUs talk over PCIe")
+        return not_checked("NVLink", "the driver lists no links: GPUs talk over PCIe")
     value = f"{span(active)} links up of {span(_known(gpus, 'nvlinks'))} per GPU"
     if len(set(active)) > 1 or len(active) < len(gpus):
         few = max(active)
@@ -186,7 +186,7 @@ def _judge_nvlink(gpus: Gpus) -> Check:
 def _judge_pcie(gpus: Gpus) -> Check:
     width, most = _known(gpus, "pcie_width"), _known(gpus, "max_pcie_width")
     if not width or not most:
-        return not_checked("PCIe", "nvidia-smi does not tell")
+        return not_checked("PCIe", "the driver does not tell")
     generation = _known(gpus, "max_pcie_generation")
     value = f"x{span(width, '.0f')} of x{span(most, '.0f')}"
     value += f", generation {span(generation, '.0f')}" if generation else ""

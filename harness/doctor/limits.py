@@ -52,7 +52,7 @@ COMPUTE_S = 0.5
 ALL_REDUCE_S = 0.5  # per size of bucket
 NAME_S, CONNECT_S = 6.0, 3.0
 PORT_S = 30.0  # rank 0 may be importing still
-NVIDIA_SMI_S = 15.0  # without persistence mode the driver first wakes each GPU
+NVML_S = 15.0  # without persistence mode the driver first wakes each GPU
 GROUP_S = 60.0
 WHOLE_S = 120.0  # on a healthy machine it takes a tenth of this
 

@@ -97,7 +97,7 @@ def _misfit(facts: Facts, asked: Asked) -> tuple[str, str] | None:
             f"install a torch built for CUDA {supported}, or a newer driver",
         )
     if facts["cuda_error"]:
-        what = f"nvidia-smi lists {len(facts['gpus'])} GPUs, torch sees none: {facts['cuda_error']}"
+        what = f"the driver lists {len(facts['gpus'])} GPUs, torch sees none: {facts['cuda_error']}"
         return what, "look at CUDA_VISIBLE_DEVICES, then at dmesg; or take another node"
     if asked.world.size > 1 and not facts["nccl_there"]:
         return "a torch without NCCL, beside GPUs", "install a CUDA build: see pytorch.org"

@@ -5,6 +5,7 @@ Every field carries its unit in its name. What was not measured is null.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,9 +14,22 @@ from harness.system.console import duration
 
 SCHEMA_VERSION: Literal[1] = 1
 
+Repeats = Literal["same", "bits", "time"]
+"""What two runs of one config share: the value; the value if all bits are equal; nothing."""
 
-def _field(meaning: str) -> Any:
-    return Field(description=meaning)
+RESULT_PREFIX = "result/"
+"""What W&B's keys of a Result begin with; the name of the field follows."""
+
+
+def _row(wandb: str | None, repeats: Repeats, meaning: str, default: Any = None) -> Any:
+    """A field of a row: its key in W&B (None: not sent) and whether another run repeats it."""
+    extra: dict[str, Any] = {"wandb": wandb, "repeats": repeats}
+    return Field(default, description=meaning, json_schema_extra=extra)
+
+
+def _field(meaning: str, repeats: Repeats | None = None) -> Any:
+    """A field of the result; only what names `repeats` is held against that of another run."""
+    return Field(description=meaning, json_schema_extra={"repeats": repeats})
 
 
 def _list(meaning: str) -> Any:
@@ -34,54 +48,84 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    kind: Literal["train", "val", "stop"] = _field("which kind of row")
-    attempt: int = _field("1 for the first start of the run, one more after each restart")
-    epoch: float = _field("epochs done, with fraction")
-    step: int = _field("optimiser steps done")
-    images_seen: int = _field("training images seen by all ranks")
-    train_s: float = _field("time in the account `train`, all attempts, incl. waiting for data")
-    wall_s: float = _field("time since the start of this attempt")
-
-    lr: float | None = _maybe("learning rate of the last step")
-    loss: float | None = _maybe("mean training loss over the period")
-    train_top1_pct: float | None = _maybe("on augmented training images of the period")
-    train_top5_pct: float | None = _maybe("on augmented training images of the period")
-    images_per_second: float | None = _maybe("images of all ranks / training wall time, period")
-    step_ms_mean: float | None = _maybe("mean step time over the period, rank 0")
-    step_ms_p50: float | None = _maybe("median step time over the period, rank 0")
-    step_ms_p95: float | None = _maybe("95th percentile of the step time, rank 0")
-    data_wait_pct: float | None = _maybe(
-        "share of training time in which the device (CPU: the process) waited for data, rank 0"
+    schema_version: Literal[1] = _row(None, "same", "of this schema", SCHEMA_VERSION)
+    kind: Literal["train", "val", "stop"] = _row(None, "same", "which kind of row", ...)
+    attempt: int = _row(
+        "progress/attempt", "time", "1 for the first start, one more after each restart", ...
     )
-    compute_ms_median: float | None = _maybe(
+    epoch: float = _row("progress/epoch", "same", "epochs done, with fraction", ...)
+    step: int = _row("progress/step", "same", "optimiser steps done", ...)
+    images_seen: int = _row("progress/images", "same", "training images seen by all ranks", ...)
+    train_s: float = _row(
+        "progress/seconds", "time", "of all attempts in training, incl. waiting for data", ...
+    )
+    wall_s: float = _row("progress/attempt_seconds", "time", "since the start of this attempt", ...)
+
+    lr: float | None = _row("train/lr", "same", "learning rate of the last step")
+    loss: float | None = _row("train/loss", "bits", "mean training loss over the period")
+    train_top1_pct: float | None = _row(
+        "train/top1_pct", "bits", "of augmented images, in the period"
+    )
+    train_top5_pct: float | None = _row(
+        "train/top5_pct", "bits", "of augmented images, in the period"
+    )
+    images_per_second: float | None = _row(
+        "perf/images_per_second", "time", "images of all ranks / training wall time, period"
+    )
+    step_ms_mean: float | None = _row("perf/step_ms_mean", "time", "of the period, rank 0")
+    step_ms_p50: float | None = _row("perf/step_ms_p50", "time", "median of the period, rank 0")
+    step_ms_p95: float | None = _row("perf/step_ms_p95", "time", "95th percentile, rank 0")
+    data_wait_pct: float | None = _row(
+        "perf/data_wait_pct",
+        "time",
+        "of training time, in which the device (CPU: the process) waited for data, rank 0",
+    )
+    compute_ms_median: float | None = _row(
+        "perf/compute_ms_median",
+        "time",
         "mean time per step of forward pass and loss, in which no rank waits for another: of the "
-        "median rank"
+        "median rank",
     )
-    compute_ms_slowest: float | None = _maybe("the same of the slowest rank; null for one rank")
-    slowest_rank: int | None = _maybe("which one that is")
-    data_wait_most_pct: float | None = _maybe("data_wait_pct of the rank that waits most")
-    power_w: float | None = _maybe("of all GPUs together, by their own counters (NVML)")
-    images_per_joule: float | None = _maybe("of all GPUs together")
-    loss_scale: float | None = _maybe("fp16 only: the gradient scaler's factor")
-    memory_peak_gib: float | None = _maybe(
-        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0"
+    compute_ms_slowest: float | None = _row(
+        "perf/compute_ms_slowest", "time", "the same of the slowest rank; null for one rank"
+    )
+    slowest_rank: int | None = _row("perf/slowest_rank", "time", "which one that is")
+    data_wait_most_pct: float | None = _row(
+        "perf/data_wait_most_pct", "time", "data_wait_pct of the rank that waits most"
+    )
+    power_w: float | None = _row(
+        "perf/power_w", "time", "of all GPUs together, by their own counters (NVML)"
+    )
+    images_per_joule: float | None = _row("perf/images_per_joule", "time", "of all GPUs together")
+    loss_scale: float | None = _row(
+        "train/loss_scale", "bits", "fp16 only: the gradient scaler's factor"
+    )
+    memory_peak_gib: float | None = _row(
+        "mem/peak_gib",
+        "time",
+        "torch's tensors on the device (CPU: resident memory) at their highest, rank 0",
     )
 
-    mfu_pct: float | None = _maybe(
+    mfu_pct: float | None = _row(
+        "perf/mfu_pct",
+        "time",
         "share of all GPUs' printed peak that the network's own operations came to, in the period; "
-        "null on a device whose peak is not printed"
+        "null on a device whose peak is not printed",
     )
-    memory_pct: float | None = _maybe(
-        "likewise of their printed memory bandwidth, if all between matrix products were fused"
+    memory_pct: float | None = _row(
+        "perf/memory_pct",
+        "time",
+        "likewise of their printed memory bandwidth, if all between matrix products were fused",
     )
 
-    events: list[str] | None = _maybe("what was decided here, such as `dropped`: the next rate")
-    val_loss: float | None = _maybe("mean validation loss")
-    val_top1_pct: float | None = _maybe("validation top-1 accuracy")
-    val_top5_pct: float | None = _maybe("validation top-5 accuracy")
-    val_images: int | None = _maybe("validation images counted, each exactly once")
-    val_s: float | None = _maybe("time of this evaluation")
+    events: list[str] | None = _row(
+        None, "same", "what was decided here, such as `dropped`: the next rate"
+    )
+    val_loss: float | None = _row("val/loss", "bits", "mean validation loss")
+    val_top1_pct: float | None = _row("val/top1_pct", "bits", "validation top-1 accuracy")
+    val_top5_pct: float | None = _row("val/top5_pct", "bits", "validation top-5 accuracy")
+    val_images: int | None = _row("val/images", "same", "each counted exactly once")
+    val_s: float | None = _row("val/seconds", "time", "time of this evaluation")
 
 
 class EpochDigest(BaseModel):
@@ -142,7 +186,7 @@ class Result(BaseModel):
     )
     started_at: str = _field("UTC, ISO 8601")
     finished_at: str = _field("UTC, ISO 8601")
-    result_fingerprint: str = _field("of all settings that may change the result")
+    result_fingerprint: str = _field("of all settings that may change the result", "same")
     speed_fingerprint: str = _field("of all settings that may change the speed")
     notes: list[str] = _field("what a reader must know, in words")
 
@@ -150,11 +194,11 @@ class Result(BaseModel):
     parameters: int
     classes: int
     train_images: int | None = _field("images in the training set")
-    train_digest: str | None = _field("of names, sizes and labels of the training set")
-    val_digest: str = _field("of names, sizes and labels of the validation set")
+    train_digest: str | None = _field("of names, sizes and labels of the training set", "same")
+    val_digest: str = _field("of names, sizes and labels of the validation set", "same")
     protocol: str = _field("how validation images are resized and cropped")
 
-    world_size: int
+    world_size: int = _field("ranks", "same")
     global_batch: int
     local_batch: int
     accumulate: int
@@ -168,18 +212,18 @@ class Result(BaseModel):
     compute_threads: int
     loader_threads: int
 
-    epochs: float = _field("epochs trained")
-    steps: int = _field("optimiser steps")
-    images_seen: int
+    epochs: float = _field("epochs trained", "same")
+    steps: int = _field("optimiser steps", "same")
+    images_seen: int = _field("training images, of all ranks", "same")
 
-    val_top1_pct: float = _field("after the last step")
+    val_top1_pct: float = _field("after the last step", "bits")
     val_top5_pct: float = _field("after the last step")
-    val_loss: float
-    val_correct1: int = _field("validation images whose first guess is right")
-    val_correct5: int
-    val_images: int = _field("each counted exactly once")
-    best_val_top1_pct: float
-    best_epoch: float
+    val_loss: float = _field("after the last step", "bits")
+    val_correct1: int = _field("validation images whose first guess is right", "bits")
+    val_correct5: int = _field("likewise with one of five guesses", "bits")
+    val_images: int = _field("each counted exactly once", "same")
+    best_val_top1_pct: float = _field("of all validations", "bits")
+    best_epoch: float = _field("when that was", "bits")
     median_last5_top1_pct: float | None = _maybe(
         "median over validations after each of the last 5 epochs (Goyal et al. 2017, 5.1)"
     )
@@ -224,5 +268,21 @@ class Result(BaseModel):
     )
     recompiles: int = _field("graphs compiled after the warm-up: must be 0")
     graph_breaks: int = _field("graph breaks: must be 0")
-    digests: list[EpochDigest]
+    digests: list[EpochDigest] = _field("of each epoch", "same")
     wandb: str = _field("how the mirror ended: off, online, offline, or what went wrong")
+
+
+def fields_that_repeat(record: type[Row | Result], how: Repeats) -> list[str]:
+    """Names of the fields of a record whose values two runs share, in their order."""
+    return [name for name, extra in _extras(record) if extra.get("repeats") == how]
+
+
+def _extras(record: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the fields of a record say besides type, default and meaning."""
+    for name, field in record.model_fields.items():
+        extra = field.json_schema_extra
+        yield name, dict(extra) if isinstance(extra, dict) else {}
+
+
+ROW_KEYS: dict[str, str] = {name: e["wandb"] for name, e in _extras(Row) if e["wandb"]}
+"""Field of a Row -> its key in W&B; keys tell a row's kind there, the rate tells its events."""

@@ -1,13 +1,14 @@
-"""What a run says of itself in W&B: the live mirror and `harness publish` agree on it."""
+"""A run as W&B gets it, from the live mirror and from `harness publish`; imports no client."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from harness.config import Config, fingerprint
+from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 
 
 def about(
@@ -54,16 +55,18 @@ def group(config: Config, environment: Mapping[str, Any], world_size: int) -> st
     return f"{config.model.name}-{world_size}x{_short(device)}-{cell}"
 
 
-def config_at_the_end(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
-    """The config of a run's last attempt, from config.yaml, which is that of its first."""
-    changed = attempts[-1].get("changed") if attempts else None
-    if not changed:
-        return config
-    sections = config.model_dump(mode="json")
-    for key, value in changed.items():
-        section, _, name = key.partition(".")
-        sections[section][name] = value
-    return Config.model_validate(sections)
+def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as W&B gets it: under its keys, nulls left out."""
+    return {ROW_KEYS[k]: v for k, v in row.items() if k in ROW_KEYS and v is not None}
+
+
+def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A Result as W&B's summary: scalars only, as its tables cannot filter by anything else."""
+    accounts = {f"account_{name}_s": s for name, s in result.get("accounts_s", {}).items()}
+    target = {f"target_{name}": value for name, value in (result.get("target") or {}).items()}
+    # How the mirror ended is not known while it still runs.
+    values = {k: v for k, v in result.items() if k != "wandb"} | accounts | target
+    return {RESULT_PREFIX + k: v for k, v in values.items() if isinstance(v, str | int | float)}
 
 
 def _short(device: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from harness.config.rules import network_rules
 from harness.errors import BadInput
 from harness.models.resnet import BasicBlock, Block, Bottleneck, Shortcut, Stem, resnet
 
-__all__ = ["MODELS", "Dense", "Residual", "build"]
+__all__ = ["MODELS", "Dense", "Residual", "build", "criterion"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ def build(model: config.Model, classes: int) -> nn.Module:
 
         use_groups(network, model.bn_images)
     return network
+
+
+def criterion(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
+    """The loss of logits (N, classes) in float32 and labels (N): its mean over the images."""
+    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
 
 def _residual(spec: Residual, model: config.Model, classes: int) -> nn.Module:

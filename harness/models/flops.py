@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from harness import config as cfg
-from harness.models import build
+from harness.models import build, criterion
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,7 +94,7 @@ def training_costs(
         with _Count(images) as forward:
             with autocast if precision in _AUTOCAST else nullcontext():
                 logits = net(batch)
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = criterion()(logits.float(), labels)
         with _Count(images) as backward:
             loss.backward()
         parameters = _size(list(net.parameters()))

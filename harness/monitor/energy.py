@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from harness.monitor.nvml import Nvml
+from harness.monitor.gpus import Nvml
 
 
 class Energy:

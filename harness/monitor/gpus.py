@@ -1,175 +1,85 @@
-"""What nvidia-smi says of the GPUs: the fields that decide how fast and how well they compute.
-
-Its XML is read, not its tables: names of fields are documented in the DTD that each version
-carries (v11 to v13 are known here), and what a version or a GPU lacks is null.
-"""
+"""NVML: what a GPU, its driver and pynvml know of it, in microseconds; null is what they do not."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from contextlib import suppress
+from typing import Any
 
-from harness.monitor.nvml import SLOWED
-from harness.system.deadline import NoAnswer, within
+import torch
 
+from harness.monitor.environment import GIB, gpu_uuid
 
-class SmiFails(Exception):
-    """nvidia-smi is there and does not work; its message."""
+SLOWED = {
+    "hw_thermal_slowdown": "too hot (hardware)",
+    "hw_power_brake_slowdown": "power brake (hardware)",
+    "hw_slowdown": "slowed by hardware",
+    "sw_thermal_slowdown": "too hot (driver)",
+    "sw_power_cap": "at its power cap",
+}
+"""Why clocks are held down, as nvidia-smi's fields end -> in words."""
 
+HARMLESS = frozenset({"sw_power_cap"})
+"""A GPU that is well used works at its power cap: the cap is a setting."""
 
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU; null is what nvidia-smi does not tell.
-
-    Attributes:
-        slowed: reasons for which clocks are held down right now, besides idleness and settings.
-        uncorrected_errors: of memory, since the driver was loaded.
-        repair_pending: rows or pages wait for a reset to be replaced.
-    """
-
-    name: str
-    uuid: str
-    mig: bool
-    memory_gib: float | None
-    memory_used_gib: float | None
-    clock_mhz: float | None
-    max_clock_mhz: float | None
-    power_cap_w: float | None
-    default_power_cap_w: float | None
-    slowed: tuple[str, ...]
-    ecc: bool | None
-    uncorrected_errors: int | None
-    repair_pending: bool
-    pcie_width: float | None
-    max_pcie_width: float | None
-    max_pcie_generation: float | None
-    nvlinks: int | None
-    nvlinks_active: int | None
+_BITS = {
+    "sw_power_cap": 0x04,
+    "hw_slowdown": 0x08,
+    "sw_thermal_slowdown": 0x20,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+}
+"""As nvml.h has nvmlClocksEventReason...; pynvml's own names came with its version 12.535."""
+SM_CLOCK = 1  # NVML_CLOCK_SM
+WITHOUT_RESERVED = 0x02000028  # nvmlMemory_v2: what the driver keeps for itself is not in use
 
 
-@dataclass(frozen=True)
-class Smi:
-    """The driver, the newest CUDA that it supports, and its GPUs."""
+class Nvml:
+    """A GPU, by NVML's handle or as a device of this process; of a CPU nothing is known."""
 
-    driver: str | None
-    cuda: str | None
-    gpus: tuple[Gpu, ...]
+    def __init__(self, device: torch.device | None = None, handle: object = None) -> None:
+        self._handle = handle
+        if device is not None and device.type == "cuda":
+            import pynvml  # of no use without a GPU
+
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid(device))
+
+    def energy_j(self) -> float | None:
+        """Joules since some time; GPUs before Volta do not count."""
+        millijoules = self.read("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
+
+    def slowed(self) -> tuple[str, ...] | None:
+        """Keys of SLOWED for which clocks are held down right now."""
+        bits = self.read("nvmlDeviceGetCurrentClocksEventReasons")
+        if bits is None:  # a driver before 535
+            bits = self.read("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if bits is None else tuple(name for name in SLOWED if bits & _BITS[name])
+
+    def memory_used_gib(self) -> float | None:
+        """By all processes; drivers before 510 do not tell."""
+        memory = self.read("nvmlDeviceGetMemoryInfo", WITHOUT_RESERVED)
+        return None if memory is None else memory.used / GIB
+
+    def description(self) -> list[str]:
+        """Serial number, clock and what slows it right now, in words, as far as it is told."""
+        serial = self.read("nvmlDeviceGetSerial")
+        now, most = (self.read(f"nvmlDeviceGet{which}ClockInfo", SM_CLOCK) for which in ("", "Max"))
+        clock = None if now is None or most is None else f"{now} of {most} MHz"
+        facts = (f"serial {serial}" if serial else None, clock)
+        return [*filter(None, facts), *(SLOWED[reason] for reason in self.slowed() or ())]
+
+    def read(self, function: str, *args: int) -> Any:
+        """What a function of pynvml returns for this GPU; null where it is not known."""
+        return None if self._handle is None else call(function, self._handle, *args)
 
 
-_REASONS = (
-    "clocks_event_reasons/clocks_event_reason_",
-    "clocks_throttle_reasons/clocks_throttle_reason_",
-)
-_POWER = ("gpu_power_readings", "power_readings")
-_CAPS = ("current_power_limit", "enforced_power_limit", "power_limit")
-_UNCORRECTED = (
-    "sram_uncorrectable", "sram_uncorrectable_parity", "sram_uncorrectable_secded",
-    "dram_uncorrectable",
-)  # fmt: skip
+def call(function: str, *args: object) -> Any:
+    """What a function of pynvml returns; null where it, its driver or its GPU does not know."""
+    import pynvml
 
-
-def ask(limit_s: float) -> Smi | None:
-    """What nvidia-smi says; null where there is none.
-
-    Raises:
-        SmiFails: it says that it fails, or says nothing.
-    """
     try:
-        xml = within(limit_s, lambda: _run("-q", "-x"))
-        links = within(limit_s, lambda: _run("nvlink", "--status", fails=""))
-    except FileNotFoundError:
+        return getattr(pynvml, function)(*args)
+    except (AttributeError, pynvml.NVMLError):  # if the GPU was lost, training will say so
         return None
-    except NoAnswer as error:
-        raise SmiFails(str(error)) from None
-    return parse(xml, links)
-
-
-def parse(xml: str, links: str = "") -> Smi:
-    """The facts in the output of `nvidia-smi -q -x` and of `nvidia-smi nvlink --status`.
-
-    Raises:
-        SmiFails: the first is no such output.
-    """
-    try:
-        root = ET.fromstring(xml)
-    except ET.ParseError:
-        raise SmiFails(" ".join(xml.split())[:200] or "it prints nothing") from None
-    active = _links(links)
-    gpus = tuple(_gpu(element, active) for element in root.iterfind("gpu"))
-    return Smi(_text(root, "driver_version"), _text(root, "cuda_version"), gpus)
-
-
-def _run(*words: str, fails: str | None = None) -> str:
-    done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return done.stdout
-    if fails is not None:
-        return fails
-    said = " ".join(f"{done.stdout} {done.stderr}".split())
-    raise SmiFails(said[:200] or f"exit code {done.returncode}")
-
-
-def _gpu(gpu: ET.Element, links: dict[str, list[bool]]) -> Gpu:
-    uuid = _text(gpu, "uuid") or ""
-    power = next((part for part in _POWER if gpu.find(part) is not None), _POWER[0])
-    caps = (_number(gpu, f"{power}/{name}") for name in _CAPS)
-    memory, used = (_number(gpu, f"fb_memory_usage/{name}") for name in ("total", "used"))
-    errors = [_number(gpu, f"ecc_errors/volatile/{name}") for name in _UNCORRECTED]
-    told = [int(number) for number in errors if number is not None]
-    ecc = _text(gpu, "ecc_mode/current_ecc")
-    pending = (
-        "remapped_rows/remapped_row_pending", "remapped_rows/remapped_row_failure",
-        "retired_pages/pending_retirement", "retired_pages/pending_blacklist",
-    )  # fmt: skip
-    link = "pci/pci_gpu_link_info"
-    return Gpu(
-        name=_text(gpu, "product_name") or "GPU of no name",
-        uuid=uuid,
-        mig=_text(gpu, "mig_mode/current_mig") == "Enabled",
-        memory_gib=memory / 1024 if memory is not None else None,
-        memory_used_gib=used / 1024 if used is not None else None,
-        clock_mhz=_number(gpu, "clocks/sm_clock"),
-        max_clock_mhz=_number(gpu, "max_clocks/sm_clock"),
-        power_cap_w=next((cap for cap in caps if cap is not None), None),
-        default_power_cap_w=_number(gpu, f"{power}/default_power_limit"),
-        slowed=tuple(
-            reason
-            for reason in SLOWED
-            if any(_text(gpu, place + reason) == "Active" for place in _REASONS)
-        ),
-        ecc=None if ecc is None else ecc == "Enabled",
-        uncorrected_errors=sum(told) if told else None,
-        repair_pending=any(_text(gpu, place) == "Yes" for place in pending),
-        pcie_width=_number(gpu, f"{link}/link_widths/current_link_width"),
-        max_pcie_width=_number(gpu, f"{link}/link_widths/max_link_width"),
-        max_pcie_generation=_number(gpu, f"{link}/pcie_gen/max_link_gen"),
-        nvlinks=len(links[uuid]) if uuid in links else None,
-        nvlinks_active=sum(links[uuid]) if uuid in links else None,
-    )
-
-
-def _links(text: str) -> dict[str, list[bool]]:
-    """UUID of a GPU -> whether each of its NVLinks is up: one that is not has no rate."""
-    found: dict[str, list[bool]] = {}
-    links: list[bool] = []
-    for line in text.splitlines():
-        if gpu := re.match(r"GPU \d+: .*\(UUID: (\S+)\)", line):
-            links = found.setdefault(gpu[1], [])
-        elif link := re.match(r"\s+Link \d+: (.*)", line):
-            rate = re.match(r"[\d.]+", link[1])
-            links.append(rate is not None and float(rate[0]) > 0)
-    return {uuid: links for uuid, links in found.items() if links}
-
-
-def _text(element: ET.Element, path: str) -> str | None:
-    """Text of a field; null where it is missing, or not known on this GPU."""
-    text = (element.findtext(path) or "").strip()
-    return None if text in ("", "N/A", "[N/A]", "None") else text
-
-
-def _number(element: ET.Element, path: str) -> float | None:
-    """Number of a field such as `81920 MiB`, `500.00 W` or `16x`."""
-    found = re.match(r"-?\d+(\.\d+)?", _text(element, path) or "")
-    return float(found[0]) if found else None

@@ -19,7 +19,7 @@ from harness.distributed import World
 from harness.monitor.clock import Clock, PeriodTimes
 from harness.monitor.energy import Energy
 from harness.monitor.environment import gpu_uuid
-from harness.monitor.nvml import Nvml
+from harness.monitor.gpus import Nvml
 from harness.system.console import out
 
 SLOWER = 1.10

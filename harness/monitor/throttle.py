@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from harness.distributed import World
-from harness.monitor.nvml import HARMLESS, SLOWED, Nvml
+from harness.monitor.gpus import HARMLESS, SLOWED, Nvml
 
 EVERY_S = 10.0
 LEAST_SHARE = 0.1

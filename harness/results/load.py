@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,6 +112,18 @@ def config_of(path: Path) -> Config:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadInput(f"{path}/config.yaml: {where}: was written by another version") from None
+
+
+def config_at_the_end(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
+    """The config of a run's last attempt, from config.yaml, which is that of its first."""
+    changed = attempts[-1].get("changed") if attempts else None
+    if not changed:
+        return config
+    sections = config.model_dump(mode="json")
+    for key, value in changed.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    return Config.model_validate(sections)
 
 
 def environment(path: Path) -> Mapping[str, Any]:

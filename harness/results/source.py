@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.logging import wandb_run
 from harness.results import load, wandb
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import Measured, train_and_val
@@ -105,7 +104,7 @@ def measured(run: LoadedRun) -> Measured:
     path = run.path
     if run.result is None:
         raise BadInput(f"{path}: {_why_no_result(run)}")
-    config = wandb_run.config_at_the_end(load.config_of(path), run.result.attempts)
+    config = load.config_at_the_end(load.config_of(path), run.result.attempts)
     train, val = train_and_val(run.rows)
     result = run.result.model_dump()
     return Measured(str(path), path.name, config, load.environment(path), result, train, val)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 
+from harness.errors import EXIT_FAILED, RunFailed
+from harness.logging import rank_log
 from harness.monitor.watchdog import Stacks
+from harness.run_folder import folder as run_folder
 from harness.system.signals import Signals
+
+LAST_WORDS_S = 5.0
+"""The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
 class Agreed(NamedTuple):
@@ -75,3 +84,21 @@ class Pulse:
         return self.ballot.cast(
             stop=self.signals.received is not None, save=self.save_due(), end=self.time_is_up()
         )
+
+
+def end_hanging(path: Path, rank: int, silent_s: float) -> NoReturn:
+    """End this process from another thread; the main one gets no turn any more.
+
+    Args:
+        path: of the run folder, where the failure is written down.
+    """
+    error = RunFailed(
+        f"rank {rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
+        "(engine.warm_up_timeout_s while starting); "
+        f"where it stands is in {path}/stacks"
+    )
+    rank_log.tell_job(f"error: {error}")
+    record = Thread(target=run_folder.record_failure, args=(path, rank, error), daemon=True)
+    record.start()
+    record.join(LAST_WORDS_S)
+    os._exit(EXIT_FAILED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,10 +19,11 @@ from harness.data.stream import order
 from harness.distributed import World
 from harness.errors import RunFailed
 from harness.logging.schema import EpochDigest, Row
-from harness.monitor.clock import Clock
+from harness.models import criterion
+from harness.monitor.clock import Clock, PeriodTimes
 from harness.monitor.stragglers import Peers
 from harness.optim import set_lr, sgd
-from harness.schedule import Event, after_period, last_step
+from harness.schedule import Event, History, decide, last_step
 from harness.trainer import setup
 from harness.trainer.control import Pulse
 from harness.trainer.metrics import EvalCounts, Score, TrainCounts, mean_of_views
@@ -42,6 +43,7 @@ class Training:
     ddp: setup.Trained
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    criterion: nn.Module
     counts: TrainCounts
     clock: Clock
     pulse: Pulse
@@ -108,6 +110,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
         ddp=ddp,
         optimizer=optimizer,
         scaler=setup.grad_scaler(resolved),
+        criterion=criterion(resolved.config.train.label_smoothing),
         counts=TrainCounts(
             min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
         ),
@@ -119,8 +122,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
 
 def train_step(t: Training, batches: Iterator[Batch]) -> None:
     """One step of SGD over a global batch; the host reads nothing from the device."""
-    split, smoothing = t.resolved.split, t.resolved.config.train.label_smoothing
-    shifts, device = t.model.pixels.of, t.resolved.world.device
+    split, shifts, device = t.resolved.split, t.model.pixels.of, t.resolved.world.device
     for micro in range(split.accumulate):
         with t.clock.waiting_for_data(), phase("wait for data"):
             batch = next(batches)
@@ -131,9 +133,7 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
                 with setup.autocast(t.resolved), phase("forward"):
                     logits = t.ddp(batch.images, *shifts(batch.rows, device))
                 with phase("loss"):
-                    loss = nn.functional.cross_entropy(
-                        logits.float(), batch.labels, label_smoothing=smoothing
-                    )
+                    loss = t.criterion(logits.float(), batch.labels)
             with phase("backward"):
                 t.scaler.scale(loss / split.accumulate).backward()
         with phase("counts"):
@@ -169,7 +169,7 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
         if end:
             t.events.append(Event("time is up", t.step))
         ends = t.ends_epoch  # the epoch's digest, checkpoint and then a stop come after
-        row = _train_row(t) if ends or t.step % every == 0 else None
+        row = _log_point(t) if ends or t.step % every == 0 else None
         stop = stop and not ends
         save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
         if row or save:
@@ -208,6 +208,17 @@ def evaluate(
     return score
 
 
+def decide_by_scores(t: Training, scores: Sequence[tuple[float, Score]]) -> None:
+    """Let the schedule decide after a validation; a collective.
+
+    Args:
+        scores: (epochs done, score) of every validation; rank 0 has those of earlier attempts.
+    """
+    history = History(t.events, scores=[(epoch, score.top1_pct) for epoch, score in scores])
+    decided = decide(history, t.resolved.config.schedule, t.step)
+    t.events += t.resolved.world.from_main(decided)
+
+
 def end_epoch(t: Training, train_set: Images) -> EpochDigest:
     """Fold what the ranks saw in this epoch; what was left out completes the dataset.
 
@@ -234,12 +245,15 @@ def end_epoch(t: Training, train_set: Images) -> EpochDigest:
     )
 
 
-def _train_row(t: Training) -> Row:
-    """The log point: here, and only here, the host waits for the device."""
+def _log_point(t: Training) -> Row:
+    """Read what was counted: here, and only here, the host waits for the device."""
     period = t.counts.read(t.resolved.world, t.step)
-    times = t.clock.read_period()
-    top1_pct = 100 * period.correct1 / period.images
-    t.events += after_period(top1_pct, t.events, t.resolved.config.schedule, t.step)
+    history = History(t.events, train_top1_pct=period.top1_pct)
+    t.events += decide(history, t.resolved.config.schedule, t.step)
+    return _train_row(t, period, t.clock.read_period())
+
+
+def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
     steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
     rate, used = period.images / times.train_s, t.utilisation
     return Row(
@@ -252,8 +266,8 @@ def _train_row(t: Training) -> Row:
         wall_s=t.clock.wall_s,
         lr=t.resolved.lr(t.step - 1, t.events),
         loss=period.loss,
-        train_top1_pct=top1_pct,
-        train_top5_pct=100 * period.correct5 / period.images,
+        train_top1_pct=period.top1_pct,
+        train_top5_pct=period.top5_pct,
         images_per_second=rate,
         mfu_pct=used.mfu_pct(rate) if used else None,
         memory_pct=used.memory_pct(rate) if used else None,

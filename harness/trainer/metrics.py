@@ -14,14 +14,23 @@ from harness.errors import NotFinite
 
 
 @dataclass(frozen=True)
-class Period:
-    """What the steps since the last log point came to, over all ranks."""
+class Score:
+    """Sums over images, each counted once, and their mean loss; over all ranks."""
 
-    steps: int
     images: int
     loss: float
     correct1: int
     correct5: int
+
+    @property
+    def top1_pct(self) -> float:
+        """Share of images whose first guess is right."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5_pct(self) -> float:
+        """Share of images whose first five guesses hold the right one."""
+        return 100 * self.correct5 / self.images
 
 
 class TrainCounts:
@@ -66,7 +75,7 @@ class TrainCounts:
         """The step is complete."""
         self._steps += 1
 
-    def read(self, world: World, steps_done: int) -> Period:
+    def read(self, world: World, steps_done: int) -> Score:
         """Sum over ranks, hand over to the host (the one host read of a period), begin anew.
 
         Raises:
@@ -80,8 +89,7 @@ class TrainCounts:
                 f"step {steps_done - len(losses) + bad + 1}: the loss is {losses[bad]}; lower "
                 "optim.lr_per_256 or lengthen schedule.warmup_epochs"
             )
-        period = Period(
-            steps=self._steps,
+        period = Score(
             images=self._images * world.size,
             loss=math.fsum(losses) / max(1, self._steps),
             correct1=correct1,
@@ -91,26 +99,6 @@ class TrainCounts:
         self._correct.zero_()
         self._steps = self._images = 0
         return period
-
-
-@dataclass(frozen=True)
-class Score:
-    """Validation: sums over images that were each counted exactly once."""
-
-    images: int
-    loss: float
-    correct1: int
-    correct5: int
-
-    @property
-    def top1_pct(self) -> float:
-        """Share of images whose first guess is right."""
-        return 100 * self.correct1 / self.images
-
-    @property
-    def top5_pct(self) -> float:
-        """Share of images whose first five guesses hold the right one."""
-        return 100 * self.correct5 / self.images
 
 
 class EvalCounts:

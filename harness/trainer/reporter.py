@@ -19,7 +19,7 @@ from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
 from harness.monitor.throttle import Throttle
 from harness.run_folder.folder import RunFolder, attempts
-from harness.schedule import ENDS, after_validation
+from harness.schedule import ENDS
 from harness.system.console import count, out
 from harness.trainer import setup
 from harness.trainer import summary as result
@@ -108,29 +108,10 @@ class Report:
         if self.mirror is not None:
             self.mirror.live(row.model_dump(exclude_none=True))
 
-    def scored(self, score: Score, t: Training | None) -> None:
-        """Keep a score, and let the training know what follows from it; a collective."""
-        self.scores.append((t.epoch if t else 0.0, score))
-        if t is None:
-            return
-        # Rank 0 alone has the scores of earlier attempts.
-        history = [(epoch, each.top1_pct) for epoch, each in self.scores]
-        schedule, world = self.resolved.config.schedule, self.resolved.world
-        found = world.from_main(after_validation(history, schedule, t.step))
-        t.events += found
-        if any(event.kind == "target reached" for event in found):
-            assert schedule.stop_at_top1_pct is not None
-            self.target = Target(
-                top1_pct=schedule.stop_at_top1_pct,
-                val_top1_pct=score.top1_pct,
-                epoch=t.epoch,
-                step=t.step,
-                train_s=self.clock.train_s,
-                wall_s=self.clock.total_s,
-            )
-
     def validated(self, score: Score, val_s: float, t: Training | None) -> None:
         """Write down a validation, after some training or none."""
+        if t is not None and "target reached" in (t.decided_here or ()):
+            self._keep_target(score, t)
         row = self._row("val", t).model_copy(
             update={
                 "val_loss": score.loss,
@@ -143,6 +124,18 @@ class Report:
         )
         self.last_eval_s = val_s
         self.write(row)
+
+    def _keep_target(self, score: Score, t: Training) -> None:
+        target_pct = self.resolved.config.schedule.stop_at_top1_pct
+        assert target_pct is not None
+        self.target = Target(
+            top1_pct=target_pct,
+            val_top1_pct=score.top1_pct,
+            epoch=t.epoch,
+            step=t.step,
+            train_s=self.clock.train_s,
+            wall_s=self.clock.total_s,
+        )
 
     def stopped(self, t: Training | None) -> None:
         """A signal ends this attempt; the one that goes on writes over this row."""

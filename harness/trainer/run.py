@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Thread
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -17,7 +15,7 @@ from harness import config as cfg
 from harness.data.batch import Batch
 from harness.data.sets import open_sets
 from harness.distributed import World, process_group, set_timeout
-from harness.errors import EXIT_FAILED, Followed, NotFinite, RunFailed, Stopped
+from harness.errors import Followed, NotFinite, RunFailed, Stopped
 from harness.logging import rank_log
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Stacks
@@ -27,8 +25,16 @@ from harness.system.signals import Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import setup
 from harness.trainer.checkpointing import Keeper
-from harness.trainer.control import Ballot, Pulse
-from harness.trainer.loop import StopAgreed, Training, end_epoch, evaluate, set_up, train_epoch
+from harness.trainer.control import Ballot, Pulse, end_hanging
+from harness.trainer.loop import (
+    StopAgreed,
+    Training,
+    decide_by_scores,
+    end_epoch,
+    evaluate,
+    set_up,
+    train_epoch,
+)
 from harness.trainer.profiler import Profile
 from harness.trainer.reporter import Report
 from harness.trainer.resolve import Resolved, resolve
@@ -38,8 +44,6 @@ if TYPE_CHECKING:
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
-LAST_WORDS_S = 5.0
-"""The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
 def run(config: cfg.Config, world: World) -> None:
@@ -74,7 +78,9 @@ def run(config: cfg.Config, world: World) -> None:
         keeper = Keeper(attempt, report)
         signals = Signals()
         signals.catch()
-        stacks = Stacks(folder.stacks, folder.attempt, world.rank, partial(_hangs, attempt, world))
+        stacks = Stacks(
+            folder.stacks, folder.attempt, world.rank, partial(end_hanging, folder.path, world.rank)
+        )
         ballot = Ballot(config.engine.timeout_s)
         pulse = Pulse(ballot, signals, stacks, keeper.due, partial(_time_is_up, report))
         stacks.expect_life(config.engine.warm_up_timeout_s)
@@ -129,21 +135,6 @@ def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
 def _time_is_up(report: Report) -> bool:
     minutes, clock = report.resolved.config.schedule.max_minutes, report.clock
     return minutes is not None and report.writes and clock.train_s >= 60 * minutes
-
-
-def _hangs(attempt: attempts.Attempt, world: World, silent_s: float) -> NoReturn:
-    """End this process from another thread; the main one gets no turn any more."""
-    path = attempt.folder.path
-    error = RunFailed(
-        f"rank {world.rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
-        "(engine.warm_up_timeout_s while starting); "
-        f"where it stands is in {path}/stacks"
-    )
-    rank_log.tell_job(f"error: {error}")
-    record = Thread(target=run_folder.record_failure, args=(path, world.rank, error), daemon=True)
-    record.start()
-    record.join(LAST_WORDS_S)
-    os._exit(EXIT_FAILED)
 
 
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
@@ -210,7 +201,9 @@ def _evaluate(
     with report.clock.account("evaluate"):
         before_s = report.clock.wall_s
         score = evaluate(model, batches, len(report.val_set), report.resolved, pulse)
-        report.scored(score, t)
+        report.scores.append((t.epoch if t else 0.0, score))
+        if t is not None:
+            decide_by_scores(t, report.scores)
         report.validated(score, report.clock.wall_s - before_s, t)
 
 

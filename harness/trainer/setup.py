@@ -19,6 +19,7 @@ from harness import models
 from harness.data.batch import as_nchw
 from harness.data.sets import mean_of_training
 from harness.distributed import World
+from harness.models import criterion
 from harness.models.resnet import pad_stem
 from harness.trainer.normalize import Pixels
 from harness.trainer.resolve import Resolved
@@ -220,7 +221,7 @@ def _throw_away(ddp: Trained, resolved: Resolved) -> None:
     shifts = _inside(ddp).pixels.of(np.zeros((n, 15), dtype=np.int64), resolved.world.device)
     with autocast(resolved):
         logits = ddp(_blank(n, resolved), *shifts)
-    nn.functional.cross_entropy(logits.float(), logits.new_zeros(len(logits)).long()).backward()
+    criterion()(logits.float(), logits.new_zeros(len(logits)).long()).backward()
 
 
 def _first_calls(resolved: Resolved) -> int:

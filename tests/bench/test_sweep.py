@@ -433,7 +433,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
     [
         (("sweep", "--minutes", "0"), "must be more than 0"),
         (("sweep", "--ranks", "0"), "must be at least 1"),
-        (("scaling", "--ranks", "1,two"), "invalid"),
+        (("scaling", "--ranks", "1,two"), "--ranks: write numbers from 1 on"),
         (("scaling", "--engine.bukket-mb", "1"), "did you mean --engine.bucket-mb?"),
         (("scaling", *WORDS, "--ranks", "3"), "multiple of every number"),
         (("sweep", *WORDS, "--out", "/proc/none"), "name another folder"),

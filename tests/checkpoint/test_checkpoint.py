@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import FORKED
 
 from harness import checkpoint
 from harness import config as cfg
@@ -87,36 +87,26 @@ def test_a_state_without_manifest_was_never_complete(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.part"))
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import torch
-from harness.checkpoint import publish
-print("begun", flush=True)
-step = 0
-while True:
-    step += 1
-    state = {"model": {"w": torch.full((300_000,), float(step))}, "step": step}
-    publish(Path(sys.argv[1]), state, {"step": step, "epochs_done": None})
-    for old in sorted(Path(sys.argv[1]).glob("step-*"))[:-8]:
-        old.unlink()
-"""
+def write_on(folder: Path) -> None:
+    """Publish checkpoint after checkpoint, until it is killed."""
+    for step in itertools.count(1):
+        state = {"model": {"w": torch.full((300_000,), float(step))}, "step": step}
+        publish(folder, state, {"step": step, "epochs_done": None})
+        for old in sorted(folder.glob("step-*"))[:-8]:
+            old.unlink()
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_there_is_always_a_whole_one(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(5):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
+        writer = FORKED.Process(target=write_on, args=(tmp_path,))
+        writer.start()
         while not any(tmp_path.glob("step-*.json")):
             pass
         threading.Event().wait(rng.random() * 0.3)
         writer.kill()
-        writer.wait()
+        writer.join()
         said: list[str] = []
         found = newest(tmp_path, said.append)
         assert found is not None

@@ -16,7 +16,6 @@ from rich.console import Console
 import harness.__main__ as command
 from harness import __version__
 from harness.commands import data as data_verb
-from harness.commands import parser as verb_words
 from harness.commands import show as show_verb
 from harness.data import demo
 from harness.results import show
@@ -29,8 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Call the command: exit code, stdout, stderr."""
     # Consoles hold the stream that was there when they were made.
     err = Console(stderr=True, soft_wrap=True, highlight=False)
-    for module in (command, verb_words):
-        monkeypatch.setattr(module, "err", err)
+    monkeypatch.setattr(command, "err", err)
     out = Console(soft_wrap=True, highlight=False, width=120)
     for module in (data_verb, show_verb, show):
         monkeypatch.setattr(module, "out", out)
@@ -199,7 +197,7 @@ def test_show_no_model(run: Run) -> None:
     assert refusal(run("show", "model", "a", "b")).startswith("show model: name one network")
     assert refusal(run("show", "model", "resnet18", "--image-px", "-1")).startswith("data.image_px")
     assert refusal(run("show", "model", "resnet18", "--classes", "x")) == (
-        "--classes: invalid int value: 'x'; see: harness show --help"
+        "--classes: must be a valid integer, got x; see: harness show --help"
     )
 
 
@@ -276,7 +274,7 @@ def test_a_half_drawn_folder_leaves_nothing(
 def test_help_of_each_verb(run: Run, words: str) -> None:
     code, out, err = run(*words.split(), "--help")
     assert (code, err) == (0, "")
-    assert out.startswith(f"usage: harness {words}".strip())
+    assert out.startswith(f"Usage: harness {words}".strip())
 
 
 def test_version(run: Run) -> None:
@@ -286,22 +284,33 @@ def test_version(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "the following arguments are required: VERB; see: harness --help"),
-        ("frobnicate", "VERB: invalid choice: 'frobnicate' (choose from"),
-        ("data", "the following arguments are required: VERB; see: harness data --help"),
-        ("data demi", "VERB: invalid choice: 'demi' (choose from"),
-        ("data demo", "the following arguments are required: DIR; see: harness data demo --help"),
-        ("show", "the following arguments are required: what; see: harness show --help"),
-        ("show runs --al", "unrecognized arguments: --al; see: harness --help"),
+        ("", "VERB: is missing; see: harness --help"),
+        ("frobnicate", "frobnicate: no such command; see: harness --help"),
+        ("shwo runs", "shwo: no such command; did you mean show?"),
+        ("data", "VERB: is missing; see: harness data --help"),
+        ("data demi", "demi: no such command; did you mean demo?"),
+        ("data demo", "DIR: is missing; see: harness data demo --help"),
+        ("data demo a b", "b: unexpected argument; see: harness data demo --help"),
+        ("data get cifar11 a", "SET: 'cifar11' is not one of 'cifar10', 'cifar100'; see: harness"),
+        ("data pack a b --in-order --shuffle-seed 0", "--shuffle-seed: not allowed with --in-o"),
+        ("show", "WHAT: is missing; see: harness show --help"),
+        ("show runs --onl x", "--onl: no such option; did you mean --only?"),
+        ("show runs --x", "--x: no such option; see: harness show --help"),
+        ("compare a b --margin top1", "--margin: write METRIC=VALUE with a value above 0, not top"),
         (
             "bench checkpoint --every 0",
-            "--every: must be at least 1, not 0; see: harness bench check",
+            "--every: must be at least 1, got 0; see: harness bench checkpoint --h",
         ),
         (
             "bench overhead --threads -1",
-            "--threads: must be at least 0, not -1; see: harness bench",
+            "--threads: must be at least 0, got -1; see: harness bench overhead",
         ),
-        ("bench data", "the following arguments are required: DIR; see: harness bench data --help"),
+        ("bench overhead --model resnet19", "--model: no model 'resnet19'; did you mean resnet18?"),
+        ("bench ladder --minutes 0", "--minutes: must be more than 0, not 0; see: harness bench l"),
+        ("bench ladder --minutes", "--minutes: requires an argument; see: harness --help"),
+        ("bench ladder --engine.thread 2", "--engine.thread: no such flag; did you mean --engine"),
+        ("bench scaling --ranks 1,x", "--ranks: write numbers from 1 on, as 1,2,4, not 1,x"),
+        ("bench data", "DIR: is missing; see: harness bench data --help"),
     ],
 )
 def test_wrong_words(run: Run, words: str, says: str) -> None:

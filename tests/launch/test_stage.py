@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, which
 from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, TINY
 
 from harness.data.dataset import open_folder
-from harness.errors import BadInput
-from launch.stage import MANIFEST, stage
+from harness.errors import BadInput, RunFailed
+from launch import stage as staging
+from launch.stage import stage
 
+pytestmark = pytest.mark.skipif(which("rsync") is None, reason="no rsync here")
 STAGE = str(ROOT / "launch" / "stage.py")
 
 
@@ -25,7 +27,7 @@ def source(photos: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -59,8 +61,8 @@ def test_what_is_there_is_not_read_again(
     assert {path: path.stat().st_ino for path in copy.rglob("*")} == inodes
     said = capsys.readouterr().out
     files = sum(path.is_file() for path in source.rglob("*"))  # its index, if there is one, too
-    assert f"the digests of {files} files" in said
-    assert f"{files} files there already" in said
+    assert f"the bytes of {files} files of {files} compared" in said
+    assert "there already" in said
 
 
 def test_only_what_differs_is_copied_again(
@@ -72,7 +74,7 @@ def test_only_what_differs_is_copied_again(
     flipped = bytearray(first.read_bytes())
     flipped[100] ^= 1
     times = first.stat()
-    first.write_bytes(flipped)  # only its digest tells
+    first.write_bytes(flipped)  # size and time are the same
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
     second.write_bytes(b"short")
     third.unlink()
@@ -90,7 +92,6 @@ def test_only_what_differs_is_copied_again(
 def test_a_copy_that_was_cut_short_goes_on(source: Path, tmp_path: Path) -> None:
     copy = stage(source, tmp_path / "local")
     part = copy.rename(copy.with_name(f".{copy.name}.part"))  # as a kill leaves it
-    (part / MANIFEST).unlink()
     kept, torn = sorted(part.rglob("*.jpg"))[:2]
     inode = kept.stat().st_ino
     torn.rename(torn.with_name(f".{torn.name}.part"))
@@ -105,6 +106,37 @@ def test_a_disk_that_is_too_small_is_refused(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match="GiB free, and"):
         stage(source, tmp_path / "local")
+
+
+def test_what_cannot_be_staged_is_refused_in_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "class0" / "link.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"class0: .*link.jpg.*; cannot be staged$"):
+        stage(source, tmp_path / "local")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"^rsync: not on this node; install it, or"):
+        stage(source, tmp_path / "local")
+
+
+def test_a_disk_that_gives_back_other_bytes_is_a_failure(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rsync = staging._rsync
+
+    def spoil(source: Path, copy: Path, name: str, *options: str) -> str:
+        said = rsync(source, copy, name, *options)
+        if "--dirs" in options:  # the last of them
+            for path in copy.rglob("*.jpg"):
+                times = path.stat()
+                path.write_bytes(bytes(times.st_size))
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return said
+
+    monkeypatch.setattr(staging, "_rsync", spoil)
+    with pytest.raises(RunFailed, match=r"\.jpg: the disk gives back other bytes than written$"):
+        stage(source, tmp_path / "local")
+    assert not list((tmp_path / "local").glob("photos-*")), "as if it were whole"
 
 
 def test_the_flags_point_to_the_copies(source: Path, tmp_path: Path) -> None:

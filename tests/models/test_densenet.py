@@ -192,7 +192,7 @@ def test_saving_memory_saves_most_of_it_compiled() -> None:
     held = []
     for saving in (False, True):
         torch.manual_seed(0)
-        model = densenet([12], 12, 24, 10, imagenet=False, memory_saving=saving).train()
+        model = densenet([8], 12, 24, 10, imagenet=False, memory_saving=saving).train()
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="aot_eager_decomp_partition", dynamic=False)
         saved: dict[int, int] = {}

@@ -90,8 +90,8 @@ def test_an_image_with_its_own_dali_is_told_all_other_packages() -> None:
         for line in setup["options"]["install_requires"].splitlines()
         if line and not line.startswith("#")
     }
-    readme = (env.CHECKOUT / "README.md").read_text()
-    told = readme.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
+    manual = (env.CHECKOUT / "slurm" / "README.md").read_text()
+    told = manual.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
     of_the_image = {"torch", "torchvision", "nvidia-dali-cuda120", "numpy", "pillow"}
     assert set(told.split()) == needed - of_the_image
 

@@ -11,20 +11,22 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median_low
-from typing import Any, cast
+from typing import cast
+from unittest.mock import Mock
 
 import pynvml as real_pynvml
 import pytest
 import torch
+from fake_pynvml import FakeGpu, FakePynvml
 from helpers import TINY, TRAIN, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import python
 
 from harness.distributed import World
-from harness.monitor import nvml
+from harness.monitor import gpus
 from harness.monitor.energy import Energy
-from harness.monitor.nvml import Nvml
+from harness.monitor.gpus import Nvml
 from harness.monitor.stragglers import LEAST_PERIODS, SLOWER, Stragglers, who
 from harness.monitor.throttle import Throttle, in_words
 
@@ -117,151 +119,96 @@ def test_of_a_single_rank_there_is_a_median_and_no_slowest(finished_run: Path) -
         assert not {"slowest_rank", "compute_ms_slowest", "data_wait_most_pct"} & row.keys()
 
 
-class Pynvml(types.ModuleType):
-    """As much of pynvml as is used, and a GPU: 250 W, warm, its counter has gone round before.
-
-    Args:
-        lacks: functions that this version, or its driver, does not have.
-    """
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, *lacks: str) -> None:
-        super().__init__("pynvml")
-        self.millijoules, self.bits = 7_000_000, 0
-        self.looks: list[float] = []
-        self.lacks = set(lacks)
-        for name in lacks:  # of the package; what the driver lacks is raised
-            if name.endswith("EventReasons"):
-                setattr(self, name, None)
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        if name.startswith("nvmlDevice") and name in self.lacks:
-            if value is None:
-                raise AttributeError(name)
-
-            def fails(*_: object) -> None:
-                raise self.NVMLError
-
-            return fails
-        return value
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        if uuid != "GPU-1":
-            raise self.NVMLError
-        return uuid
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
-        assert handle == "GPU-1"
-        return self.millijoules
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:
-        self.looks.append(time.monotonic())
-        return self.bits
-
-    nvmlDeviceGetCurrentClocksThrottleReasons = nvmlDeviceGetCurrentClocksEventReasons
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str, version: int) -> types.SimpleNamespace:
-        return types.SimpleNamespace(used=3 * 2**29)
-
-    def nvmlDeviceGetSerial(self, handle: str) -> str:
-        return "1652"
-
-    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
-        return 1410
-
-    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:
-        return 1980
-
-
 HOT, CAPPED, IDLE = 0x40, 0x04, 0x01
-EVENTS, THROTTLE = (f"nvmlDeviceGetCurrentClocks{name}Reasons" for name in ("Event", "Throttle"))
+EVENTS, THROTTLE = (f"CurrentClocks{name}Reasons" for name in ("Event", "Throttle"))
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-1")
+    monkeypatch.setattr(gpus, "gpu_uuid", lambda device: "GPU-1")
     return torch.device("cuda")
 
 
 @pytest.fixture
-def pynvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pynvml]:
-    """Plant a pynvml."""
+def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeGpu]:
+    """A GPU that is warm, and whose counter has gone round before; without what it lacks."""
 
-    def plant(*lacks: str) -> Pynvml:
-        module = Pynvml(*lacks)
-        monkeypatch.setitem(sys.modules, "pynvml", module)
-        return module
+    def put(*lacks: str, reasons: object = 0) -> FakeGpu:
+        gpu: FakeGpu = {
+            "UUID": "GPU-1", "Serial": "1652", "ClockInfo": 1410, "MaxClockInfo": 1980,
+            "TotalEnergyConsumption": 7_000_000, EVENTS: reasons, THROTTLE: reasons,
+            "MemoryInfo": lambda version: types.SimpleNamespace(used=3 * 2**29),
+        }  # fmt: skip
+        gpu = {name: value for name, value in gpu.items() if name not in lacks}
+        # What an old driver lacks is an error, what an old package lacks is not there.
+        missing = [f"nvmlDeviceGet{EVENTS}"] if EVENTS in lacks else []
+        monkeypatch.setitem(sys.modules, "pynvml", FakePynvml([gpu], missing=missing))
+        return gpu
 
-    return plant
+    return put
 
 
 def test_joules_are_counted_from_mark_to_mark(
-    pynvml: Callable[..., Pynvml], gpu: torch.device
+    plant: Callable[..., FakeGpu], gpu: torch.device
 ) -> None:
-    module = pynvml()
+    fake = plant()
     used = Energy(gpu)
     used.mark()
-    module.millijoules += 2_500_000
+    fake["TotalEnergyConsumption"] += 2_500_000
     assert used.used_j() == 2500
-    module.millijoules += 1000
+    fake["TotalEnergyConsumption"] += 1000
     used.mark()
-    module.millijoules += 500
+    fake["TotalEnergyConsumption"] += 500
     assert used.used_j() == 0.5
-    module.lacks.add("nvmlDeviceGetTotalEnergyConsumption")
+    del fake["TotalEnergyConsumption"]
     assert math.isnan(used.used_j())
 
 
 def test_a_gpu_without_a_counter_or_a_name_is_not_measured(
-    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
+    monkeypatch: pytest.MonkeyPatch, plant: Callable[..., FakeGpu], gpu: torch.device
 ) -> None:
-    pynvml("nvmlDeviceGetTotalEnergyConsumption")
+    plant("TotalEnergyConsumption")
     assert Nvml(gpu).energy_j() is None
-    pynvml()
+    plant()
     assert Nvml(gpu).energy_j() == 7000
-    monkeypatch.setattr(nvml, "gpu_uuid", lambda device: "GPU-of-another-job")
+    monkeypatch.setattr(gpus, "gpu_uuid", lambda device: "GPU-of-another-job")
     assert Nvml(gpu).energy_j() is Nvml(gpu).slowed() is None
     assert Nvml(gpu).description() == []
 
 
 def test_a_gpu_says_its_serial_clock_and_what_slows_it(
-    pynvml: Callable[..., Pynvml], gpu: torch.device
+    plant: Callable[..., FakeGpu], gpu: torch.device
 ) -> None:
-    pynvml().bits = HOT | CAPPED | IDLE
+    plant(reasons=HOT | CAPPED | IDLE)
     assert Nvml(gpu).memory_used_gib() == 1.5
     expected = ["serial 1652", "1410 of 1980 MHz", "too hot (hardware)", "at its power cap"]
     assert Nvml(gpu).description() == expected
-    pynvml("nvmlDeviceGetSerial", "nvmlDeviceGetMaxClockInfo", "nvmlDeviceGetMemoryInfo")
+    plant("Serial", "MaxClockInfo", "MemoryInfo")
     assert Nvml(gpu).description() == []
     assert Nvml(gpu).memory_used_gib() is None
 
 
 @pytest.mark.parametrize("lacks", [(), (EVENTS,)])
 def test_bits_of_nvml_are_the_reasons_of_nvidia_smi(
-    pynvml: Callable[..., Pynvml], gpu: torch.device, lacks: tuple[str, ...]
+    plant: Callable[..., FakeGpu], gpu: torch.device, lacks: tuple[str, ...]
 ) -> None:
     """By the names that the real pynvml gives them; an old one knows other names of functions."""
-    module = pynvml(*lacks)
-    for reason in nvml.SLOWED:
+    for reason in gpus.SLOWED:
         name = "".join(word.capitalize() for word in reason.split("_"))
-        module.bits = getattr(real_pynvml, f"nvmlClocksThrottleReason{name}") | IDLE
+        plant(*lacks, reasons=getattr(real_pynvml, f"nvmlClocksThrottleReason{name}") | IDLE)
         assert Nvml(gpu).slowed() == (reason,)
-    module.bits = IDLE
+    plant(*lacks, reasons=IDLE)
     assert Nvml(gpu).slowed() == ()
-    pynvml(EVENTS, THROTTLE)
+    plant(EVENTS, THROTTLE)
     assert Nvml(gpu).slowed() is None
 
 
-def slowed_after(module: Pynvml, gpu: torch.device, looks: int) -> list[str]:
-    """What is told after so many looks, where another rank has seen nothing."""
+def slowed_after(gpu: torch.device, looked: Callable[[], bool]) -> list[str]:
+    """What is told once it has looked often enough, where another rank has seen nothing."""
     world = types.SimpleNamespace(gather=lambda mine: [[], mine])
     throttle = Throttle(gpu, every_s=0.001)
     until = time.monotonic() + 60
-    while len(module.looks) < looks:
+    while not looked():
         assert time.monotonic() < until
         time.sleep(0.002)
     throttle.end(cast(World, world))
@@ -269,16 +216,15 @@ def slowed_after(module: Pynvml, gpu: torch.device, looks: int) -> list[str]:
 
 
 def test_clocks_that_are_held_down_during_a_run_are_seen(
-    monkeypatch: pytest.MonkeyPatch, pynvml: Callable[..., Pynvml], gpu: torch.device
+    monkeypatch: pytest.MonkeyPatch, plant: Callable[..., FakeGpu], gpu: torch.device
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a process"))
-    module = pynvml()
-    module.bits = HOT
-    assert slowed_after(module, gpu, looks=5) == ["too hot (hardware): rank 1"]
-    module = pynvml()
-    module.bits = CAPPED
-    assert slowed_after(module, gpu, looks=5) == [], "a well used GPU is"
-    assert slowed_after(pynvml(EVENTS, THROTTLE), gpu, looks=0) == []
+    for bits, expected in ((HOT, ["too hot (hardware): rank 1"]), (CAPPED, [])):
+        looks = Mock(return_value=bits)  # a well used GPU is at its cap
+        plant(reasons=looks)
+        assert slowed_after(gpu, lambda looks=looks: looks.call_count >= 5) == expected
+    plant(EVENTS, THROTTLE)
+    assert slowed_after(gpu, lambda: True) == []
 
 
 def test_whose_clocks_were_held_down() -> None:

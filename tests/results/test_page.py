@@ -12,12 +12,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pytest
 from made_runs import made_run
 
 from harness.__main__ import main
 from harness.errors import BadInput
-from harness.results.page.page import STYLE, write_page
+from harness.results.page.page import write_page
+from harness.results.page.plots import COLORS
+from harness.results.page.render import FOLDER
 from harness.results.page.series import band, line
 from harness.results.references import find, load_shelf
 from harness.results.source import runs_at
@@ -25,6 +28,7 @@ from harness.results.stats.compare import Cell, Comparison, compare_cells
 from harness.results.stats.metrics import metrics
 from harness.results.stats.reproduce import Reproduction, reproduce
 
+Floats = npt.NDArray[np.float64]
 VOID = {"meta", "path", "use", "rect"}
 HOSTILE = "<b>&\"'</b> $x^2$ \udc80\x01 #fe0000 " + "long" * 20
 
@@ -81,6 +85,7 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.told: list[str] = []
         self.ids: list[str] = []
+        self.outer: dict[str, str | None] = {}
         self.feed(text)
         self.close()
         assert self.open == []
@@ -90,10 +95,12 @@ class Checker(HTMLParser):
         assert tag not in ("script", "link", "iframe", "img", "object", "embed", "base")
         assert not any(name.startswith("on") or name == "src" for name in names)
         assert str(names.get("href", "#")).startswith("#")
+        assert str(names.get("xlink:href", "#")).startswith("#")
         self.ids += [str(names["id"])] if "id" in names else []
         if tag == "svg":
-            assert names["role"] == "img"
-            assert names["aria-label"]
+            assert self.outer["role"] == "img"
+            assert self.outer["aria-label"]
+        self.outer = names
         if tag not in VOID:
             self.open.append(tag)
 
@@ -114,7 +121,7 @@ class Checker(HTMLParser):
 def checked(text: str) -> str:
     """What a reader sees of a page that needs no network, is well-formed and hangs together."""
     assert text.startswith("<!DOCTYPE html>")
-    assert "://" not in text
+    assert "://" not in re.sub(r'xmlns(:xlink)?="http://www.w3.org/[^"]*"', "", text)
     assert "@import" not in text
     assert all(found.startswith("#") for found in re.findall(r"url\(([^)]*)\)", text))
     checker = Checker(text)
@@ -289,22 +296,37 @@ def test_long_columns_are_thinned() -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_colours_can_be_told_from_the_paper(dark: bool) -> None:
-    light, _, rest = STYLE.read_text().partition("@media (prefers-color-scheme: dark)")
-    colours = dict(re.findall(r"(--[\w-]+): #(\w{6});", rest if dark else light))
-    text = ["--ink", "--quiet", *(name for name in colours if name.startswith("--cell"))]
-    for name in text:
-        assert contrast(colours[name], colours["--paper"]) >= 4.5, name
-    for name in ("--good", "--bad", "--same", "--unsure", "--none"):
+    colours = {name: seen(colour, dark) for name, colour in COLORS.items()}
+    for name in ("ink", "quiet", *(name for name in colours if name.startswith("cell"))):
+        assert contrast(colours[name], colours["paper"]) >= 4.5, name
+    for name in ("good", "bad", "same", "unsure", "none"):
         assert contrast(colours[name], colours[f"{name}-card"]) >= 4.5, name
-        assert contrast(colours[name], colours["--band"]) >= 3, name
+        assert contrast(colours[name], colours["band"]) >= 3, name
 
 
-def contrast(one: str, other: str) -> float:
+def test_dark_paper_is_what_the_filter_makes_of_white() -> None:
+    (behind,) = re.findall(r"html { background: #(\w{6}); }", (FOLDER / "page.css").read_text())
+    paper = seen(COLORS["paper"], dark=True)
+    assert [int(behind[place : place + 2], 16) for place in (0, 2, 4)] == [*np.round(255 * paper)]
+
+
+def seen(colour: str, dark: bool) -> Floats:
+    """Red, green and blue from 0 to 1; on a dark page after the filters of page.css."""
+    light = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    if not dark:
+        return light
+    style = (FOLDER / "page.css").read_text()
+    (part,) = re.findall(r"filter: invert\(([\d.]+)\) hue-rotate\(180deg\);", style)
+    turned = float(part) + light * (1 - 2 * float(part))
+    # By half a turn of the hue, as CSS filters have it: around the luminance.
+    return np.clip(2 * np.dot(turned, (0.213, 0.715, 0.072)) - turned, 0, 1)
+
+
+def contrast(one: Floats, other: Floats) -> float:
     """As WCAG 2 has it."""
 
-    def light(colour: str) -> float:
-        parts = (int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4))
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    def light(colour: Floats) -> float:
+        linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
     dark, bright = sorted((light(one), light(other)))

@@ -1,8 +1,7 @@
-"""`harness publish`: into W&B with the real client and a stand-in server, MLPerf's logs, tables."""
+"""`harness publish`: into W&B with the real client and a stand-in server, MLPerf's logs."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import subprocess
@@ -23,8 +22,8 @@ from harness.__main__ import main
 from harness.config import Config
 from harness.logging import wandb_run
 from harness.logging.schema import Row
-from harness.logging.wandb_keys import result_for_wandb, row_for_wandb
-from harness.results.load import load_run
+from harness.logging.wandb_run import result_for_wandb, row_for_wandb
+from harness.results.load import config_at_the_end, load_run
 from harness.results.publish.publish_mllog import RULES
 
 pytest_plugins = ["wandb_fixtures"]
@@ -197,9 +196,9 @@ def test_the_group_is_the_cell_without_the_seed() -> None:
 def test_a_setting_that_changed_on_the_way_is_the_last_attempts() -> None:
     config = Config.model_validate({"run": {"name": "a"}})
     tries = [{"changed": {"data.threads": 3}}, {"changed": {"data.threads": 4, "log.tags": ["b"]}}]
-    last = wandb_run.config_at_the_end(config, tries)
+    last = config_at_the_end(config, tries)
     assert (last.data.threads, last.log.tags) == (4, ("b",))
-    assert wandb_run.config_at_the_end(config, []) == config
+    assert config_at_the_end(config, []) == config
 
 
 @pytest.mark.parametrize(
@@ -209,16 +208,17 @@ def test_a_setting_that_changed_on_the_way_is_the_last_attempts() -> None:
         (["--to", "wandb-view", "--project", "p"], "no W&B key found; run `wandb login`"),
         (["--to", "wandb"], "name at least one run folder"),
         (["RUN", "--to", "wandb-view"], "name no run"),
-        (["RUN", "--to", "csv"], "--to csv: name a new folder: --out DIR"),
+        (["RUN", "--to", "mllog"], "--to mllog: name a new folder: --out DIR"),
         (["RUN", "--to", "wandb", "--out", "x"], "--out: does not belong to --to wandb"),
-        (["RUN", "--to", "csv", "--mode", "offline"], "--mode: does not belong to --to csv"),
+        (["RUN", "--to", "mllog", "--mode", "offline"], "--mode: does not belong to --to mllog"),
         (["wandb:lab/bench/x", "--to", "wandb"], "--to wandb takes run folders only"),
         (["ref:goyal2017-resnet50-b256", "--to", "mllog", "--out", "x"], "takes run folders only"),
-        (["ref:goyal2017-resnet50-b256", "--to", "csv", "--out", "x"], "published result"),
         (["none", "--to", "mllog", "--out", "x"], "none: no such run folder"),
+        (["RUN", "TWIN", "--to", "mllog", "--out", "x"], "a-s0: 2 of these runs are called so"),
         (["GOING", "--to", "wandb"], "is running at epoch 4.00"),
         (["OFFLINE", "--to", "wandb"], "is a folder of W&B's client"),
-        (["RUN", "--to", "nowhere"], "invalid choice"),
+        (["RUN", "--to", "nowhere"], "--to: 'nowhere' is not one of 'wandb'"),
+        (["RUN", "--to", "csv", "--out", "x"], "--to: 'csv' is not one of 'wandb'"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -229,6 +229,7 @@ def test_mistakes_are_one_line(
     (offline / "run-x.wandb").touch()
     places = {
         "RUN": made_run(tmp_path / "a-s0"),
+        "TWIN": made_run(tmp_path / "twin" / "a-s0"),
         "GOING": made_run(tmp_path / "a-s1", state="running"),
         "OFFLINE": offline,
     }
@@ -378,51 +379,3 @@ def test_a_run_that_only_scored_weights_has_no_mlperf_log(tmp_path: Path, says: 
     said = says(folder, "--to", "mllog", "--out", out, exit_code=2)
     assert f"{folder}: did not train, only scored weights" in said
     assert not out.exists()
-
-
-def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_tables_have_a_line_per_run_and_per_row(tmp_path: Path, says: Says) -> None:
-    torch = {"environment": {"versions": {"torch": "9.9"}}}
-    a = made_run(tmp_path / "a-s0")
-    b = made_run(tmp_path / "b-s3", seed=3, sections={"optim": {"momentum": 0.8}}, **torch)
-    out = tmp_path / "tables"
-    assert f"2 runs in {out}" in says(a, b, a, "--to", "csv", "--out", out)
-    runs = _table(out / "runs.csv")
-    assert [(run["name"], run["address"], run["seed"]) for run in runs] == [
-        ("a-s0", str(a), "0"), ("b-s3", str(b), "3"),
-    ]  # fmt: skip
-    result = json.loads((a / "result.json").read_text())
-    assert float(runs[0]["val_top1_pct"]) == result["val_top1_pct"]
-    assert float(runs[0]["account_train_s"]) == result["accounts_s"]["train"]
-    assert [run["setting:optim.momentum"] for run in runs] == ["0.9", "0.8"]
-    assert [run["software:torch"] for run in runs] == ["2.14.1", "9.9"]
-    assert "setting:optim.nesterov" not in runs[0]
-    rows = _table(out / "rows.csv")
-    assert [row["run"] for row in rows] == ["a-s0"] * 44 + ["b-s3"] * 44
-    first = json.loads((a / "rows.jsonl").read_text().splitlines()[0])
-    assert float(rows[0]["loss"]) == first["loss"]
-    assert (rows[0]["kind"], rows[0]["step"], rows[0]["val_loss"]) == ("train", "50", "")
-    said = says(a, "--to", "csv", "--out", out, exit_code=2)
-    assert f"{out}: exists already; give a new folder" in said
-
-
-def test_tables_take_runs_from_anywhere_under_names_of_their_own(
-    server: StandIn, tmp_path: Path, says: Says
-) -> None:
-    folder, out = made_run(tmp_path / "a-s0", epochs=2, periods=4), tmp_path / "tables"
-    says(folder, "--to", "wandb", "--project", "bench")
-    there = "wandb:lab/bench/id-a-s0"
-    said = says(folder, there, "--to", "csv", "--out", out, exit_code=2)
-    assert "a-s0: 2 of these runs are called so" in said
-    assert not out.exists()
-    says(there, "--to", "csv", "--out", out)
-    says(folder, "--to", "csv", "--out", tmp_path / "from_folder")
-    here = _table(tmp_path / "from_folder" / "rows.csv")
-    rows = _table(out / "rows.csv")
-    assert [row["kind"] for row in rows] == ["train", "train", "val", "train", "train", "val"]
-    for row, same in zip(rows, here, strict=True):
-        assert {key: value for key, value in row.items() if value}.items() <= same.items()

@@ -202,7 +202,7 @@ def test_unknown_names_are_one_line(
     assert printed.count("\n") == 1
 
 
-def test_an_installed_copy_has_every_file_that_is_no_python() -> None:
+def test_an_installed_copy_has_every_file_that_is_read() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     packaged = {
@@ -213,7 +213,7 @@ def test_an_installed_copy_has_every_file_that_is_no_python() -> None:
     others = {
         path
         for path in (ROOT / "harness").rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
     }
     assert packaged == others
     assert SHELF in others

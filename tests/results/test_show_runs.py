@@ -342,7 +342,7 @@ def test_sort_and_choose(words: str, expected: str, runs: Path, capsys: Capture)
         ("--only seed=7", "--only seed=7: no run fits, of 3 runs"),
         ("--only device=cpu --only seed=2", "--only device=cpu, seed=2: no run fits, of 3 runs"),
         ("--sort lefft", "--sort lefft: no such key; did you mean left?"),
-        ("--frobnicate", "unrecognized arguments: --frobnicate; see: harness --help"),
+        ("--frobnicate", "--frobnicate: no such option; see: harness show --help"),
     ],
 )
 def test_mistakes_are_one_line(words: str, message: str, runs: Path, capsys: Capture) -> None:

@@ -45,7 +45,7 @@ RECIPE = [
 COMPARISONS, MOST_ALARMS = 200, int(stats.binom.ppf(0.975, 200, 0.05))
 """How many false alarms a rate of 5 % may give."""
 REPEATS, LEAST_FOUND = 5, 0.9
-"""Of a side, as README advises; and how often a slowdown must be seen with so many."""
+"""Of each side, as harness/results/README.md advises; and how often a slowdown must be detected."""
 
 out = Console()
 

@@ -182,7 +182,7 @@ class Check:
 
     Attributes:
         limit_s: of all of them together.
-        proves: what it shows, for README.
+        proves: what it shows, in short; tests/README.md has the table.
         verdict: what the results come to; by default the last line that was printed.
         needs: `dali`, or a name in DATA, without which it is left out.
         measures: a time, and so has the GPU to itself.
@@ -254,7 +254,7 @@ CHECKS = (
           (small("tiny", "--engine.bucket-mb", "0.5"),), code=2, says="engine.bucket_mb: "),
     Check("dali_tests", 280, "mixed decoding, DLPack, resume and evaluation of 3 ranks, no waiting",
           (tests("gpu and not slow", *GPU_FIRST),), needs=DALI),
-    Check("dali_quickstart", 100, "README's first command on a GPU: over 90 % top-1",
+    Check("dali_quickstart", 100, "the quickstart on a GPU: over 90 % top-1",
           (train("q", "quickstart", "--data.decode", "gpu"),), lambda: accurate("q", 90), DALI),
     Check("dali_graphs", 90, "300 steps of CUDA graphs beside GPU decoding (A19)",
           (train("dg", "resnet50_90ep", *IMAGENETTE, "--model.name", "resnet18",

@@ -67,16 +67,20 @@ def read(command: Command, *, refused: bool) -> None:
     if "launch/train.py" in command:
         settle(command[command.index("launch/train.py") + 1 :], refused=refused)
         return
-    from harness.__main__ import _parser
+    from unittest.mock import patch
+
+    from typer.core import TyperCommand
+
+    from harness.__main__ import main
     from harness.bench.sweep.arms import Arms
     from harness.bench.sweep.process import Arm
-    from harness.commands import doctor
 
-    words = command[command.index("harness") + 1 :]
-    options, rest = _parser().parse_known_args(doctor.with_verb(words))
-    settle(rest, refused=refused)
-    for arm in getattr(options, "arms", []):
-        Arms(Arm("base", tuple(rest)), Path()).read(arm)
+    with patch.object(TyperCommand, "invoke") as verb:  # the arguments are read before
+        main(command[command.index("harness") + 1 :])
+    (context,) = verb.call_args.args
+    settle(context.args, refused=refused)
+    for arm in context.params.get("arm", []):
+        Arms(Arm("base", tuple(context.args)), Path()).read(arm)
 
 
 def settle(words: Sequence[str], *, refused: bool) -> None:

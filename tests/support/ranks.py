@@ -19,17 +19,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
     ["harness.trainer.run", "harness.data.dali", "harness.data.torch_loader", "torch._dynamo"]
 )
 
 
 def in_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(*args)` returns in each of `size` processes, in the order of ranks."""
-    queue = _CONTEXT.SimpleQueue()
+    queue = FORKED.SimpleQueue()
     ranks = [
-        _CONTEXT.Process(target=_rank, args=(environ, queue, function, args))
+        FORKED.Process(target=_rank, args=(environ, queue, function, args))
         for environ in _environments(size, os.environ)
     ]
     for process in ranks:
@@ -61,7 +61,7 @@ def python(
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         jobs = [
-            _CONTEXT.Process(target=_main, args=(words, own, cwd or Path.cwd(), out, err))
+            FORKED.Process(target=_main, args=(words, own, cwd or Path.cwd(), out, err))
             for own in (_environments(ranks, environ) if ranks > 1 else [dict(environ)])
         ]
         for job in jobs:

@@ -64,7 +64,7 @@ class Cluster:
         while (state := self.state(job)) not in (states or ENDED):
             told = self.log(job) if time.monotonic() > deadline else ""
             assert time.monotonic() < deadline, f"job {job}: still {state or 'unknown'}\n{told}"
-            time.sleep(0.3)
+            time.sleep(1)  # the question takes a client, slurmdbd and a database
         return state
 
     def about(self, job: str) -> dict[str, str]:

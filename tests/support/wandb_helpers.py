@@ -15,7 +15,7 @@ from typing import Any
 from harness.logging.schema import Row
 from harness.logging.wandb import WandbMirror
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHILD_ROWS = 1001
 
 CHILD = f"""

@@ -13,13 +13,16 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_net
 import torch
-from helpers import TINY, TRAIN
+from helpers import TINY
+from ranks import python
 from trainings import make_config, make_resolved
 
 from harness.distributed import from_environment, process_group
@@ -320,7 +323,7 @@ def test_nothing_is_loaded_from_a_folder_of_somebody_else(
 
 
 def compiled_flags(photos: Path, name: str) -> list[str]:
-    """Of the network and the precision that have the fewest kernels."""
+    """Of a network and a precision that have few kernels."""
     sets = {
         "model.name": "plain20", "engine.precision": "fp32",
         "engine.compile": "true", "engine.bucket-mb": "1",  # two buckets
@@ -332,7 +335,7 @@ def compiled_flags(photos: Path, name: str) -> list[str]:
 
 
 class Starts:
-    """Starts of 3 ranks on a node whose compiler writes down what it is called for."""
+    """Starts of 2 ranks on a node whose compiler writes down what it is called for."""
 
     def __init__(self, cwd: Path) -> None:
         self.cwd, self.calls = cwd, cwd / "calls"
@@ -342,15 +345,22 @@ class Starts:
         wrapper.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\nexec {there} "$@"\n')
         wrapper.chmod(0o755)
 
-    def start(self, *flags: str, node: str) -> subprocess.Popen[str]:
+    def start(self, *flags: str, node: str) -> subprocess.CompletedProcess[str]:
+        """To the end of the run, or to its stop."""
         self.calls.write_text("")
         path = f"{self.cwd / 'bin'}:{os.environ['PATH']}"
-        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-        return subprocess.Popen(
-            [sys.executable, *ranks, TRAIN, *flags], cwd=self.cwd, text=True,
-            env=os.environ | {"PATH": path, cache.VARIABLE: str(self.cwd / node)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        environ = os.environ | {"PATH": path, cache.VARIABLE: str(self.cwd / node)}
+        return python(small_net.__file__, *flags, ranks=2, cwd=self.cwd, environ=environ,
+                      timeout_s=900)  # fmt: skip
+
+    def stop(self, name: str) -> None:
+        """Tell rank 0 to stop, once the run has a row."""
+        folder, deadline = self.cwd / "runs" / name, time.monotonic() + 600
+        rows = folder / "rows.jsonl"
+        while not (rows.exists() and rows.stat().st_size):
+            assert time.monotonic() < deadline, "no row"
+            time.sleep(0.02)
+        os.kill(json.loads((folder / "lease.json").read_text())["pid"], signal.SIGTERM)
 
     def compiled(self) -> int:
         """Libraries that were made since the last start."""
@@ -373,27 +383,23 @@ def test_a_compiled_run_goes_on_on_another_node_without_compiling_and_ends_in_th
 ) -> None:
     starts = Starts(tmp_path)
     whole = starts.start(*compiled_flags(photos, "whole"), node="node1")
-    out, err = whole.communicate(timeout=900)
-    assert whole.returncode == 0, err
-    assert starts.compiled() > 20
-    assert "kept for the next start in runs/whole/compile/" in out
+    assert whole.returncode == 0, whole.stderr
+    assert starts.compiled() > 10
+    assert "kept for the next start in runs/whole/compile/" in whole.stdout
 
     # Another run of the kind, on the same node: it finds the graphs there, and keeps them too.
-    stopped = starts.start(*compiled_flags(photos, "stopped"), node="node1")
-    rows = tmp_path / "runs" / "stopped" / "rows.jsonl"
-    while stopped.poll() is None and not (rows.exists() and rows.stat().st_size):
-        time.sleep(0.05)
-    stopped.send_signal(signal.SIGTERM)
-    out, err = stopped.communicate(timeout=300)
-    assert "stopped by SIGTERM at step " in err
-    assert f"nothing: all found in {tmp_path}/node1/" in out
+    with ThreadPoolExecutor() as beside:
+        stop = beside.submit(starts.stop, "stopped")
+        stopped = starts.start(*compiled_flags(photos, "stopped"), node="node1")
+        stop.result()
+    assert "stopped by SIGTERM at step " in stopped.stderr
+    assert f"nothing: all found in {tmp_path}/node1/" in stopped.stdout
     assert starts.compiled() == 0
 
     # And goes on on a node that has none, under another path.
     goes_on = starts.start(*compiled_flags(photos, "stopped"), node="elsewhere/node2")
-    out, err = goes_on.communicate(timeout=600)
-    assert goes_on.returncode == 0, err
-    assert "nothing: all found in runs/stopped/compile/" in out
+    assert goes_on.returncode == 0, goes_on.stderr
+    assert "nothing: all found in runs/stopped/compile/" in goes_on.stdout
     assert starts.compiled() == 0
     first, last = starts.attempts("stopped")
     assert (first["from_step"], first["graphs_compiled"], last["graphs_compiled"]) == (0, 0, 0)

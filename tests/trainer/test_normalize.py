@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_net
 import torch
 from helpers import draw_tree
 from trainings import alone, make_config
@@ -20,6 +21,7 @@ from harness.data.sets import mean_of_training, open_sets
 from harness.data.stream import Samples
 from harness.distributed import from_environment
 from harness.errors import BadInput
+from harness.models import MODELS
 from harness.trainer import setup
 from harness.trainer.loop import evaluate, train_step
 from harness.trainer.normalize import Pixels
@@ -168,9 +170,13 @@ def test_images_held_out_are_validated_and_not_trained(icons: Path) -> None:
 
 @pytest.mark.gpu_too
 @pytest.mark.slow
-def test_what_is_shifted_image_by_image_is_compiled_once(icons: Path) -> None:
+def test_what_is_shifted_image_by_image_is_compiled_once(
+    icons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "plain20", small_net.SMALL)
     data = {"augment": "pad_crop", "eval_resize_px": 0, "mean_image": True, "colour_std": 0.1}
-    config = make_config(icons, data=data, engine={"compile": True, "bucket_mb": 25})
+    engine = {"compile": True, "bucket_mb": 25, "precision": "fp32"}
+    config = make_config(icons, data=data, model={"name": "plain20"}, engine=engine)
     with alone(config) as (t, resolved, train_set, val_set):
         warm = setup.graph_counts()
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_net
 import torch
-from helpers import TINY, train
-from ranks import in_ranks
+from helpers import TINY, on_gpu
+from ranks import in_ranks, python
 from trainings import alone, bits, fresh, here, make_config, make_resolved
 
 from harness import config as cfg
@@ -337,13 +338,14 @@ def test_nothing_compiles_after_the_warm_up(
     tmp_path: Path, photos: Path, changes: dict[str, str]
 ) -> None:
     flags = {
-        "model.name": "plain20", "engine.precision": "fp32",  # the fewest kernels
+        "model.name": "plain20", "engine.precision": "fp32",  # few kernels
         "engine.compile": "true", "engine.bucket-mb": "1", "run.name": "run",  # two buckets
         "data.train": str(photos), "data.val": str(photos), "train.global-batch": "12",
         "eval.local-batch": "7", "log.every-steps": "3",
     } | changes  # fmt: skip
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-    done = train(*TINY, *words, ranks=2, cwd=tmp_path, timeout_s=600)
+    done = python(small_net.__file__, *TINY, *on_gpu(), *words, ranks=2, cwd=tmp_path,
+                  timeout_s=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "run" / "result.json").read_text())
     assert (result["compiled"], result["recompiles"], result["graph_breaks"]) == (True, 0, 0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.bench.loop import wait_for
 from harness.data.batch import Batch
@@ -219,7 +219,8 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
         shifts = t.model.pixels.of(batch.rows, t.resolved.world.device)
         with t.ddp.no_sync(), setup.autocast(t.resolved):
             logits = t.ddp(batch.images, *shifts)
-        return nn.functional.cross_entropy(logits.float(), batch.labels)
+        loss: Tensor = t.criterion(logits.float(), batch.labels)
+        return loss
 
     def backward() -> None:
         loss = forward()

@@ -15,8 +15,6 @@ from harness.bench.ladder.ladder import measure
 from harness.bench.ladder.summary import NARROW_PCT, Ladder, Measured
 from harness.bench.pages import write_page
 from harness.errors import BadInput
-from harness.results.page import markup
-from harness.results.page.markup import Markup, tag, text
 from harness.system.console import out, wide
 from harness.system.files import write_atomic
 
@@ -121,24 +119,23 @@ def _bound_by(ladder: Ladder) -> str:
     return f"the slowest of {told} images/s"
 
 
-def _page(ladder: Ladder, told: Sequence[str]) -> str:
-    from harness.results.page import page, plots_speed  # matplotlib is an extra
+def _page(ladder: Ladder, points: Sequence[str]) -> str:
+    from harness.results.page import plots_speed, render  # matplotlib is an extra
 
-    measured = [rung for rung in ladder.rungs if rung.missing is None]
-    rows = [
+    rates = [
         plots_speed.Rate(
             rung.name, rung.images_per_second or 0.0, (rung.low or 0.0, rung.high or 0.0),
             rung.limit,
         )
-        for rung in measured
+        for rung in ladder.rungs
+        if rung.missing is None
     ]  # fmt: skip
-    picture = plots_speed.rates("ladder", "images per second of each rung, and its limit", rows)
-    cells = [[text(cell) for cell in (*_cells(rung), rung.about)] for rung in ladder.rungs]
-    body: list[Markup] = [
-        tag("header", tag("h1", text("What binds")), tag("p", text(ladder.what[0].strip()))),
-        tag("ul", *(tag("li", text(line)) for line in told)),
-        tag("figure", picture, tag("figcaption", text("images/s; | is the limit of the rung"))),
-        markup.table([*HEAD, "what it is"], cells, right=range(1, len(HEAD))),
-        tag("footer", *(tag("p", text(line.strip())) for line in ladder.what)),
-    ]
-    return page.whole(f"ladder: {ladder.what[0].strip()}", body)
+    picture = plots_speed.rates("images per second of each rung, and its limit", rates)
+    figure = render.Figure("", picture, note="images/s; | is the limit of the rung")
+    cells = [[*_cells(rung), rung.about] for rung in ladder.rungs]
+    table = render.Table([*HEAD, "what it is"], cells, right=range(1, len(HEAD)))
+    what = [line.strip() for line in ladder.what]
+    page = render.Page(
+        "What binds", what[0], f"ladder: {what[0]}", {"": [figure]}, {"": table}, points, foot=what
+    )
+    return render.render(page)

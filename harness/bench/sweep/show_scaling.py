@@ -16,8 +16,6 @@ from harness.bench.sweep.process import Arm
 from harness.bench.sweep.scaling import Cell, Kind, cells_of, efficiencies, measure, threads_of_each
 from harness.config import load
 from harness.errors import BadInput, RunFailed
-from harness.results.page import markup
-from harness.results.page.markup import Markup, tag, text
 from harness.results.page.series import Line
 from harness.system.console import count, out, wide
 from harness.system.files import write_atomic
@@ -122,9 +120,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def _page(cells: Sequence[Cell], base: Arm) -> str:
-    from harness.results.page import page, plots_speed  # matplotlib is an extra
-    from harness.results.page.figures import legend
-    from harness.results.page.plots import cell_colour
+    from harness.results.page import plots, plots_speed, render  # matplotlib is an extra
 
     drawn, bars = [], []
     for place, kind in enumerate(KINDS):
@@ -136,14 +132,14 @@ def _page(cells: Sequence[Cell], base: Arm) -> str:
             for n, each in known.items()
         ]
     picture = plots_speed.scaling(
-        "scaling", "efficiency over ranks, percent", [*drawn, *bars], drawn, x="ranks", y="%"
+        "efficiency over ranks, percent", [*drawn, *bars], drawn, x="ranks", y="%"
     )
-    rows = [[text(cell) for cell in row] for row in _rows(cells)]
-    body: list[Markup] = [
-        tag("header", tag("h1", text("Scaling")), tag("p", text(" ".join(base.all_words)))),
-        tag("ul", *(tag("li", text(line)) for line in lines(cells))),
-        legend((f"{kind}: {told}", cell_colour(n)) for n, (kind, told) in enumerate(KINDS.items())),
-        tag("figure", picture, tag("figcaption", text("efficiency in percent, and its interval"))),
-        markup.table(HEAD, rows, right=(0, *range(2, len(HEAD)))),
+    legend = [
+        render.Swatch(plots.cell_color(number), f"{kind}: {meaning}")
+        for number, (kind, meaning) in enumerate(KINDS.items())
     ]
-    return page.whole("scaling", body)
+    figure = render.Figure("", picture, legend, "efficiency in percent, and its interval")
+    table = render.Table(HEAD, _rows(cells), right=(0, *range(2, len(HEAD))))
+    args = " ".join(base.all_words)
+    page = render.Page("Scaling", args, "scaling", {"": [figure]}, {"": table}, lines(cells))
+    return render.render(page)

@@ -12,26 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint.store import ASIDE
-from harness.logging.schema import Row
+from harness.logging.schema import Result, Row, fields_that_repeat
 from harness.run_folder import folder as run_folder
-
-OF_TIME = {
-    "attempt", "train_s", "wall_s", "images_per_second", "step_ms_mean", "step_ms_p50",
-    "step_ms_p95", "data_wait_pct", "memory_peak_gib", "val_s",
-    "mfu_pct", "memory_pct", "compute_ms_median", "compute_ms_slowest", "slowest_rank",
-    "data_wait_most_pct", "power_w", "images_per_joule",
-}  # fmt: skip
-"""Fields of a row that no two runs share; in all others, killing must leave no trace."""
-EQUAL_FIELDS = [name for name in Row.model_fields if name not in OF_TIME]
-
-OF_TRAINING = ("loss", "train_top1_pct", "train_top5_pct", "loss_scale",
-               "val_loss", "val_top1_pct", "val_top5_pct")  # fmt: skip
-"""Fields of a row that hang on the last bit of the weights."""
-
-RESULT_FIELDS = ("digests", "steps", "images_seen", "epochs", "val_images", "world_size",
-                 "result_fingerprint", "train_digest", "val_digest")  # fmt: skip
-RESULT_OF_TRAINING = ("val_loss", "val_correct1", "val_correct5", "val_top1_pct",
-                      "best_val_top1_pct", "best_epoch")  # fmt: skip
 
 NOT_OF_TRAINING = ("clock", "rows_bytes", "of")
 """Parts of a checkpoint that hold times, the length of texts with times, or the run's name."""
@@ -56,7 +38,9 @@ def compare(undisturbed: Path, killed: Path, *, bound_pct: float | None = None) 
     """
     found = [*record_of(killed), *_rows(undisturbed, killed, bound_pct)]
     there, here = (json.loads((path / "result.json").read_text()) for path in (undisturbed, killed))
-    fields = (*RESULT_FIELDS, *(RESULT_OF_TRAINING if bound_pct is None else ()))
+    fields = fields_that_repeat(Result, "same")
+    if bound_pct is None:
+        fields += fields_that_repeat(Result, "bits")
     found += [
         Difference(f"result.json: {key}", _both(there[key], here[key]))
         for key in fields
@@ -124,9 +108,10 @@ def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[
 def _fields(there: dict[str, Any], here: dict[str, Any], bound_pct: float | None
             ) -> Iterator[Difference]:  # fmt: skip
     """What differs in a row that both runs have."""
-    for key in EQUAL_FIELDS:
+    of_bits = fields_that_repeat(Row, "bits")
+    for key in [*fields_that_repeat(Row, "same"), *of_bits]:
         a, b = there.get(key), here.get(key)
-        if bound_pct is not None and key in OF_TRAINING:
+        if bound_pct is not None and key in of_bits:
             near = key not in ("loss", "val_loss") or _apart_pct(a or 0.0, b or 0.0) <= bound_pct
         else:
             near = repr(a) == repr(b)  # == would take -0 for 0

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.results.measured import Column, Measured
-from harness.results.page.markup import Markup, labelled, table, tag, text
-from harness.results.page.plots import ACCOUNTS, Bar, Hump, bars, cell_colour, curves, humps
+from harness.results.page.plots import ACCOUNTS, Bar, Hump, bars, cell_color, curves, humps
 from harness.results.page.plots_speed import scaling
+from harness.results.page.render import Figure, Swatch, Table
 from harness.results.page.series import Line, band, line
 from harness.results.stats.compare import Cell
 from harness.results.stats.metrics import steady_rate
@@ -27,13 +27,7 @@ LIKE = ("model", "source", "device", "precision", "compiled")
 """Results that are to agree where runs of several sizes are one scaling."""
 
 
-def legend(names: Iterable[tuple[str, str]]) -> Markup:
-    """Colours and what they mean."""
-    keys = (tag("li", labelled(colour, name)) for name, colour in names)
-    return tag("ul", *keys, class_="legend")
-
-
-def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list[Markup]:
+def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list[Figure]:
     """Top-1 over epochs, and over training time."""
     levels = {
         f"{each.reference.value:g} published": each.reference.value
@@ -49,24 +43,23 @@ def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list
         return []
     unit, unit_s = _unit(max(float(np.nanmax(val["train_s"], initial=0)) for _, val in scored))
     found = []
-    for key, title, x, column, scale in (
-        ("epochs", "Accuracy over epochs", "epochs", "epoch", 1),
-        ("time", "Accuracy over training time", f"training time, {unit}", "train_s", unit_s),
+    for title, x, column, scale in (
+        ("Accuracy over epochs", "epochs", "epoch", 1),
+        ("Accuracy over training time", f"training time, {unit}", "train_s", unit_s),
     ):
         lines = _known(
             line(val[column] / scale, val["val_top1_pct"], number) for number, val in scored
         )
         if lines:
-            told = f"{title}. {_last(cells, lines)}"
             picture = curves(
-                f"accuracy-{key}", told, lines, x=x, y="validation top-1, %",
+                f"{title}. {_last(cells, lines)}", lines, x=x, y="validation top-1, %",
                 y_range=_late(lines, levels.values()), levels=levels,
             )  # fmt: skip
-            found.append(_figure(title, picture, _key(cells)))
+            found.append(Figure(title, picture, _legend(cells)))
     return found
 
 
-def rates(cells: Sequence[Cell]) -> Markup | None:
+def rates(cells: Sequence[Cell]) -> Figure | None:
     """Images per second over training time."""
     told = [(number, _rows(run, "train_s", "images_per_second")) for number, run in _runs(cells)]
     told = [(number, rows) for number, rows in told if len(rows[0])]
@@ -81,14 +74,14 @@ def rates(cells: Sequence[Cell]) -> Markup | None:
     )
     drawn = np.concatenate([each.y for each in lines] + [part for b in bands for part in b[1:3]])
     picture = curves(
-        "rate", f"Images per second over training time. {_last(cells, lines)}", lines, bands,
+        f"Images per second over training time. {_last(cells, lines)}", lines, bands,
         x=f"training time, {unit}", y="images/s", y_range=_around(drawn),
     )  # fmt: skip
     note = "A line per run. The band holds 90 % of a side's log periods: 5th to 95th percentile."
-    return _figure("Throughput over training time", picture, _key(cells), note)
+    return Figure("Throughput over training time", picture, _legend(cells), note)
 
 
-def step_times(cells: Sequence[Cell]) -> Markup | None:
+def step_times(cells: Sequence[Cell]) -> Figure | None:
     """How step times are spread."""
     groups, rows = [], []
     for number, cell in enumerate(cells):
@@ -97,22 +90,22 @@ def step_times(cells: Sequence[Cell]) -> Markup | None:
         p50, p95, p99 = (_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99"))
         if len(medians):
             groups.append(Hump(medians, (p50, p95), number))
-            rows.append([labelled(cell_colour(number), cell.label), *map(_ms, (p50, p95, p99))])
+            rows.append([Swatch(cell_color(number), cell.label), *map(_ms, (p50, p95, p99))])
     if not groups:
         return None
     told = "; ".join(
         f"{cells[each.cell].label}: median {each.quantiles[0]:.1f} ms" for each in groups
     )
-    picture = humps("steps", f"Distribution of step times. {told}", groups, x="step time, ms")
+    picture = humps(f"Distribution of step times. {told}", groups, x="step time, ms")
     note = (
         "Above, the median step of each log period. Below, all steps after the warm-up on rank 0: "
         "a point at the median, a line to the 95th percentile."
     )
-    numbers = table(("all steps, ms", "p50", "p95", "p99"), rows, right=(1, 2, 3))
-    return _figure("Step time", picture, _key(cells), note, numbers)
+    numbers = Table(("all steps, ms", "p50", "p95", "p99"), rows, right=(1, 2, 3))
+    return Figure("Step time", picture, _legend(cells), note, numbers)
 
 
-def times(cells: Sequence[Cell]) -> Markup | None:
+def times(cells: Sequence[Cell]) -> Figure | None:
     """Where the time of each run went."""
     known = [(number, run, _accounts(run.result)) for number, run in _runs(cells)]
     told = [each for each in known if each[-1]]
@@ -132,16 +125,15 @@ def times(cells: Sequence[Cell]) -> Markup | None:
     ]
     used = [name for name in ACCOUNTS if any(each.get(name) for each in spent)]
     said = "; ".join(f"{row.name}: {row.total}" for row in rows)
-    picture = bars("times", f"Where the time went. {said}", rows, x=f"wall time, {unit}")
+    picture = bars(f"Where the time went. {said}", rows, x=f"wall time, {unit}")
     note = "Rank 0, all attempts."
     if len(told) > len(shown):
         note += f" The first {len(shown)} of {len(told)} runs."
-    return _figure(
-        "Where the time went", picture, legend((name, ACCOUNTS[name]) for name in used), note
-    )
+    legend = [Swatch(ACCOUNTS[name], name) for name in used]
+    return Figure("Where the time went", picture, legend, note)
 
 
-def efficiency(cells: Sequence[Cell]) -> Markup | None:
+def efficiency(cells: Sequence[Cell]) -> Figure | None:
     """Throughput per rank beside that of the fewest ranks; none if all runs have as many."""
     kinds: dict[tuple[object, ...], list[tuple[int, int, float]]] = {}
     for number, run in _runs(cells):
@@ -168,26 +160,18 @@ def efficiency(cells: Sequence[Cell]) -> Markup | None:
         for size, share in zip(each.x, each.y, strict=True)
     )
     picture = scaling(
-        "scaling", f"Scaling efficiency: {told}", lines, points, x="ranks",
+        f"Scaling efficiency: {told}", lines, points, x="ranks",
         y="images/s per rank, % of the fewest ranks'",
     )  # fmt: skip
     note = "A point per run. Lines join runs of one model, image source, device and precision."
-    return _figure("Scaling efficiency", picture, _key(cells), note)
+    return Figure("Scaling efficiency", picture, _legend(cells), note)
 
 
-def _figure(
-    title: str, picture: Markup, key: Markup, note: str = "", more: Markup | None = None
-) -> Markup:
-    head = tag("figcaption", tag("h3", text(title)), key)
-    below = [tag("p", text(note), class_="note")] if note else []
-    return tag("figure", head, picture, *below, *([more] if more else []))
-
-
-def _key(cells: Sequence[Cell]) -> Markup:
+def _legend(cells: Sequence[Cell]) -> list[Swatch]:
     """One cell needs none: all is of it."""
     if len(cells) == 1:
-        return Markup("")
-    return legend((cell.label, cell_colour(number)) for number, cell in enumerate(cells))
+        return []
+    return [Swatch(cell_color(number), cell.label) for number, cell in enumerate(cells)]
 
 
 def _runs(cells: Sequence[Cell]) -> list[tuple[int, Measured]]:
@@ -242,8 +226,8 @@ def _mean_of(runs: Sequence[Measured], field: str) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _ms(value: float) -> Markup:
-    return text("-" if math.isnan(value) else f"{value:,.1f}")
+def _ms(value: float) -> str | None:
+    return None if math.isnan(value) else f"{value:,.1f}"
 
 
 def _accounts(result: Mapping[str, Any]) -> dict[str, float]:

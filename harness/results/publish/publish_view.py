@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harness.errors import BadInput
-from harness.logging.wandb_keys import KEYS, RESULT
+from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 from harness.results.wandb import api as wandb_api
 
 NAME = "Compare"
-SECONDS, EPOCH = KEYS["train_s"], KEYS["epoch"]
-TOP1, RATE = KEYS["val_top1_pct"], KEYS["images_per_second"]
+SECONDS, EPOCH = ROW_KEYS["train_s"], ROW_KEYS["epoch"]
+TOP1, RATE = ROW_KEYS["val_top1_pct"], ROW_KEYS["images_per_second"]
 
 LINES = {
     "Accuracy": [
@@ -17,14 +17,14 @@ LINES = {
     ],
     "Speed": [
         ("images/s over training time", SECONDS, RATE),
-        ("median step, ms", SECONDS, KEYS["step_ms_p50"]),
-        ("waiting for data, %", SECONDS, KEYS["data_wait_pct"]),
+        ("median step, ms", SECONDS, ROW_KEYS["step_ms_p50"]),
+        ("waiting for data, %", SECONDS, ROW_KEYS["data_wait_pct"]),
     ],
 }
 """Section -> title, x-axis and y-axis of its line plots."""
-BARS = ("images/s of the whole run", f"{RESULT}images_per_second")
+BARS = ("images/s of the whole run", f"{RESULT_PREFIX}images_per_second")
 COLUMNS = [
-    f"summary:{RESULT}{name}" for name in ("val_top1_pct", "images_per_second", "world_size")
+    f"summary:{RESULT_PREFIX}{name}" for name in ("val_top1_pct", "images_per_second", "world_size")
 ]
 
 

@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from harness.errors import BadInput
 from harness.logging import wandb_run
+from harness.logging.schema import ROW_KEYS
 from harness.logging.wandb import WandbMirror
-from harness.logging.wandb_keys import KEYS, result_for_wandb, row_for_wandb
+from harness.logging.wandb_run import result_for_wandb, row_for_wandb
 from harness.results.load import LoadedRun
 from harness.results.measured import Measured
 from harness.results.wandb import api as wandb_api
@@ -109,7 +110,7 @@ def _missing(there: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, A
     Raises:
         BadInput: it has other rows.
     """
-    names = frozenset(KEYS.values())
+    names = frozenset(ROW_KEYS.values())
     rows = [_only(row, names) for row in wandb_api.history(there)]
     if (same := _first_alike(rows, run)) < len(rows):
         raise BadInput(

@@ -9,11 +9,10 @@ from pydantic import ValidationError
 
 from harness.config import Config
 from harness.errors import BadInput
-from harness.logging.schema import Result
-from harness.logging.wandb_keys import KEYS, RESULT
+from harness.logging.schema import RESULT_PREFIX, ROW_KEYS, Result
 from harness.results.measured import NEEDED, TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 
-FIELDS = {key: field for field, key in KEYS.items()}
+FIELDS = {key: field for field, key in ROW_KEYS.items()}
 
 
 def measured(
@@ -31,8 +30,9 @@ def measured(
     result = _result(summary)
     if lacking := [name for name in NEEDED if name not in result]:
         raise BadInput(
-            f"{address}: lacks {RESULT}{lacking[0]}: it has not finished, or was not written by "
-            "this harness; send it from its folder: harness publish RUN_FOLDER --to wandb"
+            f"{address}: lacks {RESULT_PREFIX}{lacking[0]}: it has not finished, or was not "
+            "written by this harness; send it from its folder: "
+            "harness publish RUN_FOLDER --to wandb"
         )
     try:
         asked = Config.model_validate({k: config[k] for k in Config.model_fields if k in config})
@@ -68,9 +68,9 @@ def _environment(config: Mapping[str, Any]) -> dict[str, Any]:
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Result: those that are scalars, and the lists that were made scalars of."""
     found = {
-        key.removeprefix(RESULT): value
+        key.removeprefix(RESULT_PREFIX): value
         for key, value in summary.items()
-        if key.startswith(RESULT) and value is not None
+        if key.startswith(RESULT_PREFIX) and value is not None
     }
     accounts = {
         name.removeprefix("account_").removesuffix("_s"): value

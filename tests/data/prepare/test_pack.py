@@ -367,7 +367,7 @@ def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
         (["no", "new"], "no: No such file or directory; give the folder of your images"),
         (["tree", "tree"], "tree: is the source too; without DEST, it is indexed in place"),
         (["tree/val", "new", "--split", "train"], "tree/val: has no split train; it has: one wit"),
-        (["tree", "new", "--quality", "0"], "--quality: must be 1 to 100, not 0; see: harness"),
+        (["tree", "new", "--quality", "0"], "--quality: must be at least 1, got 0; see: harness"),
         (["tree", "new", "--in-order", "--shuffle-seed", "1"], "--shuffle-seed: not allowed with"),
         (["file", "new"], "file: is a file; give the folder that it lies in"),
         (["tree", "file"], "file/train: Not a directory; give a folder that can be written"),
