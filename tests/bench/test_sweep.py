@@ -167,7 +167,7 @@ def test_graphs_launched_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch, 
 
 
 @given(drift=st.floats(0, 0.02), true=st.floats(0.5, 2.0), seed=st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_steady_drift_of_the_machine_leaves_the_ratio_alone(
     drift: float, true: float, seed: int
 ) -> None:
