@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from functools import cache
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from harness import config
 from harness.errors import BadInput
 from harness.models import MODELS, build
 from harness.models.resnet import BasicBlock, Bottleneck, PadShortcut
-from harness.models.summary import layers, print_model, stages, total
+from harness.models.summary import Layer, layers, print_model, stages, total
 
 IMAGENET = {
     # name: parameters, GMACs at 224 px, as torchvision publishes them
@@ -75,6 +76,13 @@ def on_meta(name: str, classes: int = 1000, **settings: Any) -> nn.Module:
     """Shapes only: quick at any size."""
     with torch.device("meta"):
         return network(name, classes, **settings)
+
+
+@cache
+def layers_of(name: str) -> list[Layer]:
+    """Of a network for 1,000 classes at 224 px, or 10 at 32 px."""
+    cifar = name in config.CIFAR_MODELS
+    return layers(on_meta(name, 10 if cifar else 1000), 32 if cifar else 224)
 
 
 def parameters(model: nn.Module) -> int:
@@ -172,7 +180,7 @@ def test_shape_after_each_stage_of_the_cifar_families_at_32_px() -> None:
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
-    sums = total(layers(on_meta(name), 224))
+    sums = total(layers_of(name))
     assert (sums.parameters, round(sums.gmacs, 3)) == IMAGENET[name]
 
 
@@ -184,18 +192,16 @@ def test_parameters_are_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_parameters_and_macs_do_not_change(name: str) -> None:
-    cifar = name in config.CIFAR_MODELS
-    sums = total(layers(on_meta(name, 10 if cifar else 1000), 32 if cifar else 224))
+    sums = total(layers_of(name))
     assert (sums.parameters, round(sums.gmacs, 3)) == EXACT[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet1202"}))
 def test_the_number_in_a_name_counts_the_layers(name: str) -> None:
     """Convolutions and the classifier; projections are not counted (He et al. 2015, 3.3)."""
-    cifar = name in config.CIFAR_MODELS
     weighted = [
         layer
-        for layer in layers(on_meta(name, 10), 32 if cifar else 64)
+        for layer in layers_of(name)
         if "decay" in layer.decay and "downsample" not in layer.name
     ]
     # The blocks of Huang et al. 2017, table 1, make 265 of DenseNet-264.

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, TRAIN
+from helpers import TINY, TRAIN
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import python
 
 from harness.config import load
 from harness.models.flops import Costs, roofline_s, training_costs
@@ -50,9 +51,7 @@ def test_rows_and_result_tell_the_share_of_a_printed_peak(tmp_path: Path) -> Non
         expected = 100 * per_image * each["images_per_second"] / 1e12
         assert each["mfu_pct"] == pytest.approx(expected, rel=0.01)
         assert 0 < each["memory_pct"] < 100
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness", "show", folder], cwd=ROOT, capture_output=True, text=True
-    )
+    shown = python("-m", "harness", "show", folder)
     assert "% of the GPUs' operations (MFU)" in shown.stdout
 
 
