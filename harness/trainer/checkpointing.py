@@ -80,7 +80,7 @@ class Keeper:
             self._saver.wait()
 
     def last_good(self, t: Training) -> str:
-        """A sentence that names the newest usable checkpoint when a loss is not finite; a collective.
+        """Name the newest usable checkpoint when a loss is not finite; a collective.
 
         A checkpoint of this step is set aside: it was written before the validation that failed.
         """
@@ -140,7 +140,7 @@ def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
     small = world.from_main(small)
     if state is not None:
         restore(state, t.model.net, t.optimizer)
-    # Only rank 0 reads the file: all ranks get the same bits, and other nodes need not see the folder.
+    # Only rank 0 reads the file: all get the same bits, and other nodes need not see the folder.
     momenta = [each["momentum_buffer"] for each in t.optimizer.state.values()]
     world.broadcast_([*t.model.net.state_dict().values(), *momenta])
     t.scaler.load_state_dict(small["scaler"])

@@ -96,7 +96,7 @@ class StopAgreed(Exception):
 
 
 def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Training:
-    """Prepare a training: DDP, optimizer, compiled graphs, and DDP's buckets in their final order."""
+    """Prepare a training: DDP with its final buckets, optimizer, compiled graphs."""
     setup.set_up_torch(resolved)
     model = setup.place(net, resolved)
     ddp = setup.data_parallel(model, resolved)

@@ -129,7 +129,7 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
     """Decide everything that the config leaves open.
 
     Raises:
-        BadInput: the global batch does not divide, or the hardware cannot do what the config asks for.
+        BadInput: the global batch does not divide, or the hardware lacks what it needs.
     """
     if train:
         split = split_batch(config.train, world.size, config.model.bn_images or 1)

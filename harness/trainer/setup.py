@@ -91,7 +91,7 @@ def network(resolved: Resolved, classes: int) -> nn.Module:
 
 
 def place(net: nn.Module, resolved: Resolved) -> Classifier:
-    """The network on its device, in its memory format, with normalization in front; compiled if configured.
+    """Move the network to its device, normalize its input, and compile it if configured.
 
     Compiled in place, so that the keys of its state stay clean.
     """
