@@ -14,12 +14,17 @@ import harness  # noqa: F401  # isort: skip  (before torch: it says how OpenMP's
 import pytest
 import torch
 from helpers import draw_tree, icons_flags, see_gpus, small_disk, train
+from hypothesis import settings
 
 GPU = torch.cuda.is_available()
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 DEFAULT = "not slow and not slurm"
 ON_CPU = pytest.param("cpu", id=getattr(pytest, "HIDDEN_PARAM", "cpu"))  # since pytest 8.4
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+# Hypothesis' 200 ms for an example are over on any busy machine.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -61,14 +62,23 @@ def module_of(source: str) -> str:
 MODULES = {module_of(source) for source in SOURCES}
 
 
-def imported(source: str) -> Iterator[str]:
+@cache
+def nodes(source: str) -> list[ast.AST]:
+    """All of a file's syntax tree."""
+    return list(ast.walk(ast.parse((ROOT / source).read_text())))
+
+
+@cache
+def imported(source: str) -> list[str]:
     """Full names of all that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse((ROOT / source).read_text())):
+    names = []
+    for node in nodes(source):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}: imports are written in full"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def own_modules(source: str) -> Iterator[str]:
@@ -146,9 +156,9 @@ def test_a_large_package_is_known_in_one_place(package: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_files_and_functions_are_small(source: str) -> None:
-    text = (ROOT / source).read_text()
-    assert len(text.splitlines()) <= LONG.get(source, MOST_LINES_OF_A_FILE)
-    for node in ast.walk(ast.parse(text)):
+    lines = (ROOT / source).read_text().splitlines()
+    assert len(lines) <= LONG.get(source, MOST_LINES_OF_A_FILE)
+    for node in nodes(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name, length = f"{source}: {node.name}", (node.end_lineno or 0) - node.lineno + 1
             assert length <= LONG.get(name, MOST_LINES_OF_A_FUNCTION), name

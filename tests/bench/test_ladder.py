@@ -172,7 +172,7 @@ def run(
     return done, json.loads(file.read_text()) if file.exists() else {}
 
 
-SMALL = (*TINY, "--minutes", "0.1", "--train.global-batch", "16")
+SMALL = (*TINY, "--minutes", "0.03", "--train.global-batch", "16")
 
 
 @pytest.mark.gpu_too

@@ -95,7 +95,7 @@ def test_files_of_macos_are_left_alone(tmp_path: Path) -> None:
     assert len(open_folder(tmp_path)) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=12), cut=st.integers(1, 5))
 def test_the_index_is_of_all_samples_by_label_then_name(
     tmp_path_factory: pytest.TempPathFactory, labels: list[int], cut: int

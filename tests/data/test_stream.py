@@ -71,7 +71,7 @@ def test_resuming_at_a_step_gives_what_an_undisturbed_run_gives() -> None:
         np.testing.assert_array_equal(a.rows(), b.rows())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=st.integers(0, 900), count=st.integers(1, 99), seed=st.integers(0, 2**63 - 1))
 def test_a_slice_equals_that_slice_of_the_whole(first: int, count: int, seed: int) -> None:
     images = make_stream(seed=seed)
@@ -120,7 +120,7 @@ def test_the_crop_law_is_torchvisions(size: tuple[int, int]) -> None:
         assert distance < 0.0356
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), position=st.integers(0, 10**9))
 def test_windows_lie_within_the_image(width: int, height: int, position: int) -> None:
     u = stream.draws(0, 0, "augment", position, 4, 24)
@@ -152,7 +152,7 @@ def test_pad_crop_reaches_every_place_alike() -> None:
     assert abs(counts / 1000 - 1).max() < 0.15
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(width=st.integers(20, 1200), height=st.integers(20, 1200))
 def test_the_centre_crop_is_torchvisions(width: int, height: int) -> None:
     geometry = augment.centre_crop(256, 224).of(

@@ -176,7 +176,7 @@ def test_the_number_of_workers_is_not_in_the_bytes(tree: Path, tmp_path: Path) -
     assert shards(tmp_path / "1") == shards(tmp_path / "3") == shards(tmp_path / "8")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 5), size=st.integers(1, 9), workers=st.integers(1, 4))
 def test_every_image_is_in_one_shard(
     tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, workers: int
