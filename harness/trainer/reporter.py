@@ -14,7 +14,6 @@ from harness.logging import wandb_run
 from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, RunEvent, Target
 from harness.logging.wandb import WandbMirror
-from harness.logging.wandb_account import choose_mode
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
 from harness.monitor.throttle import Throttle
@@ -233,7 +232,7 @@ class Report:
 
     def _open_mirror(self, facts: dict[str, Any]) -> WandbMirror | None:
         config, folder = self.resolved.config, self.folder
-        mode, why = choose_mode(config.log.wandb, os.environ)
+        mode, why = wandb_run.choose_mode(config.log.wandb, os.environ)
         if why:
             out.print(f"{'W&B':>12}: {why}")
         if mode == "off":
