@@ -1,4 +1,4 @@
-"""World: who am I among the processes of this run. The only file that opens a process group.
+"""This process's rank, device and process group. The only file that opens a process group.
 
 Identity comes from torchrun's environment names and nothing else; launchers translate into those.
 """
@@ -24,7 +24,7 @@ from harness.system import cores
 
 @dataclass(frozen=True)
 class World:
-    """One process's place: slices of data go by `rank`, devices by `local_rank`.
+    """This process among all of the run: `rank` selects its data, `local_rank` its device.
 
     Attributes:
         backend: of the process group, `nccl` or `gloo`.
@@ -87,7 +87,7 @@ class World:
 def from_environment(
     device: str, environ: Mapping[str, str] = os.environ, backend: str = "auto"
 ) -> World:
-    """World as torchrun's names tell it; without them, a world of one.
+    """Read rank and size from torchrun's environment variables; without them, one process.
 
     Args:
         device: `auto`, `cpu` or `cuda` (config engine.device).

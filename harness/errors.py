@@ -19,7 +19,7 @@ class HarnessError(Exception):
 
 
 class BadInput(HarnessError):
-    """What the user gave cannot be used: found before any work, nothing is half-written."""
+    """The user's input cannot be used; raised before any work, so that nothing is half-written."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -39,7 +39,7 @@ class Followed(RunFailed):
 
 
 class Stopped(HarnessError):
-    """A signal asked for the end, all ranks agreed on the step, and the work done is saved."""
+    """A signal ended the run at a step that all ranks agreed on, and the state is saved."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)

@@ -12,10 +12,11 @@ from harness import config as cfg
 def sgd(
     parameters: Iterable[torch.nn.Parameter], optim: cfg.Optim, *, fused: bool = True
 ) -> torch.optim.SGD:
-    """SGD whose groups are found by structure: one dimension means norm or bias.
+    """SGD with two parameter groups: tensors of one dimension are norms and biases.
 
-    Fused: one kernel per step, and fp16's scaler then needs no host read. Else as torch chooses:
-    tensor by tensor on a CPU, all tensors at once on a GPU. The last bits differ.
+    Args:
+        fused: one kernel per step, with which fp16's scaler needs no host read. Otherwise torch
+            chooses: tensor by tensor on a CPU, all tensors at once on a GPU. The last bits differ.
     """
     everything = list(parameters)
     matrices = [p for p in everything if p.ndim > 1]
@@ -37,6 +38,6 @@ def sgd(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Put the step's learning rate into every group."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -16,23 +16,23 @@ Kind = Literal["warmed up", "dropped", "target reached", "time is up"]
 
 
 class Event(NamedTuple):
-    """What was decided, before which optimiser step (counted from 0)."""
+    """A decision, and the optimizer step, counted from 0, before which it was made."""
 
     kind: Kind
     step: int
 
 
 ENDS: tuple[Kind, ...] = ("target reached", "time is up")
-"""Those that end the training."""
+"""Kinds of events that end the training."""
 
 
 def count(events: Iterable[Event], kind: Kind, step: int) -> int:
-    """How many events of a kind a step comes after."""
+    """Count the events of a kind before or at a step."""
     return sum(event.kind == kind and event.step <= step for event in events)
 
 
 def last_step(events: Iterable[Event], planned: int) -> int:
-    """Steps of the whole training: as planned, or to where an event ends it."""
+    """Steps of the whole training: as planned, or until an event ends it."""
     return min([planned, *(event.step for event in events if event.kind in ENDS)])
 
 
@@ -54,12 +54,12 @@ def plateau_drops(scores: Sequence[tuple[float, float]], schedule: cfg.Schedule)
 
 
 class History(NamedTuple):
-    """What a run knows of itself where the schedule decides.
+    """Measurements and earlier events, from which the schedule decides.
 
     Attributes:
-        events: decided before.
-        train_top1_pct: of the log period that ends here, if one does.
-        scores: (epochs done, top-1 in percent) of every validation, if one has just ended.
+        events: of earlier steps.
+        train_top1_pct: of the log period that has just ended, if one has.
+        scores: (epochs completed, top-1 in percent) of every validation, if one has just ended.
     """
 
     events: Sequence[Event] = ()
@@ -68,7 +68,7 @@ class History(NamedTuple):
 
 
 def decide(history: History, schedule: cfg.Schedule, step: int) -> list[Event]:
-    """Events that follow from what has just been measured, after `step` steps."""
+    """Decide which events follow from the newest measurement, after `step` steps."""
     decided: list[Event] = []
     until = schedule.warmup_until_top1_pct
     if (
@@ -100,7 +100,7 @@ def learning_rate(
     steps_per_epoch: int,
     events: Sequence[Event] = (),
 ) -> float:
-    """Learning rate of an optimiser step, counted from 0.
+    """Learning rate of an optimizer step, counted from 0.
 
     1. Warm-up: gradual, from `start` to `peak` in equal increments, or constant, `start` throughout
        (Goyal et al. 2017, 2.2); or `start` until an event ends it (He et al. 2015, 4.2).
@@ -127,7 +127,7 @@ def learning_rate(
 
 
 def warmup_start_lr(config: cfg.Config) -> float:
-    """Rate of step 0 of the warm-up: as asked, else lr_per_256, and never over the peak."""
-    asked = config.schedule.warmup_start_lr
+    """Learning rate at step 0 of the warm-up: as configured, else lr_per_256 or the peak."""
+    configured = config.schedule.warmup_start_lr
     peak = peak_lr(config.optim, config.train.global_batch)
-    return min(config.optim.lr_per_256, peak) if asked is None else asked
+    return min(config.optim.lr_per_256, peak) if configured is None else configured

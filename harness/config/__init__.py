@@ -1,6 +1,6 @@
-"""Config: what was asked. Frozen sections, each setting with its unit, limits and meaning.
+"""The config: frozen sections, each setting with its unit, limits and meaning.
 
-Defaults, then a YAML file, then `--section.key value` flags (cli.py); all three are validated
+Defaults, then a YAML file, then `--section.key value` flags (load.py); all three are validated
 together by these models. Nothing here imports torch: a login node rejects a typo in well under a
 second.
 """
@@ -69,7 +69,7 @@ STREAM_VERSION = 1  # raised when the same seed would give other orders or crops
 
 
 class Config(BaseModel):
-    """Everything that was asked of a run."""
+    """All settings of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

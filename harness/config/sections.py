@@ -173,7 +173,7 @@ class Data(Section):
     )
     read_ahead_batches: int = setting(
         4,
-        "Batches whose bytes are asked for ahead of those that DALI is given; 0: none.",
+        "Batches whose bytes are read ahead of those that DALI decodes; 0: none.",
         changes="speed", ge=0, le=64
     )  # fmt: skip
     hw_decoder_load: float = setting(
@@ -316,7 +316,7 @@ class Schedule(Section):
     )
     plateau_epochs: int = setting(
         5,
-        "plateau: drop after so many epochs without a better top-1; then the count begins anew.",
+        "plateau: drop after this many epochs without a better top-1; then the count restarts.",
         changes="result",
         ge=1,
     )

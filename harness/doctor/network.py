@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from harness.doctor import limits
 from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, yellow
-from harness.logging.wandb_account import choose_mode, has_key, server
+from harness.logging.wandb_run import choose_mode, has_key, server
 from harness.monitor import probes
 from harness.system.deadline import NoAnswer, within
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.logging.wandb_account import Mode
-from harness.logging.wandb_run import result_for_wandb, row_for_wandb
+from harness.logging.wandb_run import Mode, result_for_wandb, row_for_wandb
 
 if TYPE_CHECKING:
     import wandb

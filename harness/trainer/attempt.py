@@ -42,20 +42,20 @@ class Attempt:
 
 
 def begin(resolved: Resolved, train_set: Images | None, val_set: Images) -> Attempt | None:
-    """Claim the run folder, once every rank has found its part good; none if all is done already.
+    """Claim the run folder once every rank is ready; None if the run is finished already.
 
     Raises:
         BadInput: on all ranks, what speaks against it.
     """
     world = resolved.world
     mine = _claim(resolved, train_set, val_set) if world.is_main else None
-    said: Attempt | BadInput | None = mine
+    outcome: Attempt | BadInput | None = mine
     if isinstance(mine, Attempt):
-        said = Attempt(mine.folder, mine.goes_on)
-    said = world.from_main(said)
-    if isinstance(said, BadInput):
-        raise said
-    return mine if isinstance(mine, Attempt) else said
+        outcome = Attempt(mine.folder, mine.goes_on)
+    outcome = world.from_main(outcome)
+    if isinstance(outcome, BadInput):
+        raise outcome
+    return mine if isinstance(mine, Attempt) else outcome
 
 
 def _claim(

@@ -1,4 +1,4 @@
-"""Keeper: takes checkpoints of a training together with its record, and takes them up again."""
+"""Take checkpoints of a training together with its record, and continue from them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Keeper:
         return self._saver.last if self._saver else None
 
     def go_on(self, t: Training) -> None:
-        """Bring training, clock and record to where the checkpoint was taken, if there is one."""
+        """Restore training, clock and record from the checkpoint, if there is one."""
         self.training = t
         t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
@@ -50,17 +50,17 @@ class Keeper:
             state = attempt.found.state
             self._report.go_on(state)
             self._report.durable(state["rows"])
-            attempt.found = None  # its memory
+            attempt.found = None  # frees its memory
         if attempt.goes_on:
             load_state_dict(t, state, attempt.spent_s)
         else:
             t.clock.go_on(None, attempt.spent_s)
 
     def save(self, t: Training, *, must: bool) -> None:
-        """Copy the state aside and have it written in the background.
+        """Copy the state, and write the copy in the background.
 
         Args:
-            must: wait for the one before if that is still being written; else this one is left out.
+            must: wait if an earlier checkpoint is still being written; otherwise skip this one.
         """
         with t.clock.account("checkpoint"):
             sums = open_sums(t)
@@ -68,30 +68,32 @@ class Keeper:
                 return
             if self._saver.busy and not must:
                 return
-            self._saver.wait()  # also for the sake of what went wrong with the one before
+            self._saver.wait()  # raises what went wrong with the earlier one
             state = state_dict(t, sums, self._saver.staging) | self._report.state()
             whole = t.ends_epoch
             about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
             self._saver.save(state, about | state["of"])
 
     def settle(self) -> None:
-        """Return once the last checkpoint is written, or could not be."""
+        """Wait until the last checkpoint is written, or has failed."""
         if self._saver is not None:
             self._saver.wait()
 
     def last_good(self, t: Training) -> str:
-        """What is left when a loss is not finite, in words; a collective.
+        """Name the newest usable checkpoint when a loss is not finite; a collective.
 
-        A checkpoint of this very step lacks what only its validation found: it is put aside.
+        A checkpoint of this step is set aside: it was written before the validation that failed.
         """
-        said = ""
+        message = ""
         if self._saver is not None:
             path = self._saver.last_before(t.step)
-            said = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
-        return str(t.resolved.world.from_main(said))
+            message = (
+                f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
+            )
+        return str(t.resolved.world.from_main(message))
 
     def _make_durable(self) -> None:
-        """Before a checkpoint is published: the rows before it are on the disk, the folder ours."""
+        """Make sure that earlier rows are on the disk and the folder is still ours."""
         lease, rows = self._attempt.lease, self._report.rows
         assert lease is not None
         assert rows is not None
@@ -101,22 +103,22 @@ class Keeper:
 
 
 def open_sums(t: Training) -> dict[str, torch.Tensor]:
-    """What each rank has counted since the last log point, and seen in this epoch, on the device.
+    """Every rank's open sums, on the device: since the last log point, and of this epoch's images.
 
-    A collective; the host reads nothing.
+    A collective. The host reads nothing.
     """
     correct, losses = t.counts.open_period()
     seen = torch.from_numpy(t.digest.words()).to(correct.device, non_blocking=True)
-    words = t.resolved.world.gather_tensor(torch.cat([seen, correct, losses.view(torch.int64)]))
+    sums = t.resolved.world.gather_tensor(torch.cat([seen, correct, losses.view(torch.int64)]))
     return {
-        "seen": words[:, :3],
-        "correct": words[:, 3:5],
-        "losses": words[:, 5:].contiguous().view(torch.float64),
+        "seen": sums[:, :3],
+        "correct": sums[:, 3:5],
+        "losses": sums[:, 5:].contiguous().view(torch.float64),
     }
 
 
 def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> State:
-    """All that is needed to go on from here, copied to host memory."""
+    """Everything that a training needs to continue from this step, copied to host memory."""
     position = {
         "step": t.step,
         "images_seen": t.images_seen,
@@ -127,7 +129,7 @@ def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> 
 
 
 def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
-    """Take up, on all ranks, the checkpoint that rank 0 holds.
+    """Restore on all ranks the checkpoint that rank 0 has read.
 
     Args:
         state: what `state_dict` gave; None on the other ranks.
@@ -138,7 +140,7 @@ def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
     small = world.from_main(small)
     if state is not None:
         restore(state, t.model.net, t.optimizer)
-    # One reader of the file: the ranks' bits are the same, and one node may do without the folder.
+    # Only rank 0 reads the file: all get the same bits, and other nodes need not see the folder.
     momenta = [each["momentum_buffer"] for each in t.optimizer.state.values()]
     world.broadcast_([*t.model.net.state_dict().values(), *momenta])
     t.scaler.load_state_dict(small["scaler"])

@@ -1,4 +1,4 @@
-"""Control: what every rank does between two steps besides training: be alive, vote, obey."""
+"""What every rank does between two steps: signal that it is alive, vote, and learn the outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_WORDS_S = 5.0
 
 
 class Agreed(NamedTuple):
-    """What all ranks do at the same step: stop and leave the rest, save, end the training."""
+    """The outcome of a vote: whether all ranks stop, save, or end the training."""
 
     stop: bool
     save: bool
@@ -32,11 +32,11 @@ class Agreed(NamedTuple):
 
 
 class Ballot:
-    """Flags that any rank may raise and that all ranks learn of at the same step.
+    """A vote in every step: any rank may raise a flag, and all ranks learn of it at the same step.
 
     Each `cast` starts an all-reduce of three small numbers in host memory, in a group of its own,
-    and returns what the one before came to: neither the device nor the gradients' collectives are
-    waited for. A rank that is gone shows here within a step, as gloo's connections break at once.
+    and returns the outcome of the previous one. It waits neither for the device nor for the
+    gradients' collectives. A rank that has died shows within a step: gloo's connections break.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -45,14 +45,14 @@ class Ballot:
         self._under_way: dist.Work | None = None
 
     def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
-        """Raise flags or not; returns which of them any rank had raised one call before."""
+        """Vote; return which flags any rank had raised one call before."""
         agreed = self._outcome()
         self._flags = torch.tensor([stop, save, end], dtype=torch.int32)
         self._under_way = dist.all_reduce(self._flags, group=self._group, async_op=True)
         return agreed
 
     def close(self) -> None:
-        """Wait for the last vote, so that nobody leaves while another still needs an answer."""
+        """Wait for the last vote, so that no rank leaves while another still needs the answer."""
         self._outcome()
 
     def _outcome(self) -> Agreed:
@@ -64,11 +64,11 @@ class Ballot:
 
 @dataclass
 class Pulse:
-    """One beat per step and per validation batch, on all ranks alike.
+    """Called once per step and per validation batch, on all ranks.
 
     Attributes:
-        save_due: whether it is time for a checkpoint; rank 0's answer counts for all.
-        time_is_up: whether the training ends here; so does its.
+        save_due: whether a checkpoint is due; the answer of any rank counts for all.
+        time_is_up: whether the time limit ends the training; likewise.
     """
 
     ballot: Ballot
@@ -78,7 +78,7 @@ class Pulse:
     time_is_up: Callable[[], bool] = lambda: False
 
     def beat(self) -> Agreed:
-        """What all ranks are to do here; raised on any rank one beat before."""
+        """Vote, and return what all ranks are to do now, by the votes of the step before."""
         if self.stacks is not None:
             self.stacks.alive()
         return self.ballot.cast(
@@ -87,7 +87,7 @@ class Pulse:
 
 
 def end_hanging(path: Path, rank: int, silent_s: float) -> NoReturn:
-    """End this process from another thread; the main one gets no turn any more.
+    """End this process from another thread, since its main thread hangs.
 
     Args:
         path: of the run folder, where the failure is written down.

@@ -1,4 +1,4 @@
-"""Training: the step, the epoch, the evaluation, and the run that they make up."""
+"""The training loop: the step, the epoch, and the evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """All that the steps work on; what is needed to go on is taken by checkpointing.py."""
+    """The state that training steps work on; checkpointing.py saves and restores it."""
 
     resolved: Resolved
     model: setup.Classifier
@@ -57,34 +57,34 @@ class Training:
 
     @property
     def last_step(self) -> int:
-        """Steps of the whole training, as far as is known."""
+        """Steps of the whole training; an event may end it earlier than planned."""
         return last_step(self.events, self.resolved.total_steps)
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether an epoch, or the run, ends here."""
+        """Whether an epoch, or the run, ends at this step."""
         whole = self.step % self.resolved.steps_per_epoch == 0
         return self.step > 0 and (whole or self.step == self.last_step)
 
     @property
     def decided_here(self) -> list[str] | None:
-        """Events of this step, as its rows tell them."""
+        """Kinds of the events of this step, for its row; None without events."""
         return [event.kind for event in self.events if event.step == self.step] or None
 
     @property
     def epoch(self) -> float:
-        """Epochs done, with fraction."""
+        """Epochs completed, with a fraction."""
         return self.step / self.resolved.steps_per_epoch
 
     @property
     def images_seen(self) -> int:
-        """Training images seen by all ranks."""
+        """Training images that all ranks have seen."""
         return self.step * self.resolved.split.global_batch
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Between two steps: a row to write, a checkpoint to take, the last one before a stop."""
+    """What is due between two steps: a row, a checkpoint, and whether the run stops after it."""
 
     row: Row | None
     save: bool
@@ -92,11 +92,11 @@ class Pause:
 
 
 class StopAgreed(Exception):
-    """All ranks are to stop here; what was done can be saved."""
+    """All ranks have agreed to stop at this step; its state can be saved."""
 
 
 def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Training:
-    """The network with DDP and optimizer, warmed up: compiled, buckets in their final order."""
+    """Prepare a training: DDP with its final buckets, optimizer, compiled graphs."""
     setup.set_up_torch(resolved)
     model = setup.place(net, resolved)
     ddp = setup.data_parallel(model, resolved)
@@ -121,7 +121,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
 
 
 def train_step(t: Training, batches: Iterator[Batch]) -> None:
-    """One step of SGD over a global batch; the host reads nothing from the device."""
+    """Take one step of SGD over a global batch; the host reads nothing from the device."""
     split, shifts, device = t.resolved.split, t.model.pixels.of, t.resolved.world.device
     for micro in range(split.accumulate):
         with t.clock.waiting_for_data(), phase("wait for data"):
@@ -149,10 +149,10 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
 
 
 def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
-    """Train to the end of the epoch, or of the run, with pauses for rows and checkpoints.
+    """Train to the end of the epoch or of the run, and pause where a row or checkpoint is due.
 
     Raises:
-        StopAgreed: after the pause for the checkpoint.
+        StopAgreed: after the pause for the last checkpoint.
     """
     config = t.resolved.config
     every, save_every = config.log.every_steps, config.checkpoint.every_steps
@@ -168,7 +168,7 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
         stop, save, end = t.pulse.beat()
         if end:
             t.events.append(Event("time is up", t.step))
-        ends = t.ends_epoch  # the epoch's digest, checkpoint and then a stop come after
+        ends = t.ends_epoch  # the epoch's digest and checkpoint come next, and only then a stop
         row = _log_point(t) if ends or t.step % every == 0 else None
         stop = stop and not ends
         save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
@@ -187,17 +187,17 @@ def evaluate(
     """Score the validation set, each image exactly once; the host reads once, at the end.
 
     Raises:
-        StopAgreed: the score is not finished, the model is as it was.
+        StopAgreed: the score is incomplete; the model is unchanged.
     """
     world, views = resolved.world, resolved.eval_views
-    # Each rank has seen other batches: rank 0's running statistics are the model's.
+    # Each rank has seen different batches: the model's running statistics are those of rank 0.
     world.broadcast_(list(model.buffers()))
     counts = EvalCounts(world.device)
     model.eval()
     for _ in range(-(-images // (resolved.eval_images * world.size))):
         if pulse.beat().stop:
             raise StopAgreed
-        # Outside of inference mode: a tensor made within is of another kind, and recompiles.
+        # Outside of inference mode: a tensor created inside is of another kind and recompiles.
         batch = next(batches)
         with torch.inference_mode():
             with setup.autocast(resolved):
@@ -220,33 +220,35 @@ def decide_by_scores(t: Training, scores: Sequence[tuple[float, Score]]) -> None
 
 
 def end_epoch(t: Training, train_set: Images) -> EpochDigest:
-    """Fold what the ranks saw in this epoch; what was left out completes the dataset.
+    """Combine the ranks' digests of this epoch, and check them against the dataset's.
 
     Raises:
-        RunFailed: it does not: an image was missed or shown twice.
+        RunFailed: an image was missed or shown twice.
     """
     world = t.resolved.world
-    words = world.sum_(torch.from_numpy(t.digest.words()).to(world.device)).tolist()
+    images, in_order, samples = world.sum_(
+        torch.from_numpy(t.digest.words()).to(world.device)
+    ).tolist()
     t.digest.clear()
     epoch = (t.step - 1) // t.resolved.steps_per_epoch
     ids = order(t.resolved.config.run.seed, epoch, len(train_set))
-    tail = digest_of(ids[words[0] :])
-    if (words[2] + tail - digest_of(np.arange(len(train_set)))) % 2**64:
+    tail = digest_of(ids[images:])
+    if (samples + tail - digest_of(np.arange(len(train_set)))) % 2**64:
         raise RunFailed(
             f"epoch {epoch}: the images seen and those left out do not make up the data set; "
             "please report this with the run folder"
         )
     return EpochDigest(
         epoch=epoch,
-        images=words[0],
-        order=hexadecimal(words[1]),
-        samples=hexadecimal(words[2]),
+        images=images,
+        order=hexadecimal(in_order),
+        samples=hexadecimal(samples),
         tail=hexadecimal(tail),
     )
 
 
 def _log_point(t: Training) -> Row:
-    """Read what was counted: here, and only here, the host waits for the device."""
+    """Read the metrics and make a row; only here does the host wait for the device."""
     period = t.counts.read(t.resolved.world, t.step)
     history = History(t.events, train_top1_pct=period.top1_pct)
     t.events += decide(history, t.resolved.config.schedule, t.step)
@@ -283,7 +285,7 @@ def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
 
 
 def memory_other_gib(world: World) -> float | None:
-    """What else the GPU holds: DALI's buffers, NCCL's, the CUDA context; other processes too."""
+    """GPU memory outside torch: DALI's and NCCL's buffers, the CUDA context, other processes."""
     if not world.on_gpu:
         return None
     free, total = torch.cuda.mem_get_info(world.device)
@@ -291,7 +293,7 @@ def memory_other_gib(world: World) -> float | None:
 
 
 def memory_peak_gib(world: World) -> float:
-    """Torch's tensors on the device (on a CPU: resident memory) at their highest, this process."""
+    """Peak memory of torch's tensors on the GPU; on a CPU, peak resident memory of the process."""
     if world.on_gpu:
         return torch.cuda.max_memory_allocated(world.device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""Counts: sums kept on the device, added to in place, read by the host only at log points."""
+"""Training and validation metrics: sums on the device, read by the host only at log points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.errors import NotFinite
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over images, each counted once, and their mean loss; over all ranks."""
+    """Images, their mean loss and correct predictions, summed over all ranks."""
 
     images: int
     loss: float
@@ -24,17 +24,17 @@ class Score:
 
     @property
     def top1_pct(self) -> float:
-        """Share of images whose first guess is right."""
+        """Share of images whose first prediction is correct."""
         return 100 * self.correct1 / self.images
 
     @property
     def top5_pct(self) -> float:
-        """Share of images whose first five guesses hold the right one."""
+        """Share of images whose label is among the first five predictions."""
         return 100 * self.correct5 / self.images
 
 
 class TrainCounts:
-    """Loss of each step and right answers, over one log period."""
+    """Loss of each step and correct predictions over one log period."""
 
     def __init__(self, most_steps: int, device: torch.device) -> None:
         self._losses = torch.zeros(most_steps, dtype=torch.float64, device=device)
@@ -42,20 +42,20 @@ class TrainCounts:
         self._steps = self._images = 0
 
     def open_period(self) -> tuple[Tensor, Tensor]:
-        """Right answers [2] and the loss of each step [steps] since the last log point."""
+        """Correct predictions [2] and the loss of each step [steps] since the last log point."""
         return self._correct, self._losses[: self._steps]
 
     def go_on(self, correct: Tensor, losses: Tensor, world: World, images_per_step: int) -> None:
-        """Take up an open period.
+        """Continue an open period.
 
         Args:
-            correct: of each rank then, [ranks, 2].
-            losses: of each rank then, [ranks, steps]. On as many ranks as then, each gets its own
-                again, which keeps the order of summation and so the bits.
+            correct: of each rank that saved it, [ranks, 2].
+            losses: of each rank that saved it, [ranks, steps]. With the same number of ranks, each
+                gets its own back, which keeps the order of summation and so the bits.
             images_per_step: of this rank.
         """
         if len(losses) != world.size:
-            # Rank 0 takes up all, the others nothing; read() divides by the number of ranks.
+            # Rank 0 gets everything, the others nothing; read() divides by the number of ranks.
             share = float(world.is_main)
             correct = (correct.sum(0) * world.is_main).expand(world.size, -1)
             losses = (losses.mean(0) * world.size * share).expand(world.size, -1)
@@ -76,7 +76,7 @@ class TrainCounts:
         self._steps += 1
 
     def read(self, world: World, steps_done: int) -> Score:
-        """Sum over ranks, hand over to the host (the one host read of a period), begin anew.
+        """Sum over ranks, read them on the host (the one host read of a period), and reset.
 
         Raises:
             NotFinite: on all ranks; names the step.
@@ -102,7 +102,7 @@ class TrainCounts:
 
 
 class EvalCounts:
-    """Loss, right answers and images of a validation, padding left out."""
+    """Loss, correct predictions and images of a validation, without padding."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -130,7 +130,7 @@ class EvalCounts:
 
 
 def mean_of_views(logits: Tensor, views: int) -> Tensor:
-    """Logits of each image from those of its views, which follow one another: [n views, classes].
+    """Average the logits [n * views, classes] of an image's views, which follow one another.
 
     The mean of the views' probabilities (Krizhevsky et al. 2012, 4.1), as its logarithm.
     """
@@ -141,7 +141,7 @@ def mean_of_views(logits: Tensor, views: int) -> Tensor:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels are the first, and among the first five guesses: int64 [2]."""
+    """Count the top-1 and top-5 correct predictions: int64 [2]."""
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = guesses == labels[:, None]  # padding equals no class
     return torch.stack([hits[:, 0].sum(), hits.sum()])

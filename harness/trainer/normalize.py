@@ -1,4 +1,4 @@
-"""Pixels: from the bytes that a loader gives to the numbers that a network sees."""
+"""Normalize images: from the bytes that a loader gives to the numbers that the network sees."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Pixels(nn.Module):
-    """uint8 images [n, 3, px, px] minus mean, over standard deviation, shifted in colour if asked.
+    """Subtract the mean from uint8 images [n, 3, px, px] and divide by the standard deviation.
 
-    Here, inside what is compiled, rather than in the loader: a quarter of the bytes is moved.
+    Done inside the compiled network rather than in the loader: a quarter of the bytes is moved.
 
     Args:
         mean_image: subtracted in place of `data.mean`. It is subtracted before padding, crop and
-            mirroring (He et al. 2015, 4.2), so each crop has its own part of it, and the padding
-            becomes the mean.
+            mirroring (He et al. 2015, 4.2), so that each crop has its own part of it, and padding
+            equals the mean.
     """
 
     scale: Tensor
@@ -48,7 +48,7 @@ class Pixels(nn.Module):
         self.register_buffer(name, channels.view(1, 3, 1, 1), persistent=False)
 
     def of(self, rows: Ints, device: torch.device) -> tuple[Tensor | None, ...]:
-        """What `forward` takes besides the images: nothing, or (part, colour).
+        """The inputs of `forward` besides the images: none, or (part, colour).
 
         Args:
             rows: of the images, [n, 12 or 15] (`Samples.rows`).

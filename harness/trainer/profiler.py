@@ -92,7 +92,7 @@ def _table(events: list[Any], *, on_gpu: bool) -> str:
     calls: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for event in events:
         if event.name.startswith("phase: ") or event.device_type != torch.autograd.DeviceType.CPU:
-            continue  # what a device does is told with the operator that asked for it
+            continue  # a kernel is reported with the operator that launched it
         took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if took > 0:
             where = _phase_of(event.time_range.start, spans)

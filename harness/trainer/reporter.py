@@ -1,4 +1,4 @@
-"""Report: what a run gathers while it goes, and leaves behind: rows, result, mirror, last words."""
+"""Log a run: rows, result, W&B, and the last lines on the console."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from harness.logging import wandb_run
 from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, RunEvent, Target
 from harness.logging.wandb import WandbMirror
-from harness.logging.wandb_account import choose_mode
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
 from harness.monitor.throttle import Throttle
@@ -30,7 +29,7 @@ from harness.trainer.resolve import Resolved
 
 @dataclass
 class Report:
-    """All ranks gather; only rank 0, which has the folder, writes anything down."""
+    """The record of a run, kept by all ranks and written by rank 0."""
 
     resolved: Resolved
     folder: RunFolder  # of the run, on all ranks
@@ -50,10 +49,10 @@ class Report:
     graphs_warm: dict[str, int] = field(default_factory=dict)
 
     def begin(self, keep_bytes: int) -> None:
-        """Write down who takes part; open rows and mirror.
+        """Write the environment; open rows and W&B.
 
         Args:
-            keep_bytes: length of the rows that stay: those before the checkpoint gone on from.
+            keep_bytes: length of the rows that stay: those before the restored checkpoint.
         """
         world = self.resolved.world
         ranks = world.gather(host_facts(world.device))
@@ -68,7 +67,7 @@ class Report:
         self.mirror = self._open_mirror(facts)
 
     def _images(self) -> dict[str, Any]:
-        """Where the images of either set lie; what is in memory makes a first epoch fast."""
+        """Where the images of either set are stored, and how much of them is in memory."""
         sets = {"train": self.train_set, "val": self.val_set}
         return {
             name: images.dataset.facts()
@@ -77,7 +76,7 @@ class Report:
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the record so far; rank 0's counts."""
+        """The part of the record that a checkpoint holds; that of rank 0 is used."""
         config = self.resolved.config
         return {
             "of": {
@@ -92,24 +91,24 @@ class Report:
         }
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """Take up the record where a checkpoint was taken."""
+        """Restore the record from a checkpoint."""
         self.digests = [EpochDigest(**each) for each in state["digests"]]
         self.scores = [(epoch, Score(**score)) for epoch, score in state["scores"]]
 
     def durable(self, rows: int) -> None:
-        """The first `rows` rows will never be trained again: W&B may have them; any thread."""
+        """Send the first `rows` rows to W&B, as no later attempt repeats them; any thread."""
         if self.mirror is not None:
             self.mirror.release(rows)
 
     def write(self, row: Row) -> None:
-        """A row, with the time left for the whole run."""
+        """Write a row, and show the time left."""
         if self.rows is not None:
             self.rows.write(row, left_s=self._left_s(row))
         if self.mirror is not None:
             self.mirror.live(row.model_dump(exclude_none=True))
 
     def validated(self, score: Score, val_s: float, t: Training | None) -> None:
-        """Write down a validation, after some training or none."""
+        """Write the row of a validation."""
         if t is not None and "target reached" in (t.decided_here or ()):
             self._keep_target(score, t)
         row = self._row("val", t).model_copy(
@@ -138,7 +137,7 @@ class Report:
         )
 
     def stopped(self, t: Training | None) -> None:
-        """A signal ends this attempt; the one that goes on writes over this row."""
+        """Write the row of a stop; the next attempt overwrites it."""
         self.write(self._row("stop", t))
 
     def _row(self, kind: Literal["val", "stop"], t: Training | None) -> Row:
@@ -153,11 +152,11 @@ class Report:
         )
 
     def warmed_up(self) -> None:
-        """Graphs that are compiled from here on are recompilations."""
+        """End the warm-up: graphs compiled from now on are recompilations."""
         self.graphs_warm = setup.graph_counts()
 
     def conclude(self, net: nn.Module, t: Training | None) -> None:
-        """The work is done; what remains is to write it down."""
+        """Make the result."""
         if not self.writes:
             return
         self.result = _result(self, net, t)
@@ -168,7 +167,7 @@ class Report:
             )
 
     def finish(self) -> None:
-        """The result is written before anything that may hang or fail: the network comes after.
+        """Write the result before anything that may hang or fail, such as the network.
 
         Raises:
             OSError: it cannot be written, or rows still wait for room on the disk.
@@ -183,7 +182,7 @@ class Report:
         self.folder.write_json("result.json", self.result.model_dump())
 
     def close(self, summary: dict[str, Any], exit_code: int, timeout_s: float | None = None) -> str:
-        """End the bar and the mirror, whichever way the run ends; how the mirror ended."""
+        """Close progress bar and W&B, however the run ends; return how W&B ended."""
         if self.rows is not None:
             self.rows.close()
         if self.mirror is None:
@@ -192,7 +191,7 @@ class Report:
         return self.mirror.finish(summary, exit_code, **limit)
 
     def say_goodbye(self) -> None:
-        """The last lines: what came out, where it is, what to type next."""
+        """Print the last lines: the result, where it is, and what to type next."""
         if not self.writes or self.result is None:
             return
         done, path = self.result, self.folder.path
@@ -233,7 +232,7 @@ class Report:
 
     def _open_mirror(self, facts: dict[str, Any]) -> WandbMirror | None:
         config, folder = self.resolved.config, self.folder
-        mode, why = choose_mode(config.log.wandb, os.environ)
+        mode, why = wandb_run.choose_mode(config.log.wandb, os.environ)
         if why:
             out.print(f"{'W&B':>12}: {why}")
         if mode == "off":
@@ -264,7 +263,7 @@ def _what_rate_means(result: Result) -> str:
 
 
 def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
-    """The Result; `t` is none where weights were only scored."""
+    """Make the Result; without a training if weights were only scored."""
     resolved, config = report.resolved, report.resolved.config
     tries = attempts(report.folder.path)
     return Result(

@@ -1,4 +1,4 @@
-"""Resolved: what a Config becomes on this World: batches, steps, precision, learning rate."""
+"""Resolve a config on this machine: batch split, steps, precision, learning rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEW_IMAGES = 64
 
 @dataclass(frozen=True)
 class Resolved:
-    """Everything that follows from what was asked and where it runs, settled once."""
+    """Everything that follows from the config and the machine, decided once."""
 
     config: cfg.Config
     world: World
@@ -126,10 +126,10 @@ class Resolved:
 
 
 def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
-    """Settle everything that was left open.
+    """Decide everything that the config leaves open.
 
     Raises:
-        BadInput: the global batch does not divide, or the hardware lacks what was asked.
+        BadInput: the global batch does not divide, or the hardware lacks what it needs.
     """
     if train:
         split = split_batch(config.train, world.size, config.model.bn_images or 1)
@@ -209,7 +209,7 @@ def split_batch(train: cfg.Train, world_size: int, bn_images: int = 1) -> Split:
     return Split(train.global_batch, local_batch, each // local_batch, world_size)
 
 
-def resolve_precision(asked: str, *, on_gpu: bool) -> str:
+def resolve_precision(precision: str, *, on_gpu: bool) -> str:
     """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
 
     Without AVX512-BF16 or AMX, bf16 on a CPU is emulated and slower than fp32.
@@ -217,10 +217,10 @@ def resolve_precision(asked: str, *, on_gpu: bool) -> str:
     Raises:
         BadInput: tf32 or fp16 on a CPU.
     """
-    if asked in ("tf32", "fp16") and not on_gpu:
-        raise BadInput(f"engine.precision: {asked} needs a GPU; use bf16, fp32 or auto")
-    if asked != "auto":
-        return asked
+    if precision in ("tf32", "fp16") and not on_gpu:
+        raise BadInput(f"engine.precision: {precision} needs a GPU; use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
     if on_gpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     has = torch.cpu.get_capabilities()

@@ -1,4 +1,4 @@
-"""One run, from what was asked to what is left behind. The only file that sees the whole of it."""
+"""One run, from its config to its result. The only file that sees all of it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ STOP_MIRROR_S = 0.8
 
 
 def run(config: cfg.Config, world: World) -> None:
-    """Do what the config asks, or go on where an earlier attempt was ended; leave the record.
+    """Train or score as the config says, or continue an earlier attempt, and write the record.
 
     Raises:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
-        Followed: another rank has failed before.
-        Stopped: a signal asked for it; the work done is saved.
+        Followed: another rank has failed first.
+        Stopped: a signal asked for it; the state is saved.
     """
     clock = Clock(world.device)
     train_set, val_set = open_sets(config)
@@ -108,7 +108,7 @@ def _work(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
     """Train or score.
 
     Raises:
-        NotFinite: says what can be gone on from.
+        NotFinite: names the checkpoint to continue from.
         RunFailed: another rank hangs; says where to look.
     """
     try:
@@ -138,7 +138,7 @@ def _time_is_up(report: Report) -> bool:
 
 
 def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None:
-    """Epochs of training, each with its digest and checkpoint, some with an evaluation."""
+    """Train all epochs, each with its digest and checkpoint, some with an evaluation."""
     resolved, train_set = report.resolved, report.train_set
     assert train_set is not None
     with _artefacts_kept(report):
@@ -167,7 +167,7 @@ def _train(report: Report, net: nn.Module, keeper: Keeper, pulse: Pulse) -> None
 
 
 def _profile(report: Report) -> Profile | None:
-    """What rank 0 is to profile, if anything."""
+    """The profiler of rank 0, if the config asks for one."""
     steps = report.resolved.config.profile.first_and_last
     if steps is None or not report.resolved.world.is_main:
         return None
@@ -187,7 +187,7 @@ def _train_epoch(report: Report, t: Training, batches: Iterator[Batch], keeper: 
 
 
 def _validate(report: Report, t: Training, batches: Iterator[Batch]) -> None:
-    """Evaluate, if this epoch's turn has come."""
+    """Evaluate, if an evaluation is due after this epoch."""
     resolved = report.resolved
     last = t.step == t.last_step
     if t.step // resolved.steps_per_epoch % resolved.config.eval.every_epochs and not last:
@@ -231,7 +231,7 @@ def _utilization(resolved: Resolved, classes: int) -> Utilisation | None:
 
 
 def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
-    """For a warm-up: what it compiles stays with the run, so that its next start need not."""
+    """Keep what the warm-up compiles, so that the run's next start finds it."""
     if not report.resolved.compiled:
         return nullcontext()
     from harness.trainer.compile_cache import kept
@@ -240,7 +240,7 @@ def _artefacts_kept(report: Report) -> AbstractContextManager[None]:
 
 
 def _limit_waiting(report: Report, pulse: Pulse) -> None:
-    """All is compiled and started: from here on no rank keeps the others waiting for long."""
+    """Shorten the time limits: everything is compiled and started."""
     limit_s = report.resolved.config.engine.timeout_s
     set_timeout(limit_s)
     if pulse.stacks is not None:
@@ -248,7 +248,7 @@ def _limit_waiting(report: Report, pulse: Pulse) -> None:
 
 
 def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
-    """Weights and result; the mirror's end comes last."""
+    """Write weights and result; finishing W&B comes last."""
     path = report.folder.path
     if report.throttle is not None:
         report.throttle.end(report.resolved.world)
@@ -269,9 +269,9 @@ def _finish(report: Report, net: nn.Module, keeper: Keeper) -> None:
 
 
 def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
-    """Leave everything so that the same command goes on; what to tell the user."""
+    """Save so that the same command continues; return what the user is told."""
     world, t = report.resolved.world, keeper.training
-    # Every rank says the same: it may reach one before another, or only one at all.
+    # Every rank names the same signal: it may reach one before another, or only one.
     signal = min(number for number in world.gather(pulse.signals.received) if number)
     keeper.settle()
     report.stopped(t)
@@ -280,14 +280,14 @@ def _stopped(report: Report, keeper: Keeper, pulse: Pulse) -> Stopped:
     report.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
     at = f"step {t.step:,} of {report.resolved.total_steps:,}" if t else "the validation"
     saved = f"; saved as {keeper.last}" if keeper.last else ""
-    said = f"stopped by {signal.name} at {at}{saved}"
-    # A collective too: the launcher would end rank 0, still saving, when the others are gone.
-    said = world.from_main(said)
+    message = f"stopped by {signal.name} at {at}{saved}"
+    # Also waits: the launcher would end rank 0, still saving, once the others are gone.
+    message = world.from_main(message)
     if pulse.stacks is not None:
         pulse.stacks.close()
-    return Stopped(said, signal)
+    return Stopped(message, signal)
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """With the first batch made: the loader's start is start-up, not a slow first step."""
+    """Make the first batch now: the loader's start counts as start-up, not as a slow step."""
     return itertools.chain([next(batches)], batches)

@@ -91,7 +91,7 @@ def network(resolved: Resolved, classes: int) -> nn.Module:
 
 
 def place(net: nn.Module, resolved: Resolved) -> Classifier:
-    """The network on its device, in its layout, with normalising before it; compiled if asked.
+    """Move the network to its device, normalize its input, and compile it if configured.
 
     Compiled in place, so that the keys of its state stay clean.
     """
@@ -274,13 +274,13 @@ def graph_counts() -> dict[str, int]:
 
 
 def cache_counts() -> dict[str, int]:
-    """How many graphs inductor has compiled so far in this process, and how many it has found."""
+    """Count the graphs that inductor has compiled or found in its cache in this process."""
     from torch._dynamo.utils import counters
 
-    told = counters["inductor"]
+    inductor = counters["inductor"]
     return {
-        "graphs_compiled": int(told["fxgraph_cache_miss"] + told["fxgraph_cache_bypass"]),
-        "graphs_found": int(told["fxgraph_cache_hit"]),
+        "graphs_compiled": int(inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]),
+        "graphs_found": int(inductor["fxgraph_cache_hit"]),
     }
 
 

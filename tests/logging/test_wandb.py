@@ -18,8 +18,7 @@ from wandb_standin import StandIn
 from harness.logging import wandb as mirror_module
 from harness.logging.schema import ROW_KEYS, Result
 from harness.logging.wandb import WandbMirror
-from harness.logging.wandb_account import choose_mode
-from harness.logging.wandb_run import result_for_wandb, row_for_wandb
+from harness.logging.wandb_run import choose_mode, result_for_wandb, row_for_wandb
 
 pytest_plugins = ["wandb_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_account")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from harness.errors import BadInput
-from harness.logging import wandb_account
+from harness.logging import wandb_run
 from harness.logging.wandb import kill_client, teardown
 from harness.results.measured import Measured
 from harness.results.wandb import ADDRESS, rows
@@ -81,7 +81,7 @@ def client(what: str) -> Iterator[wandb.Api]:
     Raises:
         BadInput: no key, or W&B does not take it, does not answer, or refuses.
     """
-    if not wandb_account.has_key(os.environ):
+    if not wandb_run.has_key(os.environ):
         raise BadInput(f"{what}: no W&B key found; run `wandb login` or set WANDB_API_KEY")
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb
@@ -92,7 +92,7 @@ def client(what: str) -> Iterator[wandb.Api]:
     except BadInput:
         raise
     except Exception as error:  # whatever the client raises, of its own kinds and of others
-        server = wandb_account.server(os.environ)
+        server = wandb_run.server(os.environ)
         raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
     finally:
         _end()

@@ -1,4 +1,4 @@
-"""Cache: the folder on the node's own disk in which a run's graphs are compiled, or found.
+"""Compile cache: the folder on the node's own disk that holds a run's compiled graphs.
 
 BASE/KEY/                  what a warm-up has compiled to its end, or an archive held
 BASE/KEY.RUN-ATTEMPT.part  where an attempt compiles what is not there
