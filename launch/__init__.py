@@ -1,1 +1,1 @@
-"""What starts a run: the command that trains, and what Slurm, torchrun and submitit need of it."""
+"""Start runs: the script that trains, and what torchrun, Slurm and submitit need for it."""

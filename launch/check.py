@@ -1,9 +1,9 @@
-"""Check a command line before anything starts; prints the run folder that it would work in.
+"""Check a command line before anything starts, and print the run folder that it would use.
 
 python launch/check.py configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
 
-Takes what launch/train.py takes, and needs no torch: a login node answers in under a second. Exit
-code 2 and one line if something is wrong with it.
+Takes the arguments of launch/train.py. Does not import torch, so that it takes under a second on a
+login node. If something is wrong, it prints one line and exits with code 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 
 
 def main() -> None:
-    """Print the run folder, or the error."""
+    """Print the run folder, or the error and exit with its code."""
     try:
         config = load.load(sys.argv[1:], prog="python launch/check.py")
     except HarnessError as error:

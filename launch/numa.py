@@ -1,6 +1,6 @@
-"""Whether torchrun should bind each rank to the cores beside its GPU.
+"""Decide whether torchrun should bind each rank to the cores of its GPU's NUMA node.
 
-python launch/numa.py RANKS      torchrun's option for so many ranks on this node, or nothing
+python launch/numa.py RANKS      print torchrun's option for so many ranks on this node, or nothing
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ SYS = Path("/sys")
 
 
 def option(ranks: int, sys_: Path = SYS) -> str:
-    """`--numa-binding=node` where it leaves no core idle and every rank as many; else empty.
+    """Return `--numa-binding=node` if it leaves no core idle and is fair to all ranks; else empty.
 
-    That is: a GPU of the node for each rank, on every NUMA node as many of them, and as many cores
-    that this process may use. torchrun binds with numactl, and fails without it.
+    That is so if each rank has a GPU of its own, and all NUMA nodes have equally many GPUs and
+    equally many cores that this process may use. torchrun needs numactl for binding.
     """
     gpus = _gpus(sys_)
     cores = {node: count for node, count in _cores(sys_).items() if count}
@@ -29,22 +29,22 @@ def option(ranks: int, sys_: Path = SYS) -> str:
 
 
 def _gpus(sys_: Path) -> Counter[int]:
-    """GPUs on each NUMA node."""
+    """Return the number of GPUs on each NUMA node."""
     files = (sys_ / "bus/pci/drivers/nvidia").glob("*/numa_node")
     return Counter(int(file.read_text()) for file in files)
 
 
 def _cores(sys_: Path) -> dict[int, int]:
-    """Cores of each NUMA node that this process may use; some nodes are memory alone."""
+    """Return the number of cores of each NUMA node that this process may use; it may be 0."""
     allowed = os.sched_getaffinity(0)
     return {
-        int(file.parent.name.removeprefix("node")): len(_listed(file.read_text()) & allowed)
+        int(file.parent.name.removeprefix("node")): len(_cpu_list(file.read_text()) & allowed)
         for file in (sys_ / "devices/system/node").glob("node[0-9]*/cpulist")
     }
 
 
-def _listed(text: str) -> set[int]:
-    """The kernel's short form, `0-3,8`, as numbers."""
+def _cpu_list(text: str) -> set[int]:
+    """Parse the kernel's short form of a list of cores, `0-3,8`."""
     ends = [part.partition("-") for part in text.strip().split(",") if part]
     return {n for first, _, last in ends for n in range(int(first), int(last or first) + 1)}
 

@@ -1,4 +1,4 @@
-"""What a job asks of Slurm: the options of launch/submit.py, and sbatch's parameters from them."""
+"""The resources of a job: options of launch/submit.py, and sbatch's parameters from them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options about size, time and place; names as Slurm has them."""
+    """Add the options about resources, named as in Slurm."""
     add = parser.add_argument_group("resources").add_argument
-    add("--nodes", type=count, default=1, metavar="N", help="nodes (default 1)")
+    add("--nodes", type=count, default=1, metavar="N", help="number of nodes (default 1)")
     add("--gpus-per-node", type=int, default=8, metavar="N",
-        help="GPUs of each node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
+        help="GPUs per node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
     add("--tasks-per-node", type=count, default=1, metavar="N",
-        help="ranks of each node where there is no GPU (default 1)")  # fmt: skip
+        help="ranks per node without GPUs (default 1)")  # fmt: skip
     add("--time", type=minutes, default=24 * 60, metavar="TIME",
-        help="limit of one start, near which the job saves and queues again: 8h, 90m, 1d12h, or "
-        "as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
+        help="time limit of one start, before which the job saves and is requeued: 8h, 90m, "
+        "1d12h, or as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
     add("--cpus-per-task", type=count, metavar="N",
-        help="CPU cores of each rank, on nodes that other jobs may share; by default the job has "
-        "its nodes to itself, with all their cores and memory")  # fmt: skip
-    add("--mem", metavar="SIZE", help="memory of each node, such as 200G")
+        help="CPU cores per rank, on nodes shared with other jobs; by default the job has its "
+        "nodes to itself, with all their cores and memory")  # fmt: skip
+    add("--mem", metavar="SIZE", help="memory per node, such as 200G")
     for name in ("partition", "account", "qos", "constraint", "exclude"):
         add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
     add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
@@ -35,15 +35,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def minutes(text: str) -> int:
-    """A time limit in minutes, rounded up: `8h`, `90m`, `1d12h`, and all that Slurm takes.
+    """Parse a time limit into minutes, rounded up: `8h`, `90m`, `1d12h`, or any form of Slurm's.
 
     Raises:
-        ArgumentTypeError: it is neither, or nothing.
+        ArgumentTypeError: it has neither form, or is 0.
     """
     if text and (units := _UNITS.fullmatch(text)):
         days, hours, mins, seconds = (float(part or 0) for part in units.groups())
     elif slurm := _SLURM.fullmatch(text):
-        days, hours, mins, seconds = _as_slurm_reads(*slurm.groups())
+        days, hours, mins, seconds = _from_slurm(*slurm.groups())
     else:
         days = hours = mins = seconds = 0
     if not (total := math.ceil(days * 24 * 60 + hours * 60 + mins + seconds / 60)):
@@ -51,10 +51,10 @@ def minutes(text: str) -> int:
     return total
 
 
-def _as_slurm_reads(
+def _from_slurm(
     days: str | None, first: str, second: str | None, third: str | None
 ) -> tuple[float, float, float, float]:
-    """Days, hours, minutes, seconds: MIN, MIN:SEC, H:MIN:SEC, DAY-H, DAY-H:MIN, DAY-H:MIN:SEC."""
+    """Return days, hours, minutes, seconds of MIN, MIN:SEC, H:MIN:SEC, DAY-H[:MIN[:SEC]]."""
     numbers = [float(part) for part in (first, second, third) if part is not None]
     if days is None and len(numbers) < 3:
         numbers.insert(0, 0)
@@ -63,15 +63,15 @@ def _as_slurm_reads(
 
 
 def ranks_per_node(options: argparse.Namespace) -> int:
-    """One per GPU; where there is none, as many as were asked for."""
+    """Return the ranks per node: one per GPU, or without GPUs --tasks-per-node."""
     return int(options.gpus_per_node or options.tasks_per_node)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that contradict each other.
+    """Check that the options do not contradict each other.
 
     Raises:
-        BadInput: names them.
+        BadInput: they do.
     """
     if options.gpus_per_node < 0:
         raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
@@ -87,17 +87,17 @@ def check(options: argparse.Namespace) -> None:
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
-    """sbatch's parameters as submitit's SlurmExecutor names them."""
+    """Return sbatch's parameters, named as in submitit's SlurmExecutor."""
     tasks = ranks_per_node(options)
-    other = dict(word.split("=", 1) if "=" in word else (word, True) for word in options.slurm)
-    alone = options.cpus_per_task is None
+    other = dict(text.split("=", 1) if "=" in text else (text, True) for text in options.slurm)
+    exclusive = options.cpus_per_task is None
     named = {
         "nodes": options.nodes,
         "ntasks_per_node": tasks,
         "gpus_per_node": options.gpus_per_node or None,
         "cpus_per_task": options.cpus_per_task,
-        "exclusive": alone or None,
-        "mem": options.mem or ("0" if alone else None),  # 0: all of it
+        "exclusive": exclusive or None,
+        "mem": options.mem or ("0" if exclusive else None),  # 0: all memory of the node
         "time": options.time,
         "signal_delay_s": options.signal_delay_s,
         "partition": options.partition,
@@ -105,14 +105,14 @@ def parameters(options: argparse.Namespace) -> dict[str, Any]:
         "qos": options.qos,
         "constraint": options.constraint,
         "exclude": options.exclude,
-        # Also where the site's default is to give a job up with its node.
+        # Some sites do not requeue a job after a node failure by default.
         "additional_parameters": {"requeue": True, **other},
     }
     return {key: value for key, value in named.items() if value is not None}
 
 
 def count(text: str) -> int:
-    """argparse's type of a number of things."""
+    """Parse a number that is at least 1, as a type of argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return number

@@ -1,4 +1,4 @@
-"""Slurm's names for a process's place in torchrun's, for `srun` with one task per GPU.
+"""Translate Slurm's variables for a task into torchrun's (RANK, ...), for srun without torchrun.
 
 srun --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 python launch/train.py ...
 python launch/slurm.py port         a port for torchrun's rendezvous that is free on this node
@@ -16,60 +16,61 @@ import sys
 from collections.abc import Mapping
 
 FIRST_PORT, PORTS = 20_000, 12_000
-"""Below those that the system gives to outgoing connections (from 32,768 on)."""
+"""The range of ports to use: below those of outgoing connections, which begin at 32,768."""
 SIOCGIFADDR = 0x8915
 """Linux's request for an interface's IPv4 address: netdevice(7)."""
 
 
 def identity(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """RANK, WORLD_SIZE and the like of a task; empty where torchrun set them, or it is alone."""
+    """Return RANK, WORLD_SIZE, ... of a task; empty if torchrun set them or it is the only task."""
     several = int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if not several or "SLURM_PROCID" not in environ or "RANK" in environ:
         return {}
-    of_node = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
     return network(environ) | {
         "RANK": environ["SLURM_PROCID"],
         "LOCAL_RANK": environ["SLURM_LOCALID"],
         "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_WORLD_SIZE": str(of_node[int(environ["SLURM_NODEID"])]),
+        "LOCAL_WORLD_SIZE": str(tasks[int(environ["SLURM_NODEID"])]),
         "MASTER_ADDR": first_host(environ["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": str(port(environ)),
     }
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form, `2(x3),1`, as a number for each node: 2, 2, 2, 1."""
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))]
+    """Return the tasks of each node from Slurm's short form: `2(x3),1` is 2, 2, 2, 1."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in parts for _ in range(int(times or 1))]
 
 
 def first_host(nodes: str) -> str:
-    """The first of Slurm's list of nodes: `gpu[07-09,12],login1` begins with gpu07."""
-    # A name ends at the first comma outside of brackets; a bracket's first number at , - or ].
+    """Return the first node of Slurm's list: gpu07 of `gpu[07-09,12],login1`."""
+    # A name ends at a comma outside brackets; the first number in brackets at a comma, - or ].
     name = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     assert name, f"SLURM_STEP_NODELIST: {nodes!r} names no node"
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", name[0])
 
 
 def last_host(nodes: str) -> str:
-    """The last of the same list: login1."""
+    """Return the last node of the same list: login1."""
     name = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[-1]
     return re.sub(r"\[(?:[^\]]*[,-])?([^\],-]+)\]", r"\1", name)
 
 
 def network(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """GLOO_SOCKET_IFNAME, if nobody has set it: by itself gloo takes the host name's address.
+    """Return GLOO_SOCKET_IFNAME, as it is set or from `interface`; empty if there is none.
 
-    On Debian that is 127.0.1.1, which no other node reaches.
+    By default gloo listens on the host name's address: on Debian 127.0.1.1, which other nodes
+    cannot reach.
     """
     name = environ.get("GLOO_SOCKET_IFNAME") or interface(environ)
     return {"GLOO_SOCKET_IFNAME": name} if name else {}
 
 
 def interface(environ: Mapping[str, str] = os.environ) -> str:
-    """Name of the interface to the step's first node, or on that one to its last.
+    """Return the interface to the step's first node, or on that node itself, to its last.
 
-    Empty where there is no other node, or no way but the loopback.
+    Empty if there is no other node, or none can be reached.
     """
     nodes = environ.get("SLURM_STEP_NODELIST", "")
     first, last = (first_host(nodes), last_host(nodes)) if nodes else ("", "")
@@ -80,30 +81,30 @@ def interface(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def interface_to(host: str) -> str:
-    """Name of the interface that IPv4 takes to a host; empty if there is none."""
+    """Return the name of the interface that IPv4 uses for a host; empty if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, FIRST_PORT))  # sends nothing
         except OSError:
             return ""
-        own = probe.getsockname()[0]
+        source = probe.getsockname()[0]
         names = (name for _, name in socket.if_nameindex())
-        return next((name for name in names if address(probe, name) == own), "")
+        return next((name for name in names if address(probe, name) == source), "")
 
 
 def address(probe: socket.socket, name: str) -> str:
-    """An interface's IPv4 address; empty if it has none."""
+    """Return an interface's IPv4 address; empty if it has none."""
     try:
-        answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("40s", name.encode()))
+        reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("40s", name.encode()))
     except OSError:
         return ""
-    return socket.inet_ntoa(answer[20:24])
+    return socket.inet_ntoa(reply[20:24])
 
 
 def port(environ: Mapping[str, str] = os.environ) -> int:
-    """A port that all tasks of a step arrive at alone, and that no step beside it has.
+    """Return a port, the same for all tasks of a step, and another for other steps on the node.
 
-    From job, step and restart: jobs that start one after the other on a node differ by little.
+    It follows from job, step and restart, since jobs on one node often have consecutive ids.
     """
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     job, step, restart = (int(environ.get(name) or 0) for name in names)
@@ -111,10 +112,10 @@ def port(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens on here."""
+    """Return the first port from `first` on that is free on this node; exit if 100 are taken."""
     for candidate in range(first, first + 100):
         with socket.socket() as probe:
-            # As a server does it: connections that have just ended do not count.
+            # As servers do, so that connections in TIME_WAIT do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", candidate))

@@ -1,10 +1,10 @@
-"""Copy the images to the node's own disk before training: once per node, under srun.
+"""Copy the images to the node's own disk before training: run it once per node, under srun.
 
 python launch/stage.py FOLDER [--flags-to FILE] [CONFIG.yaml] [--section.key value ...]
 
-By rsync, each folder of images becomes FOLDER/<name>-<hash of its path>, complete or not there at
-all. A copy that is there is checked, and completed if need be; one that was cut short goes on. The
-flags that point to the copies are printed, or written to FILE, one word a line.
+rsync copies each folder of images to FOLDER/<name>-<hash of its path>, which only appears when
+complete. An existing copy is checked, and completed if necessary; an interrupted one is continued.
+Prints the flags that point to the copies, or writes them to FILE, one argument per line.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from harness.system.console import count, out
 from harness.system.parallel import in_parallel
 
 THREADS = 16
-"""A network disk answers many at once, each slowly: so many rsyncs, one per class or shard."""
+"""Number of parallel rsyncs, one per class or shard: single requests to a network disk are slow."""
 VERIFY_S = 10.0
-"""How long a copy is compared with the images: all of a few, some of many, picked at random."""
+"""Time limit, s, for comparing files in random order; a large copy is only sampled."""
 RSYNC = (
     *("rsync", "-rtL", "--whole-file", "--delete", "--chmod=ugo=rwX"),
     *("--exclude=*.lock", "--exclude=*.part.npz"),
 )
-"""Folders with all in them, times (they key the index), files instead of links to them."""
+"""Recursive, with modification times (keys of the index), and following links."""
 
 
 def stage(source: Path, root: Path) -> Path:
-    """The copy of a folder of images below `root`, made or completed if need be.
+    """Return the copy of a folder of images below `root`; make or complete it if necessary.
 
     Raises:
-        BadInput: the source cannot be read, the disk is too small, or there is no rsync.
-        RunFailed: a copy cannot be written, or the disk gives back other bytes.
+        BadInput: the source cannot be read, the disk is too small, or rsync is missing.
+        RunFailed: a copy cannot be written, or has other bytes than the source.
     """
     if shutil.which("rsync") is None:
         raise BadInput("rsync: not on this node; install it, or unset HARNESS_STAGE")
@@ -55,21 +55,21 @@ def stage(source: Path, root: Path) -> Path:
     target = root / f"{source.resolve().name}-{tag}"
     part = root / f".{target.name}.part"
     try:
-        inside = sorted(os.listdir(source))
+        names = sorted(os.listdir(source))
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}; cannot be staged") from None
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{target.name}.lock"):  # jobs that share the node make one copy
+    with FileLock(root / f".{target.name}.lock"):  # jobs on the same node share one copy
         if target.exists():
             for path in _differing(source, target):
-                (target / path).unlink()  # as if it had never been copied
-            if not (changes := _changes(source, target, inside)):
-                out.print(f"{target}: there already")
+                (target / path).unlink()  # rsync goes by size and time, and would keep it
+            if not (changes := _changes(source, target, names)):
+                out.print(f"{target}: already complete")
                 return target
             out.print(f"{target}: {count(len(changes), 'difference')} from {source}")
             target.rename(part)
         part.mkdir(exist_ok=True)
-        _copy(source, part, inside)
+        _copy(source, part, names)
         if wrong := _differing(source, part):
             raise RunFailed(f"{part / wrong[0]}: the disk gives back other bytes than written")
         part.rename(target)
@@ -77,14 +77,14 @@ def stage(source: Path, root: Path) -> Path:
 
 
 def _changes(source: Path, copy: Path, names: Sequence[str]) -> list[int | None]:
-    """Of each change that rsync would make, by sizes and times: bytes to copy, null if none are."""
+    """Return, for each change that rsync would make, the bytes to copy; None if there are none."""
 
-    def look(name: str) -> list[str]:
+    def changes_in(name: str) -> list[str]:
         return _rsync(source, copy, name, "--dry-run", "--out-format=%i %l").splitlines()
 
     try:
-        found = in_parallel(look, names, threads=THREADS, what=f"looking at {source}")
-        changes = [line.split() for lines in found for line in lines]
+        listed = in_parallel(changes_in, names, threads=THREADS, what=f"looking at {source}")
+        changes = [line.split() for lines in listed for line in lines]
     except RunFailed as error:
         raise BadInput(f"{error}; cannot be staged") from None
     return [int(size) if kind.startswith(">f") else None for kind, size in changes]
@@ -96,22 +96,22 @@ def _copy(source: Path, part: Path, names: Sequence[str]) -> None:
     if needed > 0.98 * free:
         raise BadInput(
             f"{part.parent}: {free / 2**30:.1f} GiB free, and {source} needs {needed / 2**30:.1f}; "
-            "make room, or stage nothing"
+            "free some space, or unset HARNESS_STAGE"
         )
     began = time.monotonic()
     copy = partial(_rsync, source, part)
     list(in_parallel(copy, names, threads=THREADS, what=f"copying {source}"))
-    # The folder itself loses what the source has no more; its time, a key of the index, is last.
+    # Then delete what the source no longer has, and set the folder's time, a key of the index.
     _rsync(source, part, "", "--no-recursive", "--dirs")
     rate = needed / 2**20 / max(time.monotonic() - began, 1e-3)
     out.print(f"{source}: {count(len(sizes), 'file')} copied, {rate:,.0f} MiB/s")
 
 
 def _rsync(source: Path, copy: Path, name: str, *options: str) -> str:
-    """Copy a file or folder of the source, or if nameless itself; what rsync prints.
+    """Copy a file or folder of the source, or all of it if `name` is empty; return rsync's output.
 
     Raises:
-        RunFailed: with the first line of what is wrong.
+        RunFailed: rsync failed; its first line says why.
     """
     paths = [os.path.abspath(source / name) + ("" if name else "/"), f"{os.path.abspath(copy)}/"]
     command = [*RSYNC, *options, "--", *paths]
@@ -122,8 +122,8 @@ def _rsync(source: Path, copy: Path, name: str, *options: str) -> str:
 
 
 def _differing(source: Path, copy: Path) -> list[str]:
-    """Files that have other bytes than the source, of those read in VERIFY_S."""
-    filecmp.clear_cache()  # it keeps its answers by size and time
+    """Return files whose bytes differ from the source's, of those compared within VERIFY_S."""
+    filecmp.clear_cache()  # it caches results by size and time
     files = [os.path.relpath(os.path.join(folder, name), copy)
              for folder, _, names in os.walk(copy) for name in names]  # fmt: skip
     random.shuffle(files)
@@ -135,16 +135,16 @@ def _differing(source: Path, copy: Path) -> list[str]:
         try:
             return not filecmp.cmp(source / path, copy / path, shallow=False)
         except OSError:
-            return False  # one of them has it not: rsync will see to it
+            return False  # missing on one side, which rsync will fix
 
-    answers = list(in_parallel(differs, files, threads=THREADS, what=f"checking {copy}"))
-    read = sum(answer is not None for answer in answers)
-    out.print(f"{copy}: the bytes of {count(read, 'file')} of {len(files):,} compared")
-    return [path for path, answer in zip(files, answers, strict=True) if answer]
+    results = list(in_parallel(differs, files, threads=THREADS, what=f"checking {copy}"))
+    compared = sum(result is not None for result in results)
+    out.print(f"{copy}: the bytes of {count(compared, 'file')} of {len(files):,} compared")
+    return [path for path, result in zip(files, results, strict=True) if result]
 
 
 def _folders_of(config: Config) -> dict[str, Path]:
-    """The flag of each folder of images that the run reads from a disk."""
+    """Return the folders of images that the run reads, by their flags."""
     if config.data.source == "synthetic":
         return {}
     given = {"--data.train": config.data.train, "--data.val": config.data.val}
@@ -152,25 +152,25 @@ def _folders_of(config: Config) -> dict[str, Path]:
 
 
 def main() -> None:
-    """Stage, and say with which flags to train on the copies."""
-    words = sys.argv[1:]
+    """Stage the images, and print the flags for training on the copies."""
+    argv = sys.argv[1:]
     try:
-        if not words or words[0].startswith("-"):
+        if not argv or argv[0].startswith("-"):
             raise BadInput("name the folder to copy to: python launch/stage.py FOLDER ...")
-        root, words, flags_to = Path(words[0]), words[1:], None
-        if words[:1] == ["--flags-to"]:
-            flags_to, words = Path(words[1]), words[2:]
-        folders = _folders_of(load.load(words, prog="python launch/stage.py FOLDER"))
+        root, argv, flags_to = Path(argv[0]), argv[1:], None
+        if argv[:1] == ["--flags-to"]:
+            flags_to, argv = Path(argv[1]), argv[2:]
+        folders = _folders_of(load.load(argv, prog="python launch/stage.py FOLDER"))
         copies = {path: stage(path, root) for path in set(folders.values())}
-        flags = [word for flag, path in folders.items() for word in (flag, str(copies[path]))]
+        flags = [part for flag, path in folders.items() for part in (flag, str(copies[path]))]
     except HarnessError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    # The same on each node: one of them tells.
+    # The flags are the same on each node, so that one node writes them.
     if flags_to is None:
         print(*flags)
     elif os.environ.get("SLURM_NODEID", "0") == "0":
-        flags_to.write_text("".join(f"{word}\n" for word in flags))
+        flags_to.write_text("".join(f"{part}\n" for part in flags))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Submit a training to Slurm: one task per GPU, requeued until it has finished, no torchrun inside.
+"""Submit a training to Slurm: one task per GPU, without torchrun, requeued until it has finished.
 
 python launch/submit.py configs/resnet50_90ep.yaml --nodes 4 --gpus-per-node 8 --partition gpu \\
     --time 8h --data.train /imagenet/train --data.val /imagenet/val
@@ -43,29 +43,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Work(Checkpointable):  # type: ignore[misc]
-    """What each task of a job does, at the place that Slurm or the local executor gave it.
+    """Run one task of a job, with the rank that Slurm or the local executor gave it.
 
-    Submitit's own handler of preemption (requeue, as this is checkpointable) covers the moments
-    before the call. From then on the harness's handler has the work saved at the same step on all
-    ranks, and launch/ending.py requeues once no rank is left that a signal could kill meanwhile.
+    Submitit's own preemption handler, which requeues because this class is Checkpointable, only
+    covers the time before the call. After that the harness's handler saves at the same step on all
+    ranks, and launch/ending.py requeues once all ranks have ended: a signal could kill a rank that
+    is still running.
     """
 
     def __init__(self, config: Path, *, on_gpu: bool) -> None:
         self.config, self.on_gpu = config, on_gpu
 
     def __call__(self) -> None:
-        """Train to the end; else the process ends here."""
+        """Train to the end; on an error the process exits and this does not return."""
         job = JobEnvironment()
         start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        # Below the ports of outgoing connections; its own for each job and start.
+        # Each job and each of its starts gets another port, below those of outgoing connections.
         environ = {**os.environ, "SLURM_JOB_ID": job.raw_job_id}
         os.environ["MASTER_PORT"] = str(slurm.port(environ))
-        # All GPUs stay visible: NCCL wants to see them, World picks its own. Overwriting, since the
-        # environment of whoever submitted came along, and may be that of another job.
+        # All GPUs stay visible, as NCCL needs it; World picks the one of this rank. Overwrite, as
+        # Slurm passes on the environment of the submitting shell, which may be in another job.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         worker.work(
             self.config,
-            ending.place(job.paths.folder, job.job_id, start),
+            ending.note_path(job.paths.folder, job.job_id, start),
             rank=job.global_rank,
             on_gpu=self.on_gpu,
             watch=job.cluster == "local",
@@ -73,22 +74,22 @@ class Work(Checkpointable):  # type: ignore[misc]
 
 
 class Slurm(SlurmExecutor):  # type: ignore[misc]
-    """Submitit's executor, which also says what it would submit, with or without a Slurm here."""
+    """Submitit's executor, which can also show what it would submit, without Slurm too."""
 
     def script(self, runs: int) -> str:
-        """The text that sbatch gets."""
-        whole = Slurm(self.folder)
-        whole.parameters = self.parameters | ({"map_count": runs} if runs > 1 else {})
-        return str(whole._make_submission_file_text(whole._submitit_command_str, ""))
+        """Return the script that sbatch would get for so many runs."""
+        copy = Slurm(self.folder)
+        copy.parameters = self.parameters | ({"map_count": runs} if runs > 1 else {})
+        return str(copy._make_submission_file_text(copy._submitit_command_str, ""))
 
     @classmethod
     def affinity(cls) -> int:
-        """That it can be used; whether there is an sbatch is asked when it comes to it."""
+        """Return that this executor is available; _queue checks for sbatch itself."""
         return 2
 
 
 def main() -> None:
-    """Check, then submit, show or run; errors are one line and an exit code."""
+    """Check, then submit, print or run the job; an error is one line and an exit code."""
     try:
         code = submit(sys.argv[1:])
     except HarnessError as error:
@@ -97,92 +98,96 @@ def main() -> None:
     sys.exit(code)
 
 
-def submit(words: Sequence[str]) -> int:
-    """Do what the words say; the exit code.
+def submit(argv: Sequence[str]) -> int:
+    """Submit the runs of a command line, or with --dry-run or --local print or run them.
+
+    Returns:
+        The exit code.
 
     Raises:
-        BadInput: before anything is queued; nothing is left.
+        BadInput: something is wrong; nothing has been queued, and no file is left behind.
     """
-    asked, settings = options.parse(words)
-    plan = sweep.plan(settings, asked.sweep, asked.seeds, time.strftime("%Y%m%d-%H%M%S"))
+    args, settings = options.parse(argv)
+    plan = sweep.plan(settings, args.sweep, args.seeds, time.strftime("%Y%m%d-%H%M%S"))
     for config in plan.runs:
         if config.run.mode == "train":
-            per_rank(config.train.global_batch, asked.nodes * resources.ranks_per_node(asked))
+            per_rank(config.train.global_batch, args.nodes * resources.ranks_per_node(args))
         if config.run.dry_run:
             raise BadInput("run.dry_run: --dry-run shows the plan and submits nothing")
-    if asked.local and asked.nodes > 1:
-        raise BadInput("--local: is for this machine alone; leave out --nodes")
-    executor = _executor(plan, asked)
-    if asked.dry_run:
+    if args.local and args.nodes > 1:
+        raise BadInput("--local: runs on this machine only; leave out --nodes")
+    executor = _executor(plan, args)
+    if args.dry_run:
         out.print(executor.script(len(plan.runs)))
-        _tell(
-            plan,
-            asked,
-            ["JOB" if len(plan.runs) == 1 else f"JOB_{n}" for n in range(len(plan.runs))],
-        )
+        one = len(plan.runs) == 1
+        _print_jobs(plan, args, ["JOB"] if one else [f"JOB_{n}" for n in range(len(plan.runs))])
         return EXIT_GOOD
-    if asked.local:
-        return _run_here(plan, asked)
-    return _queue(plan, asked, executor)
+    if args.local:
+        return _run_local(plan, args)
+    return _queue(plan, args, executor)
 
 
-def _executor(plan: Plan, asked: argparse.Namespace) -> Slurm:
-    """What submits, with all parameters of sbatch and srun; touches no disk."""
+def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
+    """Return the executor, with all parameters of sbatch and srun; writes nothing to disk."""
     end = shlex.join([
         sys.executable, str(ROOT / "launch" / "ending.py"), str(plan.folder.absolute()),
-        f"--max-restarts={asked.max_restarts}", f"--max-requeues={asked.max_requeues}",
+        f"--max-restarts={args.max_restarts}", f"--max-requeues={args.max_requeues}",
     ])  # fmt: skip
     executor = Slurm(plan.folder)
     executor.update_parameters(
         job_name=plan.stem,
-        array_parallelism=asked.parallel,
+        array_parallelism=args.parallel,
         stderr_to_stdout=True,
-        wckey=None,  # by default submitit's name, which a site may refuse
+        wckey=None,  # submitit's default is its own name, which a site may refuse
         setup=[
-            # Variables, limits and site's file as in the scripts of slurm/. A command that fails
-            # must not end the script before its end.
+            # Variables, limits and the site's file are those of the scripts in slurm/. A failing
+            # command must not end this script: the teardown has to run.
             f"source {shlex.quote(str(ROOT / 'slurm' / 'common.sh'))}",
             "set +eu; trap - USR1 TERM",
             "set_variables",
             "check_limits",
-            # Else a rank would have one core. Old Slurms read the first, new ones the second.
+            # Without it a rank has one core. Old Slurms read the first, new ones the second.
             "export SLURM_CPUS_PER_TASK=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         ],
-        # One rank that fails ends all. Each may use the cores of all ranks of its node, as under
-        # torchrun: the harness shares them out itself.
+        # One failing rank ends all. A rank may use all cores of its node, as under torchrun: the
+        # harness divides them among the ranks itself.
         srun_args=["--kill-on-bad-exit=1", "--cpu-bind=none", "--open-mode=append"],
         teardown=["code=$?", f"exec {end} --code=$code"],
-        **resources.parameters(asked),
+        **resources.parameters(args),
     )
     return executor
 
 
-def _queue(plan: Plan, asked: argparse.Namespace, executor: Slurm) -> int:
-    """One job, or one array; nothing is left behind if Slurm refuses it."""
+def _queue(plan: Plan, args: argparse.Namespace, executor: Slurm) -> int:
+    """Queue one job, or one job array; remove all files again if Slurm refuses it."""
     if shutil.which("sbatch") is None:
-        raise BadInput("sbatch: not found; submit on a login node, or try it here: --local")
-    with _written(plan, asked) as works:
+        raise BadInput(
+            "sbatch: not found; submit on a login node, or run on this machine with --local"
+        )
+    with _config_files(plan, args) as works:
         try:
-            with redirect_stderr(io.StringIO()):  # submitit says there what it raises, too
+            with redirect_stderr(io.StringIO()):  # submitit prints there what it also raises
                 jobs = executor.submit_array(works)
         except (FailedJobError, FailedSubmissionError) as error:
             lines = str(error).replace("sbatch: error: ", "").splitlines()
             raise BadInput(f"sbatch: {'; '.join(lines)}") from None
-    _tell(plan, asked, [job.job_id for job in jobs])
+    _print_jobs(plan, args, [job.job_id for job in jobs])
     return EXIT_GOOD
 
 
 @contextmanager
-def _written(plan: Plan, asked: argparse.Namespace) -> Iterator[list[Work]]:
-    """The configs, frozen: what was checked will run, whatever is edited while the job waits.
+def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
+    """Write the checked configs, so that editing the YAML while the job waits changes nothing.
 
-    The folder is removed again if nothing can be submitted.
+    Removes the folder again if the block raises.
     """
     try:
         plan.folder.mkdir(parents=True)
     except FileExistsError:
-        raise BadInput(f"{plan.folder}: was submitted in this second; give it again") from None
+        raise BadInput(
+            f"{plan.folder}: already submitted in this second; submit it again"
+        ) from None
     except OSError as error:
         raise BadInput(
             f"{plan.folder}: {error.strerror}; set --run.root to a folder you can write"
@@ -190,20 +195,20 @@ def _written(plan: Plan, asked: argparse.Namespace) -> Iterator[list[Work]]:
     try:
         for config, file in zip(plan.runs, plan.config_files, strict=True):
             file.write_text(load.dump(config), encoding="utf-8")
-        yield [Work(file, on_gpu=asked.gpus_per_node > 0) for file in plan.config_files]
+        yield [Work(file, on_gpu=args.gpus_per_node > 0) for file in plan.config_files]
     except BaseException:
         shutil.rmtree(plan.folder)
         raise
 
 
-def _tell(plan: Plan, asked: argparse.Namespace, jobs: list[str]) -> None:
-    """What was queued, where it works, and what to type next."""
-    each = resources.ranks_per_node(asked)
-    kind = "GPU" if asked.gpus_per_node else "CPU rank"
+def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
+    """Print what was queued, its folders and logs, and what to type next."""
+    ranks = resources.ranks_per_node(args)
+    kind = "GPU" if args.gpus_per_node else "CPU rank"
     job = jobs[0].split("_")[0]
     rows = [
-        ("job", f"{job}: {count(len(jobs), 'run')} on {count(asked.nodes, 'node')} x "
-         f"{count(each, kind)}, up to {duration(60 * asked.time)} at a time"),
+        ("job", f"{job}: {count(len(jobs), 'run')} on {count(args.nodes, 'node')} x "
+         f"{count(ranks, kind)}, up to {duration(60 * args.time)} at a time"),
     ]  # fmt: skip
     for name, folder in zip(jobs, plan.run_folders, strict=True):
         log = JobPaths(plan.folder, name, 0).stdout
@@ -217,67 +222,70 @@ def _tell(plan: Plan, asked: argparse.Namespace, jobs: list[str]) -> None:
     out.print("\n".join(f"{name:>12}: {value}" for name, value in rows))
 
 
-def _run_here(plan: Plan, asked: argparse.Namespace) -> int:
-    """The runs one after the other by submitit's local executor; the first bad exit code."""
+def _run_local(plan: Plan, args: argparse.Namespace) -> int:
+    """Run the runs in turn by submitit's local executor; return the first nonzero exit code."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     )
-    with _written(plan, asked) as works:
+    with _config_files(plan, args) as works:
         executor = LocalExecutor(plan.folder)
     executor.update_parameters(
-        gpus_per_node=asked.gpus_per_node, tasks_per_node=resources.ranks_per_node(asked),
-        timeout_min=asked.time, signal_delay_s=asked.signal_delay_s, stderr_to_stdout=True,
+        gpus_per_node=args.gpus_per_node, tasks_per_node=resources.ranks_per_node(args),
+        timeout_min=args.time, signal_delay_s=args.signal_delay_s, stderr_to_stdout=True,
     )  # fmt: skip
     codes = [_run_one(executor, work) for work in works]
     return next((code for code in codes if code), EXIT_GOOD)
 
 
 def _run_one(executor: LocalExecutor, work: Work) -> int:
-    """One run, started again near its time limit as Slurm would; its exit code."""
+    """Run once, restarting near the time limit as Slurm would; return the exit code."""
     while True:
-        # Ctrl-C is for the ranks, which save: submitit's controller would kill them after a second.
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C must reach only the ranks, which then save: submitit's controller would kill them
+        # after a second, so it is started with Ctrl-C ignored.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         job = executor.submit(work)
-        signal.signal(signal.SIGINT, ours)
-        note = ending.place(executor.folder, job.job_id, 0)
+        signal.signal(signal.SIGINT, handler)
+        note = ending.note_path(executor.folder, job.job_id, 0)
         _follow(job, note)
-        ended = ending.read(note)
+        ended = ending.read_note(note)
         if ended is None:
             tasks = range(job.num_tasks)
-            whole = all(job.task(task).paths.result_pickle.exists() for task in tasks)
-            return EXIT_GOOD if whole else EXIT_FAILED
+            good = all(job.task(task).paths.result_pickle.exists() for task in tasks)
+            return EXIT_GOOD if good else EXIT_FAILED
         err.print(f"rank {ended.rank}: {ended.message}")
         if ended.signal not in ending.OF_THE_CLUSTER:
-            err.print(f"to go on in its folder, give {work.config} with the same options")
+            err.print(f"to continue in its run folder, submit {work.config} with the same options")
             return ended.code
 
 
 def _follow(job: Job[None], note: Path) -> None:
-    """Print rank 0's log until all ranks have ended; signals go to the ranks, and we wait."""
+    """Print rank 0's log until all ranks have ended; pass signals on to the ranks."""
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(int(job.job_id), number))
-    log, at, asked = job.paths.stdout, 0, False
+    log, offset, interrupted = job.paths.stdout, 0, False
     while True:
         ended = job.done()
         try:
             if log.exists():
                 with log.open("rb") as file:
-                    file.seek(at)
+                    file.seek(offset)
                     out.file.write(file.read().decode(errors="replace"))
-                    at = file.tell()
+                    offset = file.tell()
             if ended:
                 return
             time.sleep(0.2)
         except KeyboardInterrupt:
-            if asked:  # not heard, or no time to save: the ranks end when they see the note
-                ending.leave(
+            if interrupted:  # the second Ctrl-C: ranks end without saving when they see the note
+                ending.write_note(
                     note, ending.Note(0, "", EXIT_INTERRUPTED, "interrupted", signal.SIGINT)
                 )
-            err.print("stopping; Ctrl-C again does not wait for the ranks to save")
-            asked = True
+            err.print(
+                "stopping once the ranks have saved; press Ctrl-C again to end them without saving"
+            )
+            interrupted = True
 
 
 if __name__ == "__main__":
-    # By its name, so that jobs find what is pickled.
+    # Import by name, so that jobs can unpickle Work: pickled from here it would be __main__.Work.
     from launch import submit as by_name
 
     by_name.main()

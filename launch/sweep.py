@@ -1,4 +1,4 @@
-"""One command line into the runs that it asks for: over seeds, over values, or just itself."""
+"""Expand a command line into its runs: one, or one for each seed and each value of a sweep."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Plan:
     """All runs of one submission.
 
     Attributes:
-        stem: what they have in common: the config's name.
-        name: of the submission and its folder.
+        stem: the config's name, which all runs share.
+        name: of this submission and its folder.
+        runs: the checked config of each run.
     """
 
     stem: str
@@ -28,48 +29,48 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where what was submitted and the logs lie, beside the run folders."""
-        # No run is named with a `_` in front.
+        """The folder of the submitted configs and logs, next to the run folders."""
+        # Names of runs cannot begin with `_`.
         return Path(self.runs[0].run.root) / "_submitted" / self.name
 
     @property
     def run_folders(self) -> list[Path]:
-        """Where each run will work."""
+        """The run folder of each run."""
         return [Path(config.run.root) / str(config.run.name) for config in self.runs]
 
     @property
     def config_files(self) -> list[Path]:
-        """Each run's config as it was checked."""
+        """The file for the checked config of each run."""
         return [self.folder.absolute() / f"config_{index}.yaml" for index in range(len(self.runs))]
 
 
-def plan(words: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> Plan:
-    """Every run, checked.
+def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> Plan:
+    """Return all runs of a submission, each checked.
 
     Args:
-        words: as launch/train.py takes them.
-        sweeps: `section.key=VALUE,VALUE`; several make all combinations.
-        seeds: how many, from the seed of `words` on.
-        stamp: the time, which keeps names apart.
+        argv: the arguments for launch/train.py.
+        sweeps: `section.key=VALUE,VALUE`; several give all combinations.
+        seeds: number of seeds, beginning with the run's own.
+        stamp: the time, which makes names unique.
 
     Raises:
         BadInput: a setting of any of the runs cannot be used.
     """
-    base = load.load(words, prog=PROG, label=stamp)
+    base = load.load(argv, prog=PROG, label=stamp)
     axes = [_axis(text) for text in sweeps]
     if seeds > 1:
         first = base.run.seed
         axes.append([("run.seed", str(seed)) for seed in range(first, first + seeds)])
     _check_axes(axes)
-    runs = [_run(words, point, stamp) for point in itertools.product(*axes)]
-    if len({config.run.name for config in runs}) < len(runs):  # a name was given: it is of all
+    runs = [_run(argv, point, stamp) for point in itertools.product(*axes)]
+    if len({config.run.name for config in runs}) < len(runs):  # run.name was given: make it unique
         runs = [
             _named(config, f"{config.run.name}-{_label(point, seed=True)}")
             for config, point in zip(runs, itertools.product(*axes), strict=True)
         ]
     if len({config.run.name for config in runs}) < len(runs):
         raise BadInput("--sweep: gives the same run twice; give every value once")
-    stem = Path(words[0]).stem if words and not words[0].startswith("-") else "quickstart"
+    stem = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "quickstart"
     name = str(runs[0].run.name) if len(runs) == 1 else stem
     return Plan(stem, name if name.endswith(stamp) else f"{name}-{stamp}", runs)
 
@@ -81,14 +82,14 @@ Axis = list[tuple[str, str]]
 
 
 def _axis(text: str) -> Axis:
-    """`section.key=VALUE,VALUE`; the values of a setting that is a list are parted by `;`."""
+    """Parse `section.key=VALUE,VALUE`; `;` separates values that are lists themselves."""
     key, equals, values = text.partition("=")
     key = key.removeprefix("--").replace("-", "_")
     known = dict(fields())
     if not equals or not values:
         raise BadInput(f"--sweep {text}: write it as section.key=VALUE,VALUE")
     if key in known and get_origin(known[key].annotation) is tuple and ";" not in values:
-        raise BadInput(f"--sweep {key}: is a list; part its values with ;, as in '30,60;40,80'")
+        raise BadInput(f"--sweep {key}: is a list; separate its values with ;, as in '30,60;40,80'")
     return [(key, value) for value in values.split(";" if ";" in values else ",")]
 
 
@@ -98,17 +99,19 @@ def _check_axes(axes: Sequence[Axis]) -> None:
         if keys.count(key) > 1:
             raise BadInput(f"--sweep {key}: is varied twice (--seeds varies run.seed)")
         if key in ("run.name", "run.root"):
-            raise BadInput(f"--sweep {key}: runs are named by what is varied; vary a setting")
+            raise BadInput(
+                f"--sweep {key}: runs are named by the varied settings; vary another setting"
+            )
 
 
-def _run(words: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> Config:
+def _run(argv: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> Config:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in point]
     label = "-".join([*filter(None, [_label(point)]), stamp])
-    return load.load([*words, *flags], prog=PROG, label=label)
+    return load.load([*argv, *flags], prog=PROG, label=label)
 
 
 def _label(point: Sequence[tuple[str, str]], *, seed: bool = False) -> str:
-    """The varied values in a form that a folder's name can have; the seed has its own place."""
+    """Return the varied values as part of a folder's name; run names have the seed already."""
     return "-".join(_parts(point, seed))
 
 

@@ -1,4 +1,4 @@
-"""torchrun's entry: read the config, take the place in the world, run, end with the right code.
+"""Train, or evaluate, in one process of torchrun or srun: the script that they start per rank.
 
 torchrun launch/train.py                      the quickstart
 torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.train DIR ...
@@ -24,11 +24,11 @@ from harness.logging import rank_log
 
 
 def main() -> None:
-    """Run; on an error, one line, the exit code, and the message where torchrun looks for it."""
+    """Run; on an error print one line, tell torchrun the message, and exit with its code."""
     try:
         work(sys.argv[1:])
     except Stopped as stopped:
-        # torchrun would start again what ends otherwise; launchers read the run folder's `state`.
+        # torchrun restarts after any other code. Job scripts read the run folder's `state` instead.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         code = EXIT_GOOD if under_torchrun else stopped.exit_code
         _end(code, f"{stopped}; the same command goes on", kind="")
@@ -38,22 +38,22 @@ def main() -> None:
 
 
 def work(argv: Sequence[str]) -> None:
-    """Train, or score, as the words say, in the place that the environment names."""
+    """Train, or evaluate, as the arguments say, with the rank that the environment names."""
     config = load.load(argv)
     if "SLURM_PROCID" in os.environ:
         from launch import slurm
 
         os.environ.update(slurm.identity())
-    # Torch takes seconds to import: a typo has been rejected by now.
+    # Importing torch takes seconds, so it comes after the config has been checked.
     from harness import distributed
     from harness.trainer import run
 
-    place = distributed.from_environment(config.engine.device, backend=config.engine.backend)
-    run.run(config, place)
+    world = distributed.from_environment(config.engine.device, backend=config.engine.backend)
+    run.run(config, world)
 
 
 def explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and one line for what ended the work."""
+    """Return the exit code and one line for an error; prints the traceback of an unknown one."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted before anything was done"
     if known := errors.explained(error):
@@ -63,7 +63,7 @@ def explained(error: BaseException) -> tuple[int, str]:
 
 
 def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
-    """Say what happened, once: this rank may be one of many that the same error ends."""
+    """Print the message if this rank is the first to fail, of many with the same error; exit."""
     message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         rank_log.tell_torchrun(message)

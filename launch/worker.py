@@ -1,4 +1,4 @@
-"""One rank of a submitted job: launch/train.py's work, and a note of how it ended."""
+"""Run one rank of a submitted job: train as launch/train.py does, and note how it ended."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from launch import ending, slurm, train
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LEAVE_S = 10.0
-"""How long a rank has to end by itself after another one has."""
+"""Seconds that a rank has to end by itself after another rank has ended."""
 
 
 def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> None:
-    """Train to the end; else this process ends here, with the reason in the note.
+    """Train to the end; on an error write the note and exit this process.
 
     Args:
-        config: what was frozen when the job was submitted.
-        on_gpu: whether a GPU was asked for, so that its lack is an error.
-        watch: whether ranks end each other, where there is no srun that does: on this machine,
-            which the doctor then is not asked about.
+        config: the file written when the job was submitted.
+        note: the file for how the rank that ends first has ended (see ending.Note).
+        on_gpu: whether a GPU was requested, so that a missing one is an error.
+        watch: end this rank when another one ends, where no srun does so: in a local run, which
+            also skips the doctor.
     """
-    for number in CAUGHT:  # until the harness does, and has the work saved first
+    for number in CAUGHT:  # until the harness handles them, and saves first
         signal.signal(number, lambda number, _: _end_early(note, rank, number))
     if watch:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
@@ -41,22 +42,22 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
         if on_gpu and engine.device == "auto":
             from harness import distributed
 
-            # Refuses; else it would train on the CPU for days.
+            # Raises without a GPU: on the CPU this would train for days.
             distributed.from_environment("cuda", backend=engine.backend)
         if not watch and os.environ.get("HARNESS_PREFLIGHT") != "off":
-            _look_at_the_nodes(config)
+            _check_nodes(config)
         train.work([str(config)])
     except (Exception, KeyboardInterrupt) as error:
         _end(note, rank, error)
 
 
-def _look_at_the_nodes(config: Path) -> None:
-    """Have the doctor look before training, all ranks together, as the launch scripts do.
+def _check_nodes(config: Path) -> None:
+    """Run the doctor before training, on all ranks together, as the scripts in slurm/ do.
 
-    In a process of its own, so that the training finds GPU and memory untouched.
+    It runs in its own process, so that GPU and memory are unused when training begins.
 
     Raises:
-        BadInput: it sees red, and rank 0 has said what.
+        BadInput: the doctor is red; rank 0 has printed why.
     """
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -66,16 +67,16 @@ def _look_at_the_nodes(config: Path) -> None:
 
 
 def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
-    """Leave what ended this rank, if it is the first, and end the process at once.
+    """Write the note, if this rank is the first to end, and exit the process at once.
 
-    Not by raising: threads of a broken process group could hold the process for minutes.
+    os._exit, as threads of a broken process group could hold the process for minutes.
     """
     code, message = train.explained(error)
     message = " ".join(message.split())
     stopped_by = error.number if isinstance(error, Stopped) else None
     known = isinstance(error, HarnessError) and stopped_by is None
-    mine = ending.Note(rank, socket.gethostname(), code, message, stopped_by, known)
-    first = not isinstance(error, Followed) and ending.leave(note, mine)
+    ended = ending.Note(rank, socket.gethostname(), code, message, stopped_by, known)
+    first = not isinstance(error, Followed) and ending.write_note(note, ended)
     if stopped_by is None:
         how = "error" if first else f"rank {rank}: ended after another rank had failed"
         print(f"{how}: {message}", file=sys.stderr)
@@ -85,15 +86,15 @@ def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
 
 
 def _end_early(note: Path, rank: int, number: int) -> NoReturn:
-    """End by a signal while starting up."""
+    """Exit because of a signal that came before training began."""
     if number == signal.SIGTERM:
-        os._exit(128 + number)  # no note: it may be srun's, as another rank has died without one
+        os._exit(128 + number)  # no note: srun sends it, too, after a rank died without a note
     name = signal.Signals(number).name
     _end(note, rank, Stopped(f"stopped by {name} before anything was done", number))
 
 
 def _end_with_others(note: Path) -> None:
-    """End this rank, wherever it waits for one that has ended."""
+    """Exit this rank once another one has ended, whatever this one waits for."""
     while not note.exists():
         time.sleep(1.0)
     time.sleep(LEAVE_S)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What holds this job's GPUs back: each part of a training step, alone and together, beside its limit:
+# Finds what limits the speed of this job's GPUs: times each part of a training step, alone and together:
 #
 #   sbatch --partition gpu --nodes 2 slurm/bench.sh --data.train /imagenet/train --data.val /imagenet/val
 #   sbatch --partition gpu --nodes 1 slurm/bench.sh configs/resnet50_90ep.yaml --data.source synthetic
 #
-# The table stands at the end of bench-JOB.log here, with page and JSON in bench/ladder-JOB. Words of
+# The table is at the end of bench-JOB.log here, with page and JSON in bench/ladder-JOB. Options of
 # `harness bench ladder` go with the flags (--minutes 20). What your site needs: see slurm/README.md.
 #
 #SBATCH --job-name=bench

@@ -3,15 +3,15 @@
 # What your site needs is set in HARNESS_* variables, in your shell or in a file slurm/site.sh (not in
 # git), which is read here if it is there: slurm/README.md lists them.
 #
-# A job ends as its run folder's `state` says: finished, COMPLETED; stopped (by preemption or near the
-# time limit, after saving), back into the queue; failed, FAILED.
+# The run folder's `state` decides how a job ends: finished: COMPLETED; stopped (by preemption or near the
+# time limit, after saving): requeued; failed: FAILED.
 
 home=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 if [ -f "$home/slurm/site.sh" ]; then source "$home/slurm/site.sh"; fi
 if [ -z "${HARNESS_ENV:-}" ] && [ -f "$home/.venv/bin/activate" ]; then
     HARNESS_ENV="$home/.venv/bin/activate"
 fi
-# Other people's files may use unset variables and commands that fail.
+# Activation scripts may use unset variables and commands that fail.
 if [ -n "${HARNESS_ENV:-}" ]; then set +eu; source "$HARNESS_ENV"; set -eu; fi
 # A checkout needs no installation of itself.
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
@@ -25,21 +25,21 @@ set_variables() {
     local user cache
     user=$(id -un)
     cache="${HARNESS_LOCAL:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/imagenet-harness-$user"
-    # Compiled kernels on the node's own disk: on a network disk, ranks wait and trip over each other.
-    # Not per job, so that the next one on this node finds them warm.
+    # Compiled kernels go to the node's own disk: on a network disk, ranks wait for each other and collide.
+    # The folder is not per job, so that the next job on this node can use them.
     export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}"
     export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$cache/triton}"
-    # What is not torch (it has engine.threads) shall not start a thread per core in each rank.
+    # Other libraries than torch (see engine.threads) must not start a thread per core in each rank.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    # The log is whole up to a kill.
+    # The log is complete even if the job is killed.
     export PYTHONUNBUFFERED=1
     # A crash in C (a dead driver, a file that shrank) leaves a stack.
     export PYTHONFAULTHANDLER=1
-    # NCCL says its version and what went wrong; INFO would be pages per rank.
+    # NCCL prints its version and errors; INFO would print pages per rank.
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-    # Who is told to end gets time to save. An option only from torch 2.12 on; before, it is 30 s.
+    # Time to save after a signal, s. Only torch 2.12 and later have it; before, it is 30 s.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}"
-    # When all is done, torchrun's agents warn with pages of C++ frames that the first of them has gone.
+    # At the end, torchrun's agents print pages of C++ frames as the first of them has exited already.
     export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
     # Nodes with several networks: without a name, NCCL or gloo may take the slow or a dead one.
     if [ -n "${HARNESS_NIC:-}" ]; then
@@ -57,7 +57,7 @@ check_limits() {
     if [ "$files" != unlimited ] && [ "$files" -lt 8192 ]; then
         echo "warning: only $files open files per process; ask your site for 65536"
     fi
-    # NCCL and loader workers exchange data through it; too small shows as a bus error.
+    # NCCL and loader workers exchange data through it; if it is too small, they die of bus errors.
     shm_kib=$(df --output=avail /dev/shm 2>/dev/null | tail -1) || shm_kib=0
     if [ "${shm_kib:-0}" -lt $((1024 * 1024)) ]; then
         echo "warning: /dev/shm has $((${shm_kib:-0} / 1024)) MiB free; a container needs --ipc=host"
@@ -69,7 +69,7 @@ check_limits() {
 }
 
 # set_words CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
-# `words`: what launch/train.py takes. The seed of a job array's tasks is their number.
+# Sets `words`, the arguments for launch/train.py. In a job array the seed is the task's number.
 set_words() {
     case ${2:-} in *.yaml) shift ;; *) set -- "$home/$1" "${@:2}" ;; esac
     words=("$@")
@@ -79,7 +79,7 @@ set_words() {
 }
 
 # submit SCRIPT CONFIG.yaml [sbatch options] [ANOTHER.yaml] [--section.key value ...]
-# The script was started by hand: nothing is queued before the config is found good.
+# For a script that was started without sbatch: checks the config, then queues the script.
 submit() {
     local script=$1 config=$2 options=()
     shift 2
@@ -93,16 +93,16 @@ submit() {
     exec sbatch "${options[@]}" "$script" "$@"
 }
 
-# Signals come to this shell (--signal=B:USR1@...). The ranks are told by USR1: they save and end well,
-# and torchrun, which ignores it, ends well with them. TERM is Slurm's, which tells the ranks itself.
+# Slurm signals this shell (--signal=B:USR1@...), which passes USR1 on: the ranks save and exit with 0, and
+# so does torchrun, which ignores USR1. TERM is only counted, since Slurm sends it to the ranks itself.
 heard=0
 step=
 trap 'heard=$((heard + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
 trap 'heard=$((heard + 1))' TERM
 
-# srun hands USR1 to all tasks (at TERM it would kill them). Again and again, since ranks that are only
-# starting up heed none. Those that have not saved in time go on from the last checkpoint: at the time
-# limit Slurm would end the job for good.
+# srun passes USR1 on to all tasks (after TERM it would kill them). Repeated, since ranks that are starting
+# up ignore it. If ranks have not saved in time, requeue anyway and continue from the last checkpoint: at
+# the time limit Slurm would end the job for good.
 tell_ranks() {
     local began=$SECONDS
     while kill -USR1 "$step" 2>/dev/null; do
@@ -112,7 +112,7 @@ tell_ranks() {
 }
 
 # run_step COMMAND ...
-# In the background, since bash heeds a signal only while it waits.
+# Runs it in the background, since bash handles signals only while it waits.
 run_step() {
     local code before
     "$@" &
@@ -128,20 +128,20 @@ run_step() {
 }
 
 # on_each_node COMMAND ...
-# One task per node with all cores of the job there: those of Slurm's default would be one. If one
-# fails, the others end at once. For run_step: srun takes the place of the shell that was started.
+# Runs one task per node with all cores of the job there; Slurm's default would be one core. If one task
+# fails, the others end at once. For run_step: exec makes srun the process that gets its signals.
 on_each_node() {
     exec srun --relative=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=1 "$@"
 }
 
 # torchrun_on_each_node RESTARTS PROGRAM ...
-# One torchrun per node.
+# Runs one torchrun per node.
 torchrun_on_each_node() {
     local options=(--nproc-per-node="$nproc" --max-restarts="$1"
         --signals-to-handle=SIGTERM,SIGINT,SIGUSR2)
-    # Each restart meets in a store of its own: in one that is shared, ranks find the addresses of those
-    # who died, and wait for them (torch 2.14).
+    # Each restart needs a new store: in a shared one, ranks find the addresses of ranks that died, and
+    # wait for them (torch 2.14).
     if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
     if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
         # The system chooses the port: jobs that share the node cannot collide.
@@ -154,7 +154,7 @@ torchrun_on_each_node() {
         options+=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d
             --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}")
     fi
-    # Who listens is said, not guessed from names; and peers find a node by its name in Slurm.
+    # Say which node hosts the store: torchrun would guess from names. Peers use a node's name in Slurm.
     on_each_node bash -c 'trap "" USR1
         launch=$1 binding=$(python "$1/numa.py" "$2")
         shift 2
@@ -170,8 +170,8 @@ torchrun_on_each_node() {
 }
 
 # requeue
-# By array and task: of an array's last task, the job id alone would mean the whole array. Only a job
-# that runs: Slurm would take back one that the user has cancelled, too.
+# Names array and task: for the last task of an array, the job id alone means the whole array. Requeues
+# only a running job: Slurm would also requeue one that the user has cancelled.
 requeue() {
     local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" now
     job="${job:-$SLURM_JOB_ID}"
@@ -181,12 +181,12 @@ requeue() {
     now=$(scontrol show job --oneliner "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
     case $now in
         RUNNING) scontrol requeue "$job" || die "stopped, and not requeued; the same command goes on" ;;
-        PENDING | REQUEUED) ;; # somebody else has requeued it
+        PENDING | REQUEUED) ;; # already requeued by Slurm or a user
         *) die "stopped, and ended by Slurm ($now); the same command goes on" ;;
     esac
     echo "stopped: back into the queue, to go on"
     trap - USR1 TERM
-    exec sleep 600 # Slurm ends it; to end before that would complete the job
+    exec sleep 600 # Slurm kills it; an exit before that would complete the job
 }
 
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
@@ -203,16 +203,16 @@ harness_train() {
     check_limits
     before=$(stamp "$run/state")
     told=$(mktemp -d)
-    # On several nodes, a restart of one costs one of each other's too (by the connections that break),
+    # On several nodes, each restart of one also counts on all others, as their connections break:
     # hence three.
     prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
         "$home/launch/train.py" "${words[@]}" || true
     rm -r "$told"
     state=$(cat "$run/state" 2>/dev/null) || state=none
     if [ "$state" = finished ]; then exit 0; fi
-    # What an earlier start left says nothing of this one.
+    # A state that an earlier start wrote says nothing about this one.
     if [ "$before" = "$(stamp "$run/state")" ]; then state="not begun"; fi
-    # Who was told to end and had nothing to save yet, or no time for it, goes on all the same.
+    # A job that was signaled before it could save is requeued as well.
     if [ "$state" = stopped ] || [ "$heard" -gt 0 ]; then requeue; fi
     if [ "$state" = running ]; then state="ended without a word; was it killed? see above"; fi
     echo "job $SLURM_JOB_ID: $state" >&2
@@ -225,11 +225,11 @@ stamp() {
 }
 
 # prepare
-# What comes before training: each node is looked at, and gets the images. Leaves files in $told.
+# Prepares training: runs the doctor, and copies the images to the nodes. Writes files to $told.
 prepare() {
     if [ "${HARNESS_PREFLIGHT:-on}" != off ]; then
-        # All ranks together, as they will train. It expects the GPUs that Slurm gave. If it is red,
-        # torchrun reports that as a crash: the log is spared that.
+        # On all ranks together, as in training; it expects the GPUs that Slurm gave. torchrun reports a red
+        # doctor as a crash, which is kept out of the log.
         if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
             >"$told/doctor" 2>"$told/crash"; then
             grep -q ^red "$told/doctor" || cat "$told/crash" >&2
@@ -241,7 +241,7 @@ prepare() {
         cat "$told/doctor"
     fi
     if [ -n "${HARNESS_STAGE:-}" ]; then
-        # The folders' names are the same on all nodes, and one of them prints the flags.
+        # The copies have the same names on all nodes, and one node writes the flags.
         run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" \
             --flags-to "$told/flags" "${words[@]}" || return
         mapfile -t -O "${#words[@]}" words <"$told/flags"

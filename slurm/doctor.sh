@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Looks at each node by itself, all at once, and joins what they say in one table with the outliers:
+# Checks all nodes at the same time, each by itself, and prints one table with the outliers:
 #
 #   sbatch --partition gpu --nodes 16 slurm/doctor.sh
 #   sbatch --partition gpu --nodelist gpu[01-04] slurm/doctor.sh configs/resnet50_90ep.yaml \
 #       --data.train /imagenet/train --data.val /imagenet/val
 #
-# With a config and flags it looks at what that run would use: its data, its run folder. The table stands
+# With a config and flags it checks what that run would use: its data, its run folder. The table is
 # at the end of doctor-JOB.log here, each node's JSON in doctor-JOB/. A red node makes the job FAILED.
 # In an allocation of your own (salloc) start it as it is. What your site needs: see slurm/README.md.
 #
@@ -34,7 +34,7 @@ mkdir -p "$told"
 files=()
 for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     files+=("$told/$node.json")
-    # A node that hangs must not keep the others from being told of.
+    # A node that hangs must not hold up the report on the others.
     (timeout --kill-after=10 "$limit_s" srun --nodes=1 --ntasks=1 --nodelist="$node" \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
         python -m harness doctor --json "${words[@]}" ||

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Starts so many ranks of a program within the job that this runs in, on as few of its nodes as hold
-# them. Not for sbatch: for `harness bench sweep --launch slurm/ranks.sh`, as scaling.sh has it.
+# Starts a number of ranks of a program within the current job, on as few of its nodes as possible.
+# Not for sbatch: for `harness bench sweep --launch slurm/ranks.sh`, as scaling.sh has it.
 #
 #   slurm/ranks.sh RANKS PROGRAM ...
 #
-# NPROC_PER_NODE ranks stand on a node; by default as many as it has GPUs.
+# A node gets NPROC_PER_NODE ranks; by default one per GPU.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
@@ -19,7 +19,7 @@ if [ "$nodes" -gt "$SLURM_JOB_NUM_NODES" ]; then
 fi
 if [ "$nodes" -eq 1 ]; then nproc=$ranks; fi
 [ $((nodes * nproc)) -eq "$ranks" ] || die "$ranks ranks cannot be shared out on $nodes nodes"
-# The first of them: there, this shell sees which ports are free.
+# torchrun uses the first nodes: this shell runs on the first one, and sees its free ports.
 export SLURM_JOB_NUM_NODES=$nodes
 set_variables
 torchrun_on_each_node 0 "${@:2}"

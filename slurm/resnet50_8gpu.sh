@@ -5,7 +5,7 @@
 #
 #   sbatch --partition gpu slurm/resnet50_8gpu.sh --data.train /imagenet/train --data.val /imagenet/val
 #
-# Started by hand it checks the flags first, so that a mistake is told before anything is queued:
+# Started without sbatch it checks the flags first, so that mistakes show before anything is queued:
 #
 #   slurm/resnet50_8gpu.sh --partition gpu --data.train /imagenet/train --data.val /imagenet/val
 #

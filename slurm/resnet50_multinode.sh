@@ -5,8 +5,8 @@
 #   sbatch --partition gpu --nodes 32 slurm/resnet50_multinode.sh --train.global-batch 8192 \
 #       --data.train /imagenet/train --data.val /imagenet/val
 #
-# The learning rate follows from the global batch. Started by hand it checks the flags first, so that a
-# mistake is told before anything is queued:
+# The learning rate follows from the global batch. Started without sbatch it checks the flags first,
+# so that mistakes show before anything is queued:
 #
 #   slurm/resnet50_multinode.sh --partition gpu --nodes 32 --train.global-batch 8192 ...
 #

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# How training scales over this job's GPUs: 1, 2, 4 ... up to all of them, weak and strong:
+# Measures how training scales over this job's GPUs: 1, 2, 4 ... up to all of them, weak and strong:
 #
 #   sbatch --partition gpu --nodes 4 slurm/scaling.sh \
 #       --train.global-batch 8192 --data.train /imagenet/train --data.val /imagenet/val
 #   sbatch --partition gpu --nodes 4 slurm/scaling.sh configs/torchvision_v1/resnet18.yaml --data.source synthetic
 #
-# The table stands at the end of scaling-JOB.log here, with picture and JSON in bench/scaling-JOB. Words
+# The table is at the end of scaling-JOB.log here, with page and JSON in bench/scaling-JOB. Options
 # of `harness bench scaling` go with the flags (--minutes 30, --ranks 8,16,32). What your site needs: see
 # slurm/README.md.
 #

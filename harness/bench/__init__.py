@@ -1,1 +1,1 @@
-"""Measurements that a user would repeat: each compares two things in turns, in one run."""
+"""Benchmarks: each compares two or more things in interleaved trials, in one run."""

@@ -1,4 +1,4 @@
-"""Checkpoint: what saving costs a training: its throughput, each stall, the time to the disk."""
+"""Measure what checkpoints cost: the throughput of training, each stall, the time to the disk."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from harness.trainer.loop import end_epoch, set_up, train_epoch
 from harness.trainer.reporter import Report
 
 SAVES = 2
-"""Per turn: one at the end of an epoch, one within."""
+"""Checkpoints per turn: one at the end of an epoch, one within it."""
 
 
 @dataclass
 class Times:
-    """What was measured of the checkpoints, on rank 0."""
+    """Times of the checkpoints, measured on rank 0."""
 
     stall_s: list[float] = field(default_factory=list)
-    """Charged to the account `checkpoint`."""
+    """Time of the account `checkpoint`, per checkpoint."""
     copy_s: list[float] = field(default_factory=list)
-    """Of the copy off the device alone, between the turns."""
+    """Time of the copy from the device alone, measured between turns."""
     on_disk_s: list[float] = field(default_factory=list)
-    """From its begin until a checkpoint is published."""
+    """Time from the start of a save until the checkpoint is published."""
     bytes: int = 0
 
 
 def measure(work: Work, folder: Path) -> float:
-    """Images per second of the loop of a run with checkpoints and without, in turns.
+    """Measure training with and without checkpoints in turns, and print both rates, images/s.
 
-    A turn with checkpoints begins with the one that ends an epoch and takes another halfway; none
-    is left out. Its time is that of the accounts `train` and `checkpoint`, and ends when the last
-    checkpoint is on the disk.
+    A turn with checkpoints begins with the save that ends an epoch and has another one halfway. Its
+    time is that of the accounts `train` and `checkpoint`, up to when the last checkpoint is on the
+    disk.
 
     Args:
-        folder: an existing one on the disk that is to be measured; checkpoints lie in a temporary
+        folder: an existing folder on the disk to measure; checkpoints are written to a temporary
             folder in it.
 
     Returns:
         The ratio with / without, median over turns.
 
     Raises:
-        BadInput: nothing can be written there.
-        RunFailed: checkpoints could not be written; why was printed.
+        BadInput: the folder cannot be written.
+        RunFailed: a checkpoint could not be written; the reason was printed.
     """
     world = world_of_bench()
     with _temporary(folder, world) as root:
@@ -79,11 +79,11 @@ def measure(work: Work, folder: Path) -> float:
                 Timed("without", turns.without),
             ]
             for arm in arms:
-                arm.turn()  # not measured: first touches of memory
+                arm.turn()  # not measured: memory is first allocated here
             turns.times = Times()
             measured = in_turns(arms, work.turns)
-            every = work.steps // SAVES
-            title = f"training on synthetic images, a checkpoint every {every} steps into {folder}"
+            steps = work.steps // SAVES
+            title = f"training on synthetic images, a checkpoint every {steps} steps into {folder}"
             ratio = report(measured, title)
             if world.is_main:
                 _print_stalls(turns.times, turns.step_ms())
@@ -92,16 +92,16 @@ def measure(work: Work, folder: Path) -> float:
 
 @contextmanager
 def _temporary(folder: Path, world: World) -> Iterator[Path]:
-    """Rank 0's temporary folder; the others write nothing."""
+    """Make rank 0's temporary folder, and delete it at the end; other ranks write nothing."""
     if not world.is_main:
         yield folder
         return
-    with ExitStack() as removing:
+    with ExitStack() as cleanup:
         try:
-            made = TemporaryDirectory(
+            temporary = TemporaryDirectory(
                 prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True
             )
-            root = Path(removing.enter_context(made))
+            root = Path(cleanup.enter_context(temporary))
         except OSError as error:
             raise BadInput(
                 f"--folder: {folder}: {error.strerror}; name an existing folder you can write"
@@ -110,9 +110,9 @@ def _temporary(folder: Path, world: World) -> Iterator[Path]:
 
 
 class _Turns:
-    """A run that has begun, in its folder: what run.py does in an epoch, without validating.
+    """A run in its folder, trained epoch by epoch as run.py does, without validation.
 
-    Rows are read, but not shown: in both arms alike.
+    In both arms rows are recorded, but not printed.
     """
 
     def __init__(self, run: Opened, every: int, closing: ExitStack) -> None:
@@ -140,17 +140,17 @@ class _Turns:
         closing.callback(ballot.close)
 
     def with_checkpoints(self) -> float:
-        """Images per second."""
+        """Train an epoch with checkpoints; return images per second."""
         self.t.resolved = self.saving
         return self._turn(saves=True)
 
     def without(self) -> float:
-        """Images per second."""
+        """Train an epoch without checkpoints; return images per second."""
         self.t.resolved = self.plain
         return self._turn(saves=False)
 
     def step_ms(self) -> float:
-        """Median over all steps."""
+        """Return the median time of a step."""
         return self.t.clock.step_ms(50) or 0.0
 
     def _turn(self, *, saves: bool) -> float:
@@ -158,7 +158,7 @@ class _Turns:
         before_s, before = self._spent_s("train", "checkpoint"), t.images_seen
         with t.clock.account("train"):
             if saves:
-                self._save()  # of the end of the epoch before
+                self._save()  # as at the end of the epoch before
             for pause in train_epoch(t, self.batches):
                 if pause.save:
                     self._save()
@@ -166,9 +166,9 @@ class _Turns:
         if saves:
             with t.clock.account("checkpoint"):
                 self.keeper.settle()
-            self._see_that_all_are_there()
+            self._check_published()
         rate = (t.images_seen - before) / (self._spent_s("train", "checkpoint") - before_s)
-        self._copy_alone()
+        self._time_copy()
         return rate
 
     def _spent_s(self, *accounts: str) -> float:
@@ -187,17 +187,19 @@ class _Turns:
         self.times.on_disk_s.append(time.perf_counter() - began)
         self.published.add(self.keeper.last)
 
-    def _see_that_all_are_there(self) -> None:
+    def _check_published(self) -> None:
         while self.watchers:
             self.watchers.pop().join()
         published, self.published = self.published, set()
         if self.report.writes:
             if len(published) < SAVES or self.keeper.last is None:
-                raise RunFailed("a checkpoint could not be written: nothing is measured")
+                raise RunFailed(
+                    "a checkpoint could not be written, so that its cost cannot be measured"
+                )
             self.times.bytes = self.keeper.last.stat().st_size
 
-    def _copy_alone(self) -> None:
-        """The copy that each checkpoint must make, by itself."""
+    def _time_copy(self) -> None:
+        """Time the copy that each checkpoint makes, by itself."""
         t = self.t
         state = {"model": t.model.net.state_dict(), "optimizer": t.optimizer.state_dict()}
         wait_for(t.resolved.world.device)
@@ -219,10 +221,10 @@ def _print_stalls(times: Times, step_ms: float) -> None:
         "beyond the copy": beyond,
         "until it is on the disk": 1000 * np.array(times.on_disk_s),
     }
-    for name, each_ms in rows.items():
-        middle = float(np.median(each_ms))
+    for name, times_ms in rows.items():
+        middle = float(np.median(times_ms))
         table.add_row(
-            name, f"{middle:,.1f}", f"{each_ms.max():,.1f}", f"{100 * middle / step_ms:.1f}"
+            name, f"{middle:,.1f}", f"{times_ms.max():,.1f}", f"{100 * middle / step_ms:.1f}"
         )
     out.print(table)
     out.print(

@@ -1,4 +1,4 @@
-"""Loader alone: the harness on a tree or shards, against DALI's own reader and torchvision's."""
+"""Measure the loader alone: the harness's against DALI's own reader and torchvision's."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ _PYTHON_BATCHES = 20
 
 
 def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> float:
-    """Images per second of the loaders in turns; prints a table.
+    """Measure the loaders in turns, and print a table of their images per second.
 
-    A turn is a process of its own, which makes 3 batches, then times `load.batches` of them: DALI's
-    threads and DataLoader's forks do not go together in one process.
+    Each turn is a new process, which makes 3 batches, then times `load.batches` of them: DALI's
+    threads and DataLoader's forks do not work together in one process.
 
     Args:
-        others: further folders of the same images; the last tree is what the others' loaders read.
-        cold: have the files dropped from memory before each turn, and leave the other loaders out.
+        load: what each loader has to do; its folder is the first arm.
+        others: more folders of the same images; DALI's and torchvision's loaders read the last one
+            that is a tree.
+        cold: drop the files from the page cache before each turn, and only measure the harness,
+            with and without read-ahead.
 
     Returns:
         The ratio of the first arm to the last, median over turns.
@@ -48,50 +51,51 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
         _describe(folder, dataset, load)
     arms = []
     for folder, name in zip(folders, _names(folders), strict=True):
-        here = replace(load, folder=folder)
+        own = replace(load, folder=folder)
         if cold:
-            ahead = replace(here, read_ahead_batches=load.read_ahead_batches or 4)
-            none = replace(here, read_ahead_batches=0)
+            ahead = replace(own, read_ahead_batches=load.read_ahead_batches or 4)
+            none = replace(own, read_ahead_batches=0)
             arms += [_arm(f"{OURS}{name}, {ahead.read_ahead_batches} batches ahead", OURS, ahead,
                           sets[folder]),
                      _arm(f"{OURS}{name}, no read-ahead", OURS, none, sets[folder])]  # fmt: skip
         else:
-            arms.append(_arm(f"{OURS}{name}", OURS, here, None))
+            arms.append(_arm(f"{OURS}{name}", OURS, own, None))
     trees = [folder for folder in folders if isinstance(sets[folder].files, TreeFiles)]
     if trees and not cold:
-        here = replace(load, folder=trees[-1])
-        arms += [_arm(name, name, here, None) for name in LOADERS if name != OURS]
+        on_tree = replace(load, folder=trees[-1])
+        arms += [_arm(name, name, on_tree, None) for name in LOADERS if name != OURS]
     if len(arms) == 1:
-        raise BadInput(f"{load.folder}: is nothing to compare with; give a folder tree too")
+        raise BadInput(f"{load.folder}: has nothing to be compared with; name a folder tree too")
     title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
     if torch.cuda.is_available():
-        title += ", decoded on the CPU (harness bench ladder tells what split and gpu do)"
+        title += ", decoded on the CPU (harness bench ladder measures split and gpu)"
     return report(in_turns(arms, turns), title)
 
 
 def python_ms(dataset: Dataset, load: Load) -> float:
-    """Milliseconds of Python per batch: the stream, the reading, the graph's inputs; the median."""
+    """Return the median of Python's time per batch: order, reading, inputs of the graph."""
     from harness.data.dali import inputs
     from harness.data.read_ahead import read_ahead
 
     steps = law_of(load).steps
     read = dataset.reader(load.read, soon=bool(load.read_ahead_batches))
     batches = read_ahead(training_samples(dataset, load), read, load.read_ahead_batches)
-    took = []
+    times_s = []
     for _ in range(_PYTHON_BATCHES):
         began = time.perf_counter()
         samples, encoded = next(batches)
         inputs(samples, encoded, steps)
-        took.append(time.perf_counter() - began)
+        times_s.append(time.perf_counter() - began)
     batches.close()  # type: ignore[attr-defined]
-    return 1000 * float(np.median(took))
+    return 1000 * float(np.median(times_s))
 
 
 def _describe(folder: Path, dataset: Dataset, load: Load) -> None:
-    told = dataset.facts()
-    cached = told["cached_pct"]
+    facts = dataset.facts()
+    cached = facts["cached_pct"]
     out.print(
-        f"{folder}: {len(dataset):,} images, {told['kind']}, {told['kb_per_image']:,.0f} KB each, "
+        f"{folder}: {len(dataset):,} images, {facts['kind']}, "
+        f"{facts['kb_per_image']:,.0f} KB each, "
         f"{'?' if cached is None else f'{cached:.0f}'} % in memory; {load.image_px} px, "
         f"batch {load.batch}, {load.threads} threads or workers, {load.batches} batches a turn; "
         f"Python {python_ms(dataset, load):.2f} ms per batch"
@@ -112,6 +116,6 @@ def _arm(title: str, loader: str, load: Load, drop: Dataset | None) -> Timed:
 
 
 def _in_process(name: str, load: Load) -> float:
-    words = json.dumps([name, *vars(load).values()], default=str)
-    command = [sys.executable, "-m", "harness.bench.loaders", words]
+    argument = json.dumps([name, *vars(load).values()], default=str)
+    command = [sys.executable, "-m", "harness.bench.loaders", argument]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)

@@ -1,6 +1,6 @@
-"""The loaders that `harness bench data` compares, each with the same work: random training crops.
+"""The loaders that `harness bench data` compares, all with the same work: random training crops.
 
-A module of its own, since each turn of each runs in a process of its own.
+`harness bench data` starts this module as a new process for each turn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Load:
-    """What each loader has to do: random training crops with flips, of one folder's images."""
+    """What each loader has to do: random training crops with flips, of one folder's images.
+
+    Attributes:
+        image_px: size of a crop.
+        batch: images per batch.
+        threads: threads or worker processes.
+        batches: number of batches that are timed.
+        slow_read_ms: extra time for the first read of each image, as on a network disk.
+    """
 
     folder: Path
     image_px: int
@@ -47,7 +55,7 @@ class Load:
 
 
 def rate(name: str, load: Load) -> float:
-    """Images per second of a loader, after a few batches that do not count."""
+    """Measure a loader's images per second, after WARM_BATCHES that are not timed."""
     allow_open_files()
     loader = LOADERS[name](load)
     for _ in range(WARM_BATCHES):
@@ -55,13 +63,13 @@ def rate(name: str, load: Load) -> float:
     began = time.perf_counter()
     for _ in range(load.batches):
         next(loader)
-    measured = load.batch * load.batches / (time.perf_counter() - began)
+    images_per_second = load.batch * load.batches / (time.perf_counter() - began)
     loader.close()
-    return measured
+    return images_per_second
 
 
 def training_samples(dataset: Dataset, load: Load) -> Iterator[Samples]:
-    """Shuffled epochs without end, as in training."""
+    """Yield the samples of batches, in shuffled epochs without end, as in training."""
     images = Stream(0, dataset.labels, dataset.width, dataset.height, law_of(load))
     for epoch in itertools.count():
         for first in range(0, len(dataset) - load.batch + 1, load.batch):
@@ -69,36 +77,36 @@ def training_samples(dataset: Dataset, load: Load) -> Iterator[Samples]:
 
 
 def law_of(load: Load) -> augment.Law:
-    """torchvision's RandomResizedCrop and flip."""
+    """Return the augmentation: torchvision's RandomResizedCrop and flip."""
     return augment.resized_crop(AREA, RATIO, load.image_px, flip=True)
 
 
 class SlowFiles:
-    """Files on a disk that takes so much longer to answer when an image is first asked for.
+    """Files as on a slow disk: the first read of each image takes `ms` longer.
 
-    By what was asked before, not by what lies in memory: kernels read far ahead of a local file.
+    The page cache does not decide, since the kernel reads far ahead of a local file.
     """
 
     def __init__(self, files: TreeFiles | ShardFiles, ms: float) -> None:
         self._files, self._ms = files, ms
-        self._asked: set[int] = set()
+        self._waited_for: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._files, name)
 
     def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
-        """As the files'."""
+        """Return the mapped bytes of an image, as the files do."""
         self._wait(sample)
         return self._files.mapped(sample, soon=soon)
 
     def read(self, sample: int) -> Bytes:
-        """As the files'."""
+        """Return the bytes of an image, as the files do."""
         self._wait(sample)
         return self._files.read(sample)
 
     def _wait(self, sample: int) -> None:
-        if sample not in self._asked:
-            self._asked.add(sample)
+        if sample not in self._waited_for:
+            self._waited_for.add(sample)
             time.sleep(self._ms / 1000)
 
 
@@ -107,20 +115,20 @@ def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
     if load.slow_read_ms:
         dataset = replace(dataset, files=cast(Any, SlowFiles(dataset.files, load.slow_read_ms)))
     samples, steps = training_samples(dataset, load), law_of(load).steps
-    how: dict[str, Any] = {"out_px": load.image_px, "device": torch.device("cpu")}
-    how |= {"threads": load.threads, "prefetch": 2}
+    options: dict[str, Any] = {"out_px": load.image_px, "device": torch.device("cpu")}
+    options |= {"threads": load.threads, "prefetch": 2}
     if dali:
-        # Only here: forked DataLoader workers abort at their exit where DALI is loaded.
+        # Imported only here, since forked DataLoader workers abort at exit once DALI is loaded.
         from harness.data.dali import DaliBatches
 
-        how |= {"local_batch": load.batch, "decode": "cpu", "read": load.read}
-        how["read_ahead_batches"] = load.read_ahead_batches
-        return DaliBatches(dataset, samples, steps, **how)
-    return TorchBatches(dataset, samples, steps, **how)
+        options |= {"local_batch": load.batch, "decode": "cpu", "read": load.read}
+        options["read_ahead_batches"] = load.read_ahead_batches
+        return DaliBatches(dataset, samples, steps, **options)
+    return TorchBatches(dataset, samples, steps, **options)
 
 
 def _dali_reader(load: Load, *, decode_only: bool) -> Iterator[Any]:
-    """DALI as its own documentation has it, with its own reader, shuffle and random crop."""
+    """Yield batches of DALI's own reader, shuffle and random crop, as in its documentation."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def
@@ -140,16 +148,16 @@ def _dali_reader(load: Load, *, decode_only: bool) -> Iterator[Any]:
         )  # fmt: skip
         return fn.flip(images, horizontal=fn.random.coin_flip()), labels
 
-    built = graph(
+    pipeline = graph(
         batch_size=load.batch, num_threads=load.threads, device_id=None, prefetch_queue_depth=2
     )
-    built.build()
+    pipeline.build()
     while True:
-        yield [made.as_tensor() for made in built.run()]  # as whoever trains on them needs it
+        yield [output.as_tensor() for output in pipeline.run()]  # contiguous, as training needs
 
 
 def _image_folder(load: Load, *, floats: bool) -> Iterator[Any]:
-    """What torchvision's users write: normalised floats, or uint8 as the other loaders give."""
+    """Yield torchvision's batches: normalized floats, or uint8 as from the other loaders."""
     crop = [v2.RandomResizedCrop(load.image_px), v2.RandomHorizontalFlip()]
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform = v2.Compose([*crop, v2.ToImage(), *(to_float if floats else [])])
@@ -173,5 +181,5 @@ LOADERS: dict[str, Callable[[Load], Any]] = {
 }
 
 if __name__ == "__main__":
-    called, folder, *rest = json.loads(sys.argv[1])
-    print(rate(called, Load(Path(folder), *rest)))
+    loader_name, folder, *rest = json.loads(sys.argv[1])
+    print(rate(loader_name, Load(Path(folder), *rest)))

@@ -1,4 +1,4 @@
-"""The training loop made ready as a run makes it, on synthetic images, to be measured."""
+"""Set up the training loop as a run does, for benchmarks to measure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from harness.system.console import out, wide
 from harness.trainer.resolve import Resolved, resolve
 
 TIMEOUT_S = 600.0
-"""For a rank that compiles longer than the others."""
+"""Time limit of collectives: one rank may compile longer than the others."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What each turn trains: one epoch of so many steps."""
+    """What each turn trains: one epoch on synthetic images."""
 
     model: str
     image_px: int
@@ -31,13 +31,13 @@ class Work:
     steps: int  # per turn
     turns: int
     compiled: bool
-    threads: int  # for computing, per rank; 0: its cores
+    threads: int  # per rank, for computing; 0: one per core
 
     def config(self, world: World, **sections: cfg.Section) -> cfg.Config:
-        """Of a run that is long enough: each turn, and one before them, of two arms or three.
+        """Return the config of a run with enough epochs for all turns, warm-up included, of 3 arms.
 
         Args:
-            sections: those that are not to be their defaults.
+            sections: sections of the config that replace these.
         """
         global_batch = self.batch * world.size
         plain: dict[str, Any] = {
@@ -59,7 +59,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run before its first step, in an open process group."""
+    """A run before its first step, while its process group is open."""
 
     resolved: Resolved
     train_set: Images
@@ -68,10 +68,10 @@ class Opened:
 
 
 def world_of_bench(backend: str = "auto") -> World:
-    """From torchrun's environment, or a world of one; only rank 0 prints from here on.
+    """Return the World of torchrun's environment, or of one rank; only rank 0 prints afterwards.
 
     Raises:
-        BadInput: as World's.
+        BadInput: as from_environment does.
     """
     world = from_environment("auto", backend=backend)
     out.quiet = wide.quiet = not world.is_main
@@ -80,10 +80,10 @@ def world_of_bench(backend: str = "auto") -> World:
 
 @contextmanager
 def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
-    """Sets, batches and process group of a run; prints what it will be.
+    """Open the data and the process group of a run, and print its first lines.
 
     Raises:
-        BadInput: as resolve's, or nothing can be compiled here.
+        BadInput: as resolve does, or this machine has no compiler.
     """
     train_set, val_set = open_sets(config)
     assert train_set is not None
@@ -98,6 +98,6 @@ def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once all that was asked of a device is done."""
+    """Wait until the device has done all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

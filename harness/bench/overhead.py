@@ -1,4 +1,4 @@
-"""Overhead: the harness's own loop against a bare one, on synthetic images, in turns."""
+"""Measure the overhead of the harness's loop against a bare one, on synthetic images, in turns."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from harness.trainer.loop import Training, set_up, train_epoch
 
 
 def measure(work: Work) -> float:
-    """Images per second of all ranks of `train.train_epoch` (all of it: DDP, counts, digests,
-    rows), of the same without the ranks' vote after each step, and of a bare loop: same network,
-    precision and layout, tensors in memory, under DDP too where there are several ranks.
+    """Measure three loops in turns, and print their images per second over all ranks.
+
+    They are the whole of `train_epoch` (DDP, counts, digests, rows); the same without the ranks'
+    vote after each step; and a bare loop with the same network, precision and layout, on tensors in
+    memory, with DDP if there are several ranks.
 
     Returns:
         The ratio harness / bare, median over turns.
 
     Raises:
-        BadInput: as World's.
+        BadInput: as world_of_bench does.
     """
     world = world_of_bench()
     with opened(work.config(world), world) as run:
@@ -46,7 +48,7 @@ def measure(work: Work) -> float:
         ]
         _explain(world.size)
         for arm in arms:
-            arm.turn()  # not measured: first touches of memory
+            arm.turn()  # not measured: memory is first allocated here
         measured = in_turns(arms, work.turns)
         ratio = report(measured, f"training on synthetic images, {work.steps} steps a turn")
         low, middle, high = 100 * (
@@ -61,18 +63,18 @@ def measure(work: Work) -> float:
 
 
 def _explain(ranks: int) -> None:
-    """What each arm is."""
+    """Print what each arm is."""
     ddp = "nothing else" if ranks == 1 else "DDP as the harness sets it up, nothing else"
     out.print(
         "harness: the loop of a run, with DDP (of several ranks), counts, digests, rows, and a "
         "vote of all ranks after each step\n"
-        "harness, no vote: the same, but nobody could save by time or stop on a signal\n"
+        "harness, no vote: the same, but unable to save by time or to stop on a signal\n"
         f"bare loop: forward, loss, backward, SGD; {ddp}"
     )
 
 
 class _NoBallot(Ballot):
-    """Where nobody votes."""
+    """A ballot without communication: each rank's own vote is the result."""
 
     def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
         return Agreed(stop, save, end)
@@ -88,7 +90,7 @@ def _harness(t: Training, batches: Iterator[Batch], pulse: Pulse) -> float:
 
 
 class _Bare:
-    """About twenty lines, as one would write them: the least that trains."""
+    """The shortest training loop: forward, loss, backward, optimizer step."""
 
     def __init__(self, run: Opened, batch: Batch, steps: int) -> None:
         self.resolved, self.batch, self.steps = run.resolved, batch, steps

@@ -1,4 +1,4 @@
-"""A page beside a bench's JSON, where what draws it is installed."""
+"""Write the HTML page of a benchmark, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.system.files import write_atomic
 
 
 def write_page(path: Path, make: Callable[[], str]) -> str:
-    """Write what `make` returns; what to tell of it: where it is, or how to get it next time."""
+    """Write the HTML that `make` returns; return a line with its path, or why there is none."""
     try:
         html = make()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        return "no page, as matplotlib is not there: pip install 'imagenet-harness[page]'"
+        return "no page, as matplotlib is not installed: pip install 'imagenet-harness[page]'"
     write_atomic(path, lambda part: part.write_text(html, encoding="utf-8"))
-    return f"{path}: the same to look at"
+    return f"{path}: the same as a page"

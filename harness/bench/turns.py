@@ -1,4 +1,4 @@
-"""Two things measured in turns, A B B A ..., so that a drift of the machine hits both alike."""
+"""Measure several things in turns, A B B A ..., so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.system.console import out, track, wide
 
 @dataclass(frozen=True)
 class Timed:
-    """One of the things compared: a turn of it returns images per second."""
+    """One of the things to compare: `turn` runs it once and returns images per second."""
 
     name: str
     turn: Callable[[], float]
 
 
 def in_turns(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
-    """Images per second of each arm in each turn; the order is reversed from turn to turn."""
+    """Return images per second of each arm in each turn; every second turn has reversed order."""
     measured: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for turn in track(range(turns), total=turns, what="measuring"):
         for arm in arms if turn % 2 == 0 else reversed(arms):
@@ -30,7 +30,7 @@ def in_turns(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
 
 
 def report(measured: dict[str, list[float]], title: str) -> float:
-    """Print each arm's rate and its ratio to the last arm's, turn by turn; the first's ratio."""
+    """Print each arm's rate and its ratio to the last arm; return the first arm's median ratio."""
     first, *_, base = measured
     table = Table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
     for column in table.columns[1:]:
@@ -47,6 +47,6 @@ def report(measured: dict[str, list[float]], title: str) -> float:
 
 
 def ratios(measured: dict[str, list[float]], arm: str, base: str) -> NDArray[np.float64]:
-    """One arm's rate by another's, turn by turn."""
+    """Return the ratio of one arm's rate to another's, for each turn."""
     pairs = zip(measured[arm], measured[base], strict=True)
     return np.array([one / other for one, other in pairs])

@@ -75,5 +75,8 @@ def test_a_disk_without_room_is_no_measurement(disk: Path) -> None:
     done = bench("checkpoint", *TINY, "--every", "2", "--folder", disk)
     assert done.returncode == 1
     assert "the checkpoint could not be written (No space left on device)" in done.stdout
-    assert done.stderr == "error: a checkpoint could not be written: nothing is measured\n"
+    assert (
+        done.stderr
+        == "error: a checkpoint could not be written, so that its cost cannot be measured\n"
+    )
     assert not list(disk.iterdir())

@@ -125,7 +125,7 @@ def test_advice_names_what_is_open_for_the_part_that_binds(
     name: str, part: Part, words: tuple[str, ...], more: dict[str, Any], told: str
 ) -> None:
     change = first_change(ladder(part, **more), resolved(*words), kb_per_image=None)
-    assert told in change.words
+    assert told in change.text
 
 
 def test_where_decoding_binds_the_gpu_is_given_more_of_it() -> None:
@@ -147,7 +147,7 @@ def test_advised_flags_are_settings(part: Part, words: tuple[str, ...]) -> None:
     if change.arm is not None:
         key, value = change.arm.split("=")
         flag = f"--{key.replace('_', '-')}"
-        assert change.words.startswith(f"{flag} {value}: ")
+        assert change.text.startswith(f"{flag} {value}: ")
         load.load([*TINY, "--data.source", "synthetic", *words, flag, value])
 
 
@@ -199,7 +199,7 @@ def test_from_the_command_to_the_page(tmp_path: Path, photos: Path, device: torc
     assert rows[rungs.FORWARD]["limit_unfused"] < rows[rungs.FORWARD]["limit"]
     assert done.stdout.count("change first: ") == 1
     if device.type == "cpu":  # what binds on a GPU depends on the GPU
-        (gives,) = re.findall(r"what that gives: harness bench sweep (.*)\n", done.stdout)
+        (gives,) = re.findall(r"to measure its effect: harness bench sweep (.*)\n", done.stdout)
         assert gives.startswith("--minutes 5 --arm engine.compile=true --model.name resnet20 ")
     page = (tmp_path / "bench/ladder/ladder.html").read_text()
     assert "<svg" in page

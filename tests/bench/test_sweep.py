@@ -132,7 +132,7 @@ def test_on_a_gpu_an_arm_has_set_itself_up_before_the_next_one_starts(on_gpu: bo
     machine = Machine({})
     base = Base(BASE, Path(), lambda arm, log: Noted(arm))
     seen.clear()
-    base.beside(Arm("arm", WORDS), 0.0)
+    base.compare(Arm("arm", WORDS), 0.0)
     base_first = ["base starts", "base is ready", "arm starts", "arm is ready"]
     assert seen == (base_first if on_gpu else [base_first[k] for k in (0, 2, 1, 3)])
 
@@ -173,7 +173,7 @@ def test_a_steady_drift_of_the_machine_leaves_the_ratio_alone(
 ) -> None:
     machine = Machine({"engine.bucket_mb=1": true}, drift=drift, seed=seed)
     base = Base(BASE, Path(), machine.start)
-    trial = base.beside(arm(engine__bucket_mb="1"), 0.01)
+    trial = base.compare(arm(engine__bucket_mb="1"), 0.01)
     # Pairs turn round: of an odd number one is left over.
     assert abs(math.log(trial.ratio / true)) <= -math.log(1 - drift) / len(trial.pairs) + 1e-9
 
@@ -183,7 +183,7 @@ def test_starts_that_differ_are_not_taken_for_a_difference() -> None:
     covered = 0
     for seed in range(400):
         machine = Machine({"engine.bucket_mb=1": 1.1}, noise=0.001, luck=0.03, seed=seed)
-        trial = Base(BASE, Path(), machine.start).beside(arm(engine__bucket_mb="1"), 10)
+        trial = Base(BASE, Path(), machine.start).compare(arm(engine__bucket_mb="1"), 10)
         assert len(trial.starts) == MOST_STARTS
         low, high = trial.interval
         covered += low <= 1.1 <= high
@@ -194,7 +194,9 @@ def test_intervals_cover_the_truth() -> None:
     covered = 0
     for seed in range(400):
         machine = Machine({"engine.bucket_mb=1": 1.1}, noise=0.03, seed=seed)
-        low, high = Base(BASE, Path(), machine.start).beside(arm(engine__bucket_mb="1"), 0).interval
+        low, high = (
+            Base(BASE, Path(), machine.start).compare(arm(engine__bucket_mb="1"), 0).interval
+        )
         covered += low <= 1.1 <= high
     assert 0.92 < covered / 400 < 0.98
 
@@ -243,7 +245,7 @@ def test_winners_that_contradict_each_other_are_not_put_together(tmp_path: Path)
 def test_what_does_not_fit_beside_the_base_is_measured_apart() -> None:
     machine = Machine({"train.global_batch=64": 1.5}, holds=70)
     base = Base(BASE, Path(), machine.start)
-    trial = base.beside(arm(train__global_batch="64"), 0.01)
+    trial = base.compare(arm(train__global_batch="64"), 0.01)
     assert not trial.together
     assert trial.ratio == pytest.approx(1.5)
     assert trial.facts["memory_peak_gib"] == 1.0

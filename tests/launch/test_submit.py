@@ -107,7 +107,7 @@ def test_seeds_and_values_make_every_combination() -> None:
 def test_values_that_are_lists_are_parted_by_semicolons() -> None:
     of = plan(sweeps=("schedule.drop_epochs=30,60;40,80",))
     assert [config.schedule.drop_epochs for config in of.runs] == [(30, 60), (40, 80)]
-    with pytest.raises(BadInput, match="is a list; part its values with ;"):
+    with pytest.raises(BadInput, match="is a list; separate its values with ;"):
         plan(sweeps=("schedule.drop-epochs=30,60",))
 
 
@@ -118,7 +118,7 @@ def test_values_that_are_lists_are_parted_by_semicolons() -> None:
         (("optim.lr-per-257=0.1",), "--optim.lr-per-257: no such flag; did you mean --optim.lr-p"),
         (("optim.lr-per-256",), "--sweep optim.lr-per-256: write it as section.key=VALUE,VALUE"),
         (("run.seed=1,2", "run.seed=3"), "run.seed: is varied twice"),
-        (("run.name=a,b",), "run.name: runs are named by what is varied"),
+        (("run.name=a,b",), "run.name: runs are named by the varied settings"),
         (("optim.momentum=0.9,0.9",), "gives the same run twice"),
         (("optim.momentum=0.9,0",), "optim.nesterov: needs optim.momentum over 0"),
     ],
@@ -182,7 +182,10 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(tmp_path: Path) -> None:
             "--gpus-per-node 1 --local --nodes 2",
             "--local: is for this machine alone; leave out --nodes",
         ),
-        ("--gpus-per-node 1", "sbatch: not found; submit on a login node, or try it here: --local"),
+        (
+            "--gpus-per-node 1",
+            "sbatch: not found; submit on a login node, or run on this machine with --local",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_queued(
@@ -250,13 +253,13 @@ def test_who_goes_back_into_the_queue(
 
 
 def test_the_first_rank_leaves_the_note(tmp_path: Path) -> None:
-    path = ending.place(tmp_path, "12_3", 1)
-    assert ending.read(path) is None
-    assert ending.leave(path, BROKE)
-    assert not ending.leave(path, REFUSED)
-    assert ending.read(path) == BROKE
+    path = ending.note_path(tmp_path, "12_3", 1)
+    assert ending.read_note(path) is None
+    assert ending.write_note(path, BROKE)
+    assert not ending.write_note(path, REFUSED)
+    assert ending.read_note(path) == BROKE
     path.write_text('{"rank": 1, "ho')
-    assert ending.read(path) is None
+    assert ending.read_note(path) is None
 
 
 # the local executor

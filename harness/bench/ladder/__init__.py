@@ -1,1 +1,1 @@
-"""Which part of a training step binds: each measured by itself, then together."""
+"""Find the bottleneck of a training step: measure each part alone, then all together."""

@@ -1,4 +1,4 @@
-"""Advice: the setting to change first, for the part that binds."""
+"""Choose the setting to change first, for the part that limits the speed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from harness.bench.ladder.summary import Ladder
 from harness.trainer.resolve import FEW_IMAGES, Resolved, resolve_precision
 
 LARGE_KB = 60.0
-"""An ImageNet image with a shorter side of 256 px has about 35 KB, an original 110."""
+"""Images larger than this could be shrunk: ImageNet's have about 110 KB on average, and 35 with a
+shorter side of 256 px."""
 SLOW_READ = 1.5
-"""Reading must be so much faster than the loader, or it may be what holds it back."""
+"""If cold reading is not this many times faster than the loader, the disk may limit it."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What to change: in words, and as an arm of a sweep, if that can tell what it gives."""
+    """A change to try.
 
-    words: str
+    Attributes:
+        text: for the user.
+        arm: argument of `harness bench sweep --arm` that measures its effect, if there is one.
+    """
+
+    text: str
     arm: str | None = None
 
 
 def first_change(ladder: Ladder, resolved: Resolved, kb_per_image: float | None) -> Change:
-    """What to try first, with the words to type.
+    """Return the first change to try.
 
     Args:
-        kb_per_image: encoded, on average; null without files.
+        kb_per_image: mean size of an encoded image; None without files.
     """
-    tries: dict[Part, list[tuple[bool, Change]]] = {
+    changes: dict[Part, list[tuple[bool, Change]]] = {
         "data": _data(ladder, resolved, kb_per_image),
         "compute": _compute(resolved),
         "all-reduce": _all_reduce(resolved),
     }
-    return next(change for is_open, change in tries[ladder.binds] if is_open)
+    return next(change for applies, change in changes[ladder.binds] if applies)
 
 
 def _set(key: str, value: object, why: str) -> Change:
@@ -55,58 +61,57 @@ def _data(
     )
     smaller = Change(
         f"smaller images: {kb_per_image or 0:,.0f} KB each; harness data pack --shorter-px 256 "
-        "(accuracy is then another: say so)"
+        "(this may change the accuracy)"
     )
     return [
         (data.source == "torchvision",
          _set("data.source", "dali", "torchvision's loader is the baseline")),
         (reads, packed),
         (loader.threads < world.cores(),
-         _set("data.threads", world.cores(), "cores are left over")),
+         _set("data.threads", world.cores(), "some cores are idle")),
         (world.on_gpu and loader.decode == "cpu",
          _set("data.decode", "split", "resize and flip on the GPU")),
         (world.on_gpu and loader.decode == "split",
          _set("data.decode", "gpu", "the GPU's decoder")),
         (large, smaller),
         (world.on_gpu, Change(
-            "more CPU cores per GPU (sbatch --cpus-per-task), as decoding is what they do")),
+            "more CPU cores per GPU (sbatch --cpus-per-task), as decoding is limited by them")),
         (True, Change(
-            "nothing in the loader is open: decoding and resizing take what the cores give")),
+            "no setting of the loader is left: the cores limit decoding and resizing")),
     ]  # fmt: skip
 
 
 def _compute(resolved: Resolved) -> list[tuple[bool, Change]]:
     engine, world = resolved.config.engine, resolved.world
     best = resolve_precision("auto", on_gpu=world.on_gpu)
-    n = resolved.split.local_batch
+    local_batch = resolved.split.local_batch
     larger = Change(
-        f"a larger local batch than {n}: raise --train.global-batch or --train.max-local-batch"
+        f"a larger local batch than {local_batch}: raise --train.global-batch or "
+        "--train.max-local-batch"
     )
     return [
         (resolved.precision != best and best != "fp32",
-         _set("engine.precision", best, "this hardware has it (the result may differ)")),
+         _set("engine.precision", best, "this hardware supports it (the result may differ)")),
         (not engine.channels_last,
-         _set("engine.channels_last", "true", "the layout that convolutions are fastest in")),
+         _set("engine.channels_last", "true", "the fastest memory layout for convolutions")),
         (not resolved.compiled, _set("engine.compile", "true", "fewer, larger operations")),
-        (world.on_gpu and n < FEW_IMAGES, larger),
+        (world.on_gpu and local_batch < FEW_IMAGES, larger),
         (engine.deterministic,
-         _set("engine.deterministic", "false", "the fastest kernels, not the repeatable ones")),
+         _set("engine.deterministic", "false", "the fastest kernels, not the deterministic ones")),
         (resolved.threads < world.cores(),
-         _set("engine.threads", world.cores(), "cores are left over")),
+         _set("engine.threads", world.cores(), "some cores are idle")),
         (True, Change(
-            "harness bench sweep: the known switches are on, so try the others in turns")),
+            "harness bench sweep: the common settings are in use, so try the others")),
     ]  # fmt: skip
 
 
 def _all_reduce(resolved: Resolved) -> list[tuple[bool, Change]]:
     engine, split = resolved.config.engine, resolved.split
-    larger = Change(
-        "a larger local batch: each sum of gradients then serves more images (--train.global-batch)"
-    )
+    larger = Change("a larger local batch, for fewer all-reduces per image (--train.global-batch)")
     return [
         (split.accumulate == 1 and split.local_batch < FEW_IMAGES, larger),
         (engine.bucket_mb <= 25,
          _set("engine.bucket_mb", f"{2 * engine.bucket_mb:g}",
-              "fewer, larger sums; and see harness doctor under torchrun for the links")),
+              "fewer, larger all-reduces; harness doctor under torchrun measures the links")),
         (True, Change("the network: harness doctor under torchrun measures each link")),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Limits: the speed of light for each rung, from the network's graph and the machine's peaks."""
+"""Compute the upper limit of each rung from the network's operations and the machine's peaks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from harness.trainer.mfu import Utilisation, costs_of, utilisation
 from harness.trainer.resolve import Resolved
 
 LARGE_BYTES = 64 * probes.MIB
-"""A sum over ranks so large that only bandwidth counts."""
+"""Size of an all-reduce so large that only bandwidth counts."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds this machine, and this network's costs.
+    """The peaks of this machine, and the costs of this network.
 
     Attributes:
-        peak: of one rank's device: printed, or measured.
-        measured: of the same, measured; the same numbers where none are printed.
-        all_reduce_bytes_per_s: of a large sum over all ranks; null with one rank.
-        copy_bytes_per_s: to the GPU; null without one.
+        costs: operations and bytes of the network, per image.
+        peak: peaks of one rank's device: the vendor's, or if unknown the measured ones.
+        measured: measured peaks of the same device.
+        all_reduce_bytes_per_s: bandwidth of a large all-reduce; None with one rank.
+        ranks: number of ranks.
     """
 
     costs: Costs
@@ -33,7 +34,7 @@ class Limits:
     ranks: int
 
     def images_per_second(self, name: str, *, fused: bool = True) -> float | None:
-        """Images of all ranks per second that a computing rung cannot exceed; null for others."""
+        """Return the limit of a compute rung, images per second of all ranks; None for others."""
         parts = {
             rungs.FORWARD: self.costs.forward,
             rungs.BACKWARD: self.costs.forward + self.costs.backward,
@@ -51,42 +52,43 @@ class Limits:
         return roofline_s(ops, self.peak.flops_per_s, self.peak.bytes_per_s, fused=fused)
 
     def all_reduce(self, size_bytes: float, images: int) -> float | None:
-        """Images per second if sums over ranks ran at full bandwidth."""
+        """Return the images per second at which all-reduces would need the full bandwidth."""
         if self.all_reduce_bytes_per_s is None:
             return None
         return images * self.all_reduce_bytes_per_s / size_bytes
 
     def in_words(self, precision: str) -> str:
-        """The peaks of one rank's device."""
-        peak, own = self.peak, self.measured
-        told = (
+        """Describe the peaks of one rank's device."""
+        peak, measured = self.peak, self.measured
+        text = (
             f"{peak.flops_per_s / 1e12:,.3g} TFLOP/s in {precision}, "
             f"{peak.bytes_per_s / 1e9:,.4g} GB/s of memory ({peak.source})"
         )
-        if own == peak:
-            return told
+        if measured == peak:
+            return text
         return (
-            f"{told}; a matrix product reaches {own.flops_per_s / 1e12:,.3g}, "
-            f"a copy {own.bytes_per_s / 1e9:,.4g}"
+            f"{text}; a matrix product reaches {measured.flops_per_s / 1e12:,.3g}, "
+            f"a copy {measured.bytes_per_s / 1e9:,.4g}"
         )
 
     @property
-    def utilisation(self) -> Utilisation:
-        """Shares of the peaks, at a rate."""
+    def utilization(self) -> Utilisation:
+        """The utilization of the peaks, as a function of the rate."""
         return utilisation(self.costs, self.peak, self.ranks)
 
 
 def find(resolved: Resolved, classes: int) -> Limits:
-    """Count and measure; a collective call."""
+    """Count the network's operations and measure this machine's peaks; a collective call."""
     world, costs = resolved.world, costs_of(resolved, classes)
     measured = peaks.measured(world.device, resolved.precision)
-    speed = None
+    all_reduce_bytes_per_s = None
     if world.size > 1:
-        speed = LARGE_BYTES / probes.all_reduce_s(world, LARGE_BYTES, limit_s=1)
+        large_s = probes.all_reduce_s(world, LARGE_BYTES, limit_s=1)
+        all_reduce_bytes_per_s = LARGE_BYTES / large_s
     return Limits(
         costs,
         peaks.printed_for(world.device, resolved.precision) or measured,
         measured,
-        speed,
+        all_reduce_bytes_per_s,
         world.size,
     )

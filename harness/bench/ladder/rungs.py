@@ -1,4 +1,4 @@
-"""Rungs: a training step taken apart, each part alone, then together, ready to be timed."""
+"""Split a training step into parts (rungs) that can be timed alone and together."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ ALL_REDUCE, DDP, EVERYTHING = "all-reduce", "+ DDP", "everything"
 
 ABOUT = {
     READ_COLD: "encoded images in training order, dropped from memory before",
-    READ_WARM: "the same again",
+    READ_WARM: "the same, when they are in memory",
     DECODE: "JPEG to pixels, the windows of training, nothing else",
     LOADER: "batches as training gets them: read, decode, resize, flip",
     COPY: "a batch of pixels to the GPU",
     FORWARD: "network and loss, pixels in memory",
-    BACKWARD: "and gradients",
-    OPTIMIZER: "and SGD: one rank's step, nothing between ranks",
+    BACKWARD: "the same, with gradients",
+    OPTIMIZER: "the same, with SGD: one rank's step, nothing between ranks",
     ALL_REDUCE: "the sum of gradients over all ranks, in DDP's buckets, nothing else",
     DDP: "the step with DDP, counts and the ranks' vote, pixels in memory",
     EVERYTHING: "the same on real images, as in training",
 }
-"""In the order in which they stand in the report."""
+"""What each rung does, in the order of the report."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A rung, timed once: each of its steps, all of them, and this rank's CPU time meanwhile."""
+    """One timing of a rung: the time of each step and of all steps, and this rank's CPU time."""
 
     steps_ms: list[float]
     seconds: float
@@ -58,9 +58,9 @@ class Rung:
     """A part of a step.
 
     Attributes:
-        turn: does so many steps, timed.
-        images: of all ranks, per step.
-        size_bytes: read or sent per step and rank, if that is what it is about.
+        turn: does and times a number of steps.
+        images: per step, over all ranks.
+        size_bytes: bytes read or sent, per step and rank; None for other rungs.
     """
 
     name: str
@@ -70,33 +70,33 @@ class Rung:
 
 
 def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
-    """All rungs that this machine has, bottom up, and why the others are not measured."""
+    """Return the rungs that can be measured here, in order, and why others cannot, by name."""
     resolved = t.resolved
-    found, missing = _data_rungs(resolved, images)
+    timed, missing = _data_rungs(resolved, images)
     n = resolved.split.local_batch * resolved.world.size
     synthetic = SyntheticBatches(
         _samples(resolved, images), local_batch=resolved.split.local_batch,
         out_px=resolved.config.data.image_px, device=resolved.world.device,
     )  # fmt: skip
     if resolved.world.on_gpu:
-        found.append(_copy_rung(resolved, n))
+        timed.append(_copy_rung(resolved, n))
     else:
         missing[COPY] = "no GPU: pixels are used where they are made"
-    found += _compute_rungs(t, synthetic, n)
+    timed += _compute_rungs(t, synthetic, n)
     if resolved.world.size > 1:
-        found.append(_all_reduce_rung(resolved, bucket_sizes(t)))
+        timed.append(_all_reduce_rung(resolved, bucket_sizes(t)))
     else:
         missing[ALL_REDUCE] = "one rank: nothing is sent"
-    found.append(_whole(DDP, t, synthetic))
+    timed.append(_whole(DDP, t, synthetic))
     if images.dataset is None:
         missing[EVERYTHING] = "data.source is synthetic"
     else:
-        found.append(training_rung(t, images))
-    return found, missing
+        timed.append(training_rung(t, images))
+    return timed, missing
 
 
 def training_rung(t: Training, images: Images) -> Rung:
-    """The whole step as a run has it, on its own images or on synthetic ones."""
+    """Return the rung of the whole step, on the images of the run's config."""
     batches = _batches(t.resolved, images)
     return _whole(EVERYTHING, t, batches, ahead=images.dataset is not None)
 
@@ -109,12 +109,12 @@ def _by_steps(
     begin: Callable[[], Any] = lambda: None,
     apart: bool = True,
 ) -> Callable[[int], Turn]:
-    """Time what can be done step by step, each by itself; on a GPU by events.
+    """Return a function that does and times a number of steps; on a GPU with CUDA events.
 
     Args:
-        first: steps that are done before and do not count.
-        begin: done once before them.
-        apart: whether a step's end can be seen; else only that of all.
+        first: number of steps that are done before and not timed.
+        begin: called once before those.
+        apart: whether single steps can be timed; else only all together.
     """
     device = resolved.world.device
     clock = Clock(device)
@@ -139,31 +139,31 @@ def _by_steps(
 
 
 def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[str, str]]:
-    """Reading, decoding and the loader."""
+    """Return the rungs of reading, decoding and the loader, and why others are missing."""
     dataset, n = images.dataset, resolved.split.local_batch * resolved.world.size
     if dataset is None:
         return [], dict.fromkeys((READ_COLD, READ_WARM, DECODE, LOADER), "data.source is synthetic")
     read = _Read(resolved, images)
     size = float(dataset.size_bytes.mean()) * resolved.split.local_batch
-    found = [Rung(READ_COLD, read.cold, n, size), Rung(READ_WARM, read.warm, n, size)]
+    timed = [Rung(READ_COLD, read.cold, n, size), Rung(READ_WARM, read.warm, n, size)]
     missing = {}
-    # What was made ahead, while something else was timed, does not count.
+    # Batches that were prefetched while another rung was timed must not be timed.
     first = resolved.config.data.prefetch_batches + 1
     decoding = resolved.loader.decoding(images, resolved.split)
     if decoding is None:
         missing[DECODE] = "data.source is not dali"
     else:
-        # On a GPU nothing of a batch is waited for, only for all of them at the turn's end.
+        # On a GPU only the end of all batches is waited for, so that single ones have no time.
         on_cpu = resolved.loader.decode == "cpu"
         turn = _by_steps(decoding.decode, resolved, first=first, apart=on_cpu)
-        found.append(Rung(DECODE, turn, n))
+        timed.append(Rung(DECODE, turn, n))
     batches = _batches(resolved, images)
-    found.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
-    return found, missing
+    timed.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
+    return timed, missing
 
 
 class _Read:
-    """Reads the images of one local batch after another, on as many threads as the loader has."""
+    """Read the images of local batches, with as many threads as the loader has."""
 
     def __init__(self, resolved: Resolved, images: Images) -> None:
         assert images.dataset is not None
@@ -173,24 +173,24 @@ class _Read:
         self._last: list[int] = []
 
     def cold(self, steps: int) -> Turn:
-        """The next batches."""
+        """Read the next batches, after dropping them from the page cache."""
         batches = itertools.islice(self._samples, steps)
         self._last = [sample for batch in batches for sample in batch.ids.tolist()]
         return self._read(self._last, cold=True)
 
     def warm(self, steps: int) -> Turn:
-        """As many images that have been read before."""
+        """Read equally many images of those that `cold` read last."""
         ids = itertools.islice(itertools.cycle(self._last), steps * self._local_batch)
         return self._read(list(ids), cold=False)
 
     def _read(self, ids: list[int], *, cold: bool) -> Turn:
         read = self._dataset.reader(self._loader.data.read)
         began = time.process_time()
-        done = probes.read_speed(
-            lambda n: read(ids[n]), [self._dataset.files.extent(each) for each in ids],
+        result = probes.read_speed(
+            lambda n: read(ids[n]), [self._dataset.files.extent(sample) for sample in ids],
             threads=self._loader.threads, limit_s=float("inf"), cold=cold,
         )  # fmt: skip
-        return Turn([], done.seconds, time.process_time() - began)
+        return Turn([], result.seconds, time.process_time() - began)
 
 
 def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
@@ -212,7 +212,7 @@ def _copy_rung(resolved: Resolved, n: int) -> Rung:
 
 
 def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
-    """Forward, backward and optimizer of one micro-batch; the weights stay as they are."""
+    """Return the rungs of forward, backward and optimizer, with a learning rate of 0."""
 
     def forward() -> Tensor:
         batch = next(batches)
@@ -245,17 +245,17 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
 
 
 def bucket_sizes(t: Training) -> list[int]:
-    """Bytes of DDP's buckets, as it has rebuilt them after the first step; none without DDP."""
+    """Return the bytes of DDP's buckets, as rebuilt after the first step; empty without DDP."""
     if isinstance(t.ddp, setup.Classifier):
         return []
-    told = t.ddp._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
-    sizes = [int(size) for size in str(told).split(",") if size.strip()]
+    text = t.ddp._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
+    sizes = [int(size) for size in str(text).split(",") if size.strip()]
     bucket_mb = t.resolved.config.engine.bucket_mb
     return sizes or probes.bucket_bytes(t.model.parameters(), bucket_mb)
 
 
 def _all_reduce_rung(resolved: Resolved, sizes: list[int]) -> Rung:
-    """Once per optimiser step, as gradients of accumulated batches are sent together."""
+    """Return the all-reduce rung: once per optimizer step, however many batches are accumulated."""
     buckets = [torch.zeros(size // 4, device=resolved.world.device) for size in sizes]
 
     def step() -> None:
@@ -267,7 +267,7 @@ def _all_reduce_rung(resolved: Resolved, sizes: list[int]) -> Rung:
 
 
 def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = False) -> Rung:
-    """The step of training; its counts are read when a log period is full, as in training."""
+    """Return a rung of whole training steps, with the reading of counts once per log period."""
     every = min(t.resolved.config.log.every_steps, t.resolved.steps_per_epoch)
 
     def step() -> None:
@@ -277,7 +277,7 @@ def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = Fa
             t.counts.read(t.resolved.world, t.step)
             t.clock.read_period()
 
-    made = t.resolved.config.data.prefetch_batches * ahead
-    first = -(-made // t.resolved.split.accumulate) + 1
+    prefetched = t.resolved.config.data.prefetch_batches * ahead
+    first = -(-prefetched // t.resolved.split.accumulate) + 1
     turn = _by_steps(step, t.resolved, first=first, begin=t.model.train)
     return Rung(name, turn, t.resolved.split.global_batch)

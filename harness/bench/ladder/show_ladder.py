@@ -1,4 +1,4 @@
-"""A ladder as a table, as ladder.json and as a page."""
+"""Print a ladder as a table, and write it as ladder.json and as a page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from harness.system.files import write_atomic
 HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "of it", "share")
 
 
-def run(config: cfg.Config, words: Sequence[str], *, minutes: float, folder: Path) -> None:
-    """Measure, print, write ladder.json and ladder.html into the folder; a collective call.
+def run(config: cfg.Config, argv: Sequence[str], *, minutes: float, folder: Path) -> None:
+    """Measure, print, and write ladder.json and ladder.html into a folder; a collective call.
 
     Args:
-        words: by which the config was asked for.
+        argv: the command line of the config.
+        minutes: see measure.
 
     Raises:
-        BadInput: as a run's; a folder that cannot be written.
+        BadInput: the config cannot be run here, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,24 +37,26 @@ def run(config: cfg.Config, words: Sequence[str], *, minutes: float, folder: Pat
         raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
     measured = measure(config, minutes=minutes)
     if measured is not None:
-        show(*measured, words, folder)
+        show(*measured, argv, folder)
 
 
-def show(ladder: Ladder, change: Change, words: Sequence[str], folder: Path) -> None:
-    """Print it, and write both files."""
+def show(ladder: Ladder, change: Change, argv: Sequence[str], folder: Path) -> None:
+    """Print a ladder, and write both files."""
     table = Table(*HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
     for rung in ladder.rungs:
         table.add_row(*_cells(rung))
     wide.print(table)
-    told = lines(ladder, change, words)
-    for line in told:
+    report = lines(ladder, change, argv)
+    for line in report:
         out.print(line)
-    of_all = ladder.as_json() | {"first_change": change.words, "lines": told}
-    write_atomic(folder / "ladder.json", lambda part: part.write_text(json.dumps(of_all, indent=1)))
-    page = write_page(folder / "ladder.html", lambda: _page(ladder, told))
-    out.print(f"\n{page}\n{folder / 'ladder.json'}: all of it")
+    content = ladder.as_json() | {"first_change": change.text, "lines": report}
+    write_atomic(
+        folder / "ladder.json", lambda part: part.write_text(json.dumps(content, indent=1))
+    )
+    page = write_page(folder / "ladder.html", lambda: _page(ladder, report))
+    out.print(f"\n{page}\n{folder / 'ladder.json'}: all measurements")
 
 
 def _cells(rung: Measured) -> list[str]:
@@ -77,12 +80,12 @@ def _number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
 
 
-def lines(ladder: Ladder, change: Change, words: Sequence[str]) -> list[str]:
-    """What it means, in words: what binds, headroom, the law, limits, what to change first."""
+def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
+    """Return the report: the bottleneck, headroom, law, limits, and what to change first."""
     rate, binds = ladder.rate, ladder.binds
     without = ladder.without(binds)
     off_pct = 100 * (ladder.predicted / rate - 1)
-    told = [
+    report = [
         f"binds: {binds}, {_bound_by(ladder)}"
         + (f"; without it: {without:,.0f} images/s" if without else ""),
         f"law: {ladder.law.in_words()}: {ladder.predicted:,.0f} images/s from the parts, "
@@ -90,33 +93,35 @@ def lines(ladder: Ladder, change: Change, words: Sequence[str]) -> list[str]:
         f"limits: {ladder.peak}; of that the network's operations use {ladder.mfu_pct:.1f} % "
         f"(MFU), its bytes {ladder.memory_pct:.1f} % if all is fused",
     ]
-    wide_ones = [
+    uncertain = [
         f"{rung.name} +-{rung.half_width_pct:.1f} %"
         for rung in ladder.rungs
         if rung.half_width_pct is not None and rung.half_width_pct > NARROW_PCT
     ]
-    if wide_ones:
-        told.append(
-            f"not known to within {NARROW_PCT:g} %: {', '.join(wide_ones)}; give more --minutes, "
+    if uncertain:
+        report.append(
+            f"not known to within {NARROW_PCT:g} %: {', '.join(uncertain)}; give more --minutes, "
             "or a quieter machine"
         )
-    told += [f"{rung.name}: not measured ({rung.missing})" for rung in ladder.rungs if rung.missing]
-    told.append(f"change first: {change.words}")
+    report += [
+        f"{rung.name}: not measured ({rung.missing})" for rung in ladder.rungs if rung.missing
+    ]
+    report.append(f"change first: {change.text}")
     if change.arm is not None:
         ranks = ["--ranks", str(ladder.ranks_per_node)] if ladder.ranks_per_node > 1 else []
-        sweep = shlex.join([*ranks, "--arm", change.arm, *words])
-        told.append(f"what that gives: harness bench sweep --minutes 5 {sweep}")
-    return told
+        sweep = shlex.join([*ranks, "--arm", change.arm, *argv])
+        report.append(f"to measure its effect: harness bench sweep --minutes 5 {sweep}")
+    return report
 
 
 def _bound_by(ladder: Ladder) -> str:
-    """How long the part that binds takes beside the others."""
-    parts = sorted(ladder.parts_s.items(), key=lambda each: -each[1])
-    whole = sum(ladder.parts_s.values())
+    """Return the times or the rates of all parts, slowest first."""
+    parts = sorted(ladder.parts_s.items(), key=lambda part: -part[1])
+    total_s = sum(ladder.parts_s.values())
     if ladder.law.shared:
-        return ", ".join(f"{part} {100 * s / whole:.0f} %" for part, s in parts) + " of the time"
-    told = ", ".join(f"{part} {1 / s:,.0f}" for part, s in parts)
-    return f"the slowest of {told} images/s"
+        return ", ".join(f"{part} {100 * s / total_s:.0f} %" for part, s in parts) + " of the time"
+    rates = ", ".join(f"{part} {1 / s:,.0f}" for part, s in parts)
+    return f"the slowest of {rates} images/s"
 
 
 def _page(ladder: Ladder, points: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Summary: what the turns of a ladder come to: rates, limits, shares, and which part binds."""
+"""Summarize the turns of a ladder: rates, limits, shares, and which part is the bottleneck."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.bench.loop import Opened
 from harness.results.stats.statistics import interval_of_mean
 
 NARROW_PCT = 5.0
-"""Half-width of an interval, in percent of the mean, over which the report says that it is wide."""
+"""The report warns of intervals whose half-width is above this percentage of the mean."""
 
 
 @dataclass(frozen=True)
 class AllRanksTurn:
-    """A rung, timed once on all ranks together."""
+    """One timing of a rung on all ranks together."""
 
     images_per_second: float
     cores: float
@@ -31,17 +31,20 @@ class AllRanksTurn:
 
 @dataclass(frozen=True)
 class Measured:
-    """A rung as the report has it; what was not measured is null, and `missing` says why.
+    """The result of a rung; what was not measured is None.
 
     Attributes:
+        about: what the rung does.
+        missing: why the rung was not measured.
         images_per_second: of all ranks, mean over turns; `low`, `high`: its 95 % interval.
-        step_ms_p50, step_ms_p95: of rank 0; null where single steps were not timed.
-        cores: CPU cores that all ranks kept busy meanwhile, on average.
-        bytes_per_second: read or sent by all ranks, where that is what the rung is about.
+        turns: number of turns.
+        step_ms_p50, step_ms_p95: of rank 0; None if single steps were not timed.
+        cores: CPU cores that all ranks together kept busy, on average.
+        bytes_per_second: read or sent by all ranks.
         limit: images per second that this machine cannot exceed.
-        limit_unfused: the same if each operation of the network reads and writes its own tensors.
-        limit_by: where the limit is from.
-        share_pct: of the whole step, what this rung adds to the one below.
+        limit_unfused: the limit if each operation of the network reads and writes its own tensors.
+        limit_by: what gives the limit.
+        share_pct: time that this rung adds to the one below, in percent of the whole step.
     """
 
     name: str
@@ -62,14 +65,14 @@ class Measured:
 
     @property
     def half_width_pct(self) -> float | None:
-        """Of the interval, in percent of the mean."""
+        """Half-width of the interval, in percent of the mean."""
         if self.images_per_second is None or self.high is None:
             return None
         return 100 * (self.high / self.images_per_second - 1)
 
     @property
     def of_limit_pct(self) -> float | None:
-        """How much of the limit is reached."""
+        """The rate in percent of the limit."""
         if self.images_per_second is None or self.limit is None:
             return None
         return 100 * self.images_per_second / self.limit
@@ -77,17 +80,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All that was measured, and what follows from it.
+    """All measurements, and what follows from them.
 
     Attributes:
-        what: what was trained, and where, as lines.
-        ranks_per_node: processes that trained on this node.
-        parts_s: seconds per image of the parts that make up the whole, each alone.
-        predicted: images per second of the whole by the law, from the parts.
-        peak: of one rank's device, in words.
-        mfu_pct: share of the peak operations that were the network's, over the whole.
-        memory_pct: share of the peak bandwidth that even fused operations would have used.
-        fits_in_memory: whether all images fit into this node's memory; null without files.
+        what: lines that describe the run and the machine.
+        ranks_per_node: ranks on this node.
+        law: how the parts make up the whole step.
+        parts_s: seconds per image of each part of the step, measured alone.
+        predicted: images per second of the whole step by the law, from the parts.
+        peak: description of the peaks of one rank's device.
+        mfu_pct: model FLOPs utilization of the whole step.
+        memory_pct: utilization of the memory's bandwidth if all operations were fused.
+        fits_in_memory: whether all images fit into this node's memory; None without files.
     """
 
     what: list[str]
@@ -102,41 +106,44 @@ class Ladder:
     fits_in_memory: bool | None
 
     def __getitem__(self, name: str) -> Measured:
-        (found,) = [rung for rung in self.rungs if rung.name == name]
-        return found
+        return next(rung for rung in self.rungs if rung.name == name)
 
     @property
     def top(self) -> Measured:
-        """The whole as far as it was measured: on real images, else on synthetic ones."""
+        """The rung of the whole step: on real images, or if that is missing, on synthetic ones."""
         everything = self[rungs.EVERYTHING]
         return self[rungs.DDP] if everything.missing else everything
 
     @property
     def rate(self) -> float:
-        """Images per second of the whole."""
+        """Images per second of the whole step."""
         return _rate(self.top)
 
     @property
     def binds(self) -> Part:
-        """What takes longest."""
+        """The bottleneck: the part that takes longest."""
         return self.law.binds(self.parts_s)
 
     def without(self, part: Part) -> float | None:
-        """Images per second, by the law, if a part cost nothing; null if nothing else is left."""
+        """Return the predicted images per second without a part; None if it is the only one."""
         seconds = self.law.without_s(part, self.parts_s)
         return 1 / seconds if seconds else None
 
     def as_json(self) -> dict[str, Any]:
-        """For ladder.json."""
+        """Return the content of ladder.json."""
         return asdict(self) | {"binds": self.binds, "law_in_words": self.law.in_words()}
 
 
-def put_together(
-    run: Opened, found: Sequence[Rung], turns: Mapping[str, Sequence[AllRanksTurn]],
+def summarize(
+    run: Opened, timed: Sequence[Rung], turns: Mapping[str, Sequence[AllRanksTurn]],
     missing: Mapping[str, str], bounds: Limits,
 ) -> Ladder:  # fmt: skip
-    """All rungs, and what follows from them."""
-    by_name = {rung.name: rung for rung in found}
+    """Return the ladder of all turns.
+
+    Args:
+        missing: why the other rungs were not measured, by name.
+    """
+    by_name = {rung.name: rung for rung in timed}
     plain = {
         name: Measured(name, about, missing[name]) if name in missing
         else _measured(by_name[name], turns[name], bounds)
@@ -158,20 +165,23 @@ def put_together(
         parts_s=parts_s,
         predicted=1 / law.whole_s(parts_s),
         peak=bounds.in_words(r.precision),
-        mfu_pct=bounds.utilisation.mfu_pct(_rate(whole)),
-        memory_pct=bounds.utilisation.memory_pct(_rate(whole)),
+        mfu_pct=bounds.utilization.mfu_pct(_rate(whole)),
+        memory_pct=bounds.utilization.memory_pct(_rate(whole)),
         fits_in_memory=None if dataset is None else int(dataset.size_bytes.sum()) < _memory_bytes(),
     )
 
 
 def _measured(rung: Rung, turns: Sequence[AllRanksTurn], bounds: Limits) -> Measured:
-    rates = [each.images_per_second for each in turns]
+    rates = [turn.images_per_second for turn in turns]
     mean, (low, high) = float(np.mean(rates)), interval_of_mean(rates)
-    steps_ms = [ms for each in turns for ms in each.steps_ms]
+    steps_ms = [ms for turn in turns for ms in turn.steps_ms]
     p50, p95 = np.quantile(steps_ms, (0.5, 0.95)).tolist() if steps_ms else (None, None)
-    limit, by = bounds.images_per_second(rung.name), "the network's operations and bytes"
+    limit, limit_by = bounds.images_per_second(rung.name), "the network's operations and bytes"
     if rung.name == rungs.ALL_REDUCE and rung.size_bytes is not None:
-        limit, by = bounds.all_reduce(rung.size_bytes, rung.images), "one sum of 64 MiB"
+        limit, limit_by = (
+            bounds.all_reduce(rung.size_bytes, rung.images),
+            "one all-reduce of 64 MiB",
+        )
     return Measured(
         name=rung.name,
         about=rungs.ABOUT[rung.name],
@@ -181,25 +191,25 @@ def _measured(rung: Rung, turns: Sequence[AllRanksTurn], bounds: Limits) -> Meas
         turns=len(rates),
         step_ms_p50=p50,
         step_ms_p95=p95,
-        cores=float(np.mean([each.cores for each in turns])),
+        cores=float(np.mean([turn.cores for turn in turns])),
         bytes_per_second=_speed(rung, mean, bounds.ranks),
         limit=limit,
         limit_unfused=bounds.images_per_second(rung.name, fused=False),
-        limit_by=by if limit else None,
+        limit_by=limit_by if limit else None,
     )
 
 
 def _speed(rung: Rung, images_per_second: float, ranks: int) -> float | None:
-    """Bytes per second of all ranks; of a sum over ranks, of the buffer that is summed."""
+    """Return bytes per second of all ranks; of an all-reduce, those of one rank's buffer."""
     if rung.size_bytes is None:
         return None
-    together = 1 if rung.name == rungs.ALL_REDUCE else ranks
-    return images_per_second / rung.images * rung.size_bytes * together
+    buffers = 1 if rung.name == rungs.ALL_REDUCE else ranks
+    return images_per_second / rung.images * rung.size_bytes * buffers
 
 
 def half_width_pct(turns: Sequence[AllRanksTurn]) -> float:
-    """Of the interval of a rung's rate, in percent of the mean; infinite for a single turn."""
-    rates = [each.images_per_second for each in turns]
+    """Return the half-width of a rate's interval, in percent of the mean; infinite for one turn."""
+    rates = [turn.images_per_second for turn in turns]
     if len(rates) < 2:
         return float("inf")
     return 100 * (interval_of_mean(rates)[1] / float(np.mean(rates)) - 1)
@@ -211,39 +221,39 @@ def _rate(rung: Measured) -> float:
 
 
 def _parts_s(plain: Mapping[str, Measured]) -> dict[Part, float]:
-    """Seconds per image of what goes on in a step, each alone."""
-    of: dict[Part, str] = {
+    """Return the seconds per image of each part of a step, measured alone."""
+    names: dict[Part, str] = {
         "data": rungs.LOADER, "compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE,
     }  # fmt: skip
-    return {part: 1 / _rate(plain[name]) for part, name in of.items() if not plain[name].missing}
+    return {part: 1 / _rate(plain[name]) for part, name in names.items() if not plain[name].missing}
 
 
 def _with_limits(plain: Mapping[str, Measured], law: Law) -> list[Measured]:
-    """The loader's limit is the decoding; that of the steps follows by the law."""
-    limits = {name: each.limit for name, each in plain.items()}
+    """Add the limits of the loader, which is decoding, and of whole steps, by the law."""
+    limits = {name: rung.limit for name, rung in plain.items()}
     if (decoding := plain[rungs.DECODE].images_per_second) is not None:
         limits[rungs.LOADER] = decoding
-    by = dict.fromkeys((rungs.LOADER,), "decoding alone")
-    together: dict[str, dict[Part, str]] = {
+    limit_by = {rungs.LOADER: "decoding alone"}
+    steps: dict[str, dict[Part, str]] = {
         rungs.DDP: {"compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE},
         rungs.EVERYTHING: {
             "data": rungs.LOADER, "compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE,
         },
     }  # fmt: skip
-    for name, parts in together.items():
-        known = {part: limit for part, of in parts.items() if (limit := limits[of]) is not None}
+    for name, parts in steps.items():
+        known = {part: limit for part, rung in parts.items() if (limit := limits[rung]) is not None}
         if plain[name].missing is None and known:
             limits[name] = 1 / law.whole_s({part: 1 / limit for part, limit in known.items()})
-            by[name] = "the limits of " + ", ".join(known)
+            limit_by[name] = "the limits of " + ", ".join(known)
     return [
-        replace(each, limit=limits[name], limit_by=by.get(name, each.limit_by))
-        if limits[name] is not None and each.missing is None else each
-        for name, each in plain.items()
+        replace(rung, limit=limits[name], limit_by=limit_by.get(name, rung.limit_by))
+        if limits[name] is not None and rung.missing is None else rung
+        for name, rung in plain.items()
     ]  # fmt: skip
 
 
 def _with_shares(measured: list[Measured], whole: float) -> list[Measured]:
-    """What each rung of the step adds to the one below, in percent of the whole's time."""
+    """Add what each rung of the step adds to the one below, in percent of the whole step's time."""
     by_name = {rung.name: rung for rung in measured}
     shares, below_s = {}, 0.0
     for name in (rungs.FORWARD, rungs.BACKWARD, rungs.OPTIMIZER, rungs.DDP, rungs.EVERYTHING):

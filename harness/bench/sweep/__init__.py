@@ -1,1 +1,1 @@
-"""Settings, code versions and numbers of ranks compared in interleaved trials."""
+"""Compare settings, versions of the code and numbers of ranks in interleaved trials."""

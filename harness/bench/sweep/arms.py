@@ -1,4 +1,4 @@
-"""Arms that a user names: other settings, another Python environment, another commit."""
+"""Parse the arms of --arm: other settings, another Python environment, another commit."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from harness.errors import BadInput
 
 
 class Arms:
-    """What is said after --arm, as arms beside the base; has commits checked out.
+    """Parse the texts of --arm, and check out the commits that they name.
 
     Args:
-        folder: where to check them out.
+        base: the arm that the others are compared with.
+        folder: where to check out commits.
     """
 
     def __init__(self, base: Arm, folder: Path) -> None:
         self._base, self._folder = base, folder
 
     def read(self, text: str) -> Arm:
-        """`section.key=value`, `python=PATH`, `commit=REV`, or several, with blanks between.
+        """Parse one or several of `section.key=value`, `python=PATH`, `commit=REV`.
 
         Raises:
-            BadInput: something else, a setting that training refuses, no such file or commit.
+            BadInput: another form, an invalid setting, or no such file or commit.
         """
         flags: dict[str, str] = {}
         arm = replace(self._base, name=text)
-        for word in shlex.split(text):
-            key, equals, value = word.partition("=")
+        for part in shlex.split(text):
+            key, equals, value = part.partition("=")
             if not equals or not value:
                 raise BadInput(f"--arm {text}: write section.key=value, python=PATH or commit=REV")
             if key == "python":
@@ -47,46 +48,46 @@ class Arms:
             else:
                 flags[key.removeprefix("--").replace("-", "_")] = value
         arm = replace(arm, flags=flags)
-        if arm.code == ROOT:  # another commit may have other settings
+        if arm.code == ROOT:  # not for another commit, which may have other settings
             load.load(arm.all_words, prog=f"--arm {text}")
         return arm
 
     def _check_out(self, rev: str) -> Path:
         commit = _git("rev-parse", "--verify", f"{rev}^{{commit}}", rev=rev).decode().strip()
-        where = self._folder / commit
-        if not where.exists():
-            # Not a worktree: of that the user's repository would keep a note if this is killed.
+        checkout = self._folder / commit
+        if not checkout.exists():
+            # Not `git worktree`: if this is killed, it would stay registered in the repository.
             with tarfile.open(fileobj=io.BytesIO(_git("archive", commit, rev=rev))) as tar:
-                tar.extractall(where, filter="data")
+                tar.extractall(checkout, filter="data")
         try:
-            worker_in(where)
+            worker_in(checkout)
         except FileNotFoundError:
             raise BadInput(f"--arm commit={rev}: is older than harness bench sweep") from None
-        return where
+        return checkout
 
 
 @contextmanager
 def named_arms(base: Arm) -> Iterator[Arms]:
-    """Arms, whose checkouts last as long as the block."""
+    """Return a parser of arms, whose checkouts exist until the block ends."""
     with TemporaryDirectory(prefix="harness-arms-") as folder:
         yield Arms(base, Path(folder))
 
 
 def _python(text: str) -> Path:
-    # Not resolved: a virtual environment's python is a link, and is known by where the link lies.
+    # Not resolved, since the path of the link identifies a virtual environment.
     path = Path(text).expanduser().absolute()
     if not (path.is_file() and os.access(path, os.X_OK)):
         raise BadInput(f"--arm python={text}: no such program; name an environment's bin/python")
     return path
 
 
-def _git(*words: str, rev: str) -> bytes:
+def _git(*args: str, rev: str) -> bytes:
     try:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, check=True
+            ["git", "-C", str(ROOT), *args], capture_output=True, check=True
         ).stdout
     except OSError as error:
         raise BadInput(f"--arm commit={rev}: git: {error.strerror}") from None
     except subprocess.CalledProcessError as error:
-        told = error.stderr.decode().strip().splitlines() or ["git failed"]
-        raise BadInput(f"--arm commit={rev}: {told[-1]} (in {ROOT})") from None
+        lines = error.stderr.decode().strip().splitlines() or ["git failed"]
+        raise BadInput(f"--arm commit={rev}: {lines[-1]} (in {ROOT})") from None

@@ -1,4 +1,4 @@
-"""Pairs: an arm beside the base, in turns A B B A ..., and how much faster it is."""
+"""Measure how much faster an arm is than the base, in pairs of turns: A B B A ..."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from harness.bench.sweep.process import Arm, ArmFailed, Working
 from harness.results.stats.statistics import interval_of_mean
 
 LEAST_PAIRS, PAIRS = 3, 8
-"""Of a single start: so many at least, and as many as its time is shared out for."""
+"""With a single start: the least number of pairs, and the number by which its time is divided."""
 LEAST_STARTS, MOST_STARTS = 3, 6
-"""Where setting up is quick, both are started anew: no two starts are equally fast."""
+"""Limits of the number of starts; several if setup is quick, since starts differ in speed."""
 ENOUGH = 0.005
-"""Half-width of the ratio's interval at which measuring ends early."""
+"""Stop early once the half-width of the ratio's interval is below this."""
 LEAST_TURN_S, MOST_TURN_S = 1.0, 20.0
 
 Pair = tuple[float, float]
 
 
 class Works(Protocol):
-    """What an arm that runs can be asked; see Working."""
+    """The interface of a running arm; see Working."""
 
     facts: dict[str, Any]
 
     def ready(self) -> None:
-        """Return once it is set up; facts are known then."""
+        """Wait until it is set up; `facts` are set then."""
 
     def turn(self, turn_s: float) -> float:
-        """Images per second over about so many seconds."""
+        """Train for about so many seconds; return images per second."""
 
     def end(self) -> dict[str, Any]:
-        """All that is known of it; it ends."""
+        """End it, and return all its facts."""
 
     def close(self) -> None:
-        """Have it end, whatever it does."""
+        """Kill it, if it still runs."""
 
 
 Start = Callable[[Arm, Path], Works]
@@ -48,12 +48,13 @@ Start = Callable[[Arm, Path], Works]
 
 @dataclass(frozen=True)
 class Trial:
-    """An arm, measured beside the base, or why it was not.
+    """The measurement of an arm against the base.
 
     Attributes:
-        starts: of each start of both: images per second of base and arm, in turns.
-        together: whether both were alive at once; else each turn is a start of its own.
-        facts: what the arm told of itself: graphs compiled, buckets, memory.
+        starts: for each start of both, pairs of images per second: of base and arm.
+        together: whether both ran at the same time; else each turn is a start of its own.
+        failed: why the arm could not be measured.
+        facts: what the arm reports about itself: graphs compiled, buckets, memory.
     """
 
     arm: Arm
@@ -64,50 +65,50 @@ class Trial:
 
     @property
     def pairs(self) -> list[Pair]:
-        """Of all starts."""
+        """The pairs of all starts."""
         return [pair for start in self.starts for pair in start]
 
     @property
     def ratio(self) -> float:
-        """Throughput of the arm by the base's, geometric mean."""
+        """Throughput of the arm divided by the base's, geometric mean."""
         return math.exp(mean(_logs(self.starts)))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the ratio, 95 %: over starts, or over the pairs of a single one."""
+        """95 % interval of the ratio: over starts, or over the pairs of few starts."""
         low, high = interval_of_mean(_logs(self.starts))
         return math.exp(low), math.exp(high)
 
     @property
     def images_per_second(self) -> float:
-        """Of the arm, mean over turns."""
+        """Images per second of the arm, mean over turns."""
         return mean(arm for _, arm in self.pairs)
 
     @property
     def is_faster(self) -> bool:
-        """Beyond doubt."""
+        """Whether the whole interval of the ratio is above 1."""
         return self.failed is None and self.interval[0] > 1
 
 
 def _logs(starts: Sequence[Sequence[Pair]]) -> list[float]:
-    """Logarithm of the ratio: of each start, or of each pair where there are few starts."""
+    """Return the logarithm of the ratio of each start, or of each pair if there are few starts."""
     logs = [[math.log(arm / base) for base, arm in start] for start in starts]
     if len(logs) >= LEAST_STARTS:
-        return [mean(each) for each in logs]
-    return [each for start in logs for each in start]
+        return [mean(start) for start in logs]
+    return [log for start in logs for log in start]
 
 
 class Base:
-    """The base, started anew with each arm that is measured beside it.
+    """The base, which is started again with each arm that is compared with it.
 
-    Both are of one age then: what runs for long is a little faster, or slower, than what has just
-    begun.
+    Both then run equally long: a process that has run for long differs a little in speed from one
+    that has just begun.
 
     Args:
-        folder: for what the ranks print.
+        folder: for the output of the ranks.
 
     Raises:
-        ArmFailed: it cannot be set up.
+        ArmFailed: the base cannot be set up.
     """
 
     def __init__(self, arm: Arm, folder: Path, start: Start = Working) -> None:
@@ -117,10 +118,10 @@ class Base:
         with self._alive(arm) as (works,):
             self.facts = works.facts
 
-    def beside(self, arm: Arm, budget_s: float) -> Trial:
-        """Measure an arm for about so long, setting up included; at least three pairs.
+    def compare(self, arm: Arm, budget_s: float) -> Trial:
+        """Measure an arm for about so many seconds, setup included; at least three pairs.
 
-        Where the memory does not hold both, each turn is a start of its own.
+        If both do not fit into memory together, each turn is a start of its own.
 
         Raises:
             ArmFailed: the base itself fails.
@@ -139,10 +140,10 @@ class Base:
             return Trial(arm, failed=error.why)
 
     def fits(self, arm: Arm) -> bool:
-        """Whether an arm can be set up and trained for some steps by itself.
+        """Return whether an arm fits into memory by itself, by training it for some steps.
 
         Raises:
-            ArmFailed: it fails, and not for want of memory.
+            ArmFailed: it fails for another reason.
         """
         try:
             self._once(arm, LEAST_TURN_S)
@@ -167,16 +168,16 @@ class Base:
                 return Trial(arm, starts, facts=facts)
 
     def _apart(self, arm: Arm, until: float) -> Trial:
-        turn_s = _turn_s(until - time.perf_counter(), PAIRS) / 2  # the rest goes into starting
+        turn_s = _turn_s(until - time.perf_counter(), PAIRS) / 2  # the other half is for starting
         starts: list[list[Pair]] = []
         while not _enough(_logs(starts), until):
             if len(starts) % 2 == 0:
                 base, _ = self._once(self._arm, turn_s)
-                theirs, facts = self._once(arm, turn_s)
+                rate, facts = self._once(arm, turn_s)
             else:
-                theirs, facts = self._once(arm, turn_s)
+                rate, facts = self._once(arm, turn_s)
                 base, _ = self._once(self._arm, turn_s)
-            starts.append([(base, theirs)])
+            starts.append([(base, rate)])
         return Trial(arm, starts, together=False, facts=facts)
 
     def _once(self, arm: Arm, turn_s: float) -> tuple[float, dict[str, Any]]:
@@ -185,17 +186,17 @@ class Base:
 
     @contextmanager
     def _alive(self, *arms: Arm) -> Iterator[list[Works]]:
-        """Arms that set themselves up at the same time; on a GPU one after the other.
+        """Start arms and wait until they are set up: at the same time, or on a GPU one by one.
 
-        There kernels are chosen by timing them, which nothing else must disturb.
+        On a GPU, setup times kernels to choose among them, and must run alone.
         """
         one_by_one = self.facts.get("on_gpu", False)
-        with ExitStack() as ends:
+        with ExitStack() as cleanup:
             alive = []
             for arm in arms:
                 self._logs += 1
                 works = self._start(arm, self._folder / f"{self._logs:03d}.log")
-                ends.callback(works.close)
+                cleanup.callback(works.close)
                 alive.append(works)
                 if one_by_one:
                     works.ready()
@@ -205,23 +206,23 @@ class Base:
 
 
 def _starts_to_come(left_s: float, set_up_s: float, done: int) -> int:
-    """How many starts more, this one included: setting up takes two thirds of the time at most.
+    """Return the number of starts to do, this one included: setup takes at most 2/3 of the time.
 
-    One, where fewer would come together than intervals need.
+    It is 1 if there is no time for the LEAST_STARTS that an interval needs.
     """
     to_come = min(MOST_STARTS - done, max(1, int(left_s / max(1.5 * set_up_s, 1e-9))))
     return to_come if done + to_come >= LEAST_STARTS else 1
 
 
 def _pairs(base: Works, works: Works, share_s: float, *, single: bool) -> list[Pair]:
-    """Two pairs, which use up a start's time; of a single start, as many as are needed.
+    """Measure the pairs of a start: two, or if it is the only start, as many as are needed.
 
-    A first turn of each does not count: what has just begun is slow.
+    The first turn of both is not counted, as it is slow.
     """
     until = time.perf_counter() + share_s
     turn_s = _turn_s(share_s, PAIRS if single else 2)
-    for each in (base, works):
-        each.turn(LEAST_TURN_S)
+    for arm in (base, works):
+        arm.turn(LEAST_TURN_S)
     pairs: list[Pair] = []
     while True:
         first, second = (base, works) if len(pairs) % 2 == 0 else (works, base)
@@ -236,7 +237,7 @@ def _turn_s(share_s: float, pairs: int) -> float:
 
 
 def _enough(logs: Sequence[float], until: float) -> bool:
-    """Whether the ratio is known well, or the time is over."""
+    """Return whether there are enough pairs and the interval is narrow, or the time is over."""
     return len(logs) >= LEAST_PAIRS and (time.perf_counter() > until or _known(logs))
 
 

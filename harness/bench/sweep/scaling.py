@@ -1,4 +1,4 @@
-"""Scaling: the same training on 1, 2, 4 ... ranks, with as much for each rank, or in all."""
+"""Measure weak and strong scaling: the same training on 1, 2, 4 ... ranks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ Kind = Literal["weak", "strong"]
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12
 LEAST_TURN_S, MOST_TURN_S = 2.0, 30.0
 MEASURING = 0.4
-"""Share of the time that is measured; starting ranks takes the rest."""
+"""Share of the time for timed steps; the rest is for starting ranks."""
 
 
 @dataclass
 class Cell:
-    """One number of ranks, with a global batch.
+    """A number of ranks with a global batch.
 
     Attributes:
-        kinds: weak, if each rank has what it has with the most ranks; strong, if all together have.
-        rates: images per second of all ranks, one of each round.
+        kinds: weak, if the local batch is that of the most ranks; strong, if the global batch is.
+        rates: images per second of all ranks, for each round.
+        failed: why it could not be measured.
     """
 
     kinds: tuple[Kind, ...]
@@ -42,13 +43,13 @@ class Cell:
 
     @property
     def images_per_second(self) -> float:
-        """Of all ranks, mean over rounds."""
+        """Images per second of all ranks, mean over rounds."""
         return mean(self.rates)
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Throughput per rank by that of the fewest ranks: 1 is perfect; with its 95 % interval."""
+    """Throughput per rank divided by that of the fewest ranks (1 is ideal), and 95 % interval."""
 
     value: float
     low: float
@@ -56,41 +57,42 @@ class Efficiency:
 
 
 def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
-    """All cells; weak and strong are one with the most ranks.
+    """Return all cells to measure; with the most ranks, weak and strong are the same cell.
 
     Raises:
-        BadInput: the global batch cannot be shared out.
+        BadInput: the global batch is not a multiple of each number of ranks.
     """
-    whole, most = config.train.global_batch, max(ranks)
+    global_batch, most = config.train.global_batch, max(ranks)
     for number in ranks:
-        if whole % number:
+        if global_batch % number:
             raise BadInput(
-                f"train.global_batch: {whole} images cannot be shared out on {number} ranks; give "
-                "a multiple of every number of --ranks"
+                f"train.global_batch: {global_batch} cannot be divided among {number} ranks; "
+                "give a multiple of each number of --ranks"
             )
-    weak = [Cell(("weak",), n, whole // most * n) for n in ranks if n != most]
-    strong = [Cell(("strong",), n, whole) for n in ranks if n != most]
-    return [*weak, *strong, Cell(("weak", "strong"), most, whole)]
+    weak = [Cell(("weak",), n, global_batch // most * n) for n in ranks if n != most]
+    strong = [Cell(("strong",), n, global_batch) for n in ranks if n != most]
+    return [*weak, *strong, Cell(("weak", "strong"), most, global_batch)]
 
 
 def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
-    """Threads of a rank that shares the node's cores with others, whether they are there or not.
+    """Return the thread settings of a rank that has 1 / `ranks` of the node's cores.
 
-    A single rank that computed on all cores, or had all decode for it, would be no measure.
+    Fewer ranks use the same number of threads each: one that had all cores for computing or
+    decoding could not be compared. Settings that the config has stay as they are.
     """
-    each = str(max(1, cores.of_rank() // ranks))
-    asked = {"engine.threads": config.engine.threads, "data.threads": config.data.threads}
-    return {key: each for key, threads in asked.items() if not threads}
+    threads_per_rank = str(max(1, cores.of_rank() // ranks))
+    configured = {"engine.threads": config.engine.threads, "data.threads": config.data.threads}
+    return {key: threads_per_rank for key, threads in configured.items() if not threads}
 
 
 def measure(
     base: Arm, cells: Sequence[Cell], *, until: float, folder: Path, start: Start = Working
 ) -> None:
-    """Have the cells measured in rounds, forth and back; one at a time has the machine.
+    """Measure the cells one at a time, in rounds whose order alternates.
 
     Args:
-        until: `time.perf_counter` at which all shall be done; three rounds are done anyway.
-        folder: for what the ranks print.
+        until: when to end, as `time.perf_counter`; three rounds are done in any case.
+        folder: for the output of the ranks.
     """
     began = time.perf_counter()
     share_s = (until - began) / (len(cells) * LEAST_ROUNDS)
@@ -131,14 +133,14 @@ def _known(cells: Sequence[Cell]) -> str:
 
 
 def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
-    """Of each number of ranks that was measured, by the fewest of them, round by round."""
+    """Return the efficiency of each number of ranks against the fewest, compared round by round."""
     measured = {
         cell.ranks: cell.rates for cell in cells if kind in cell.kinds and cell.failed is None
     }
     if not measured:
         return {}
     fewest = min(measured)
-    found = {fewest: Efficiency(1.0, 1.0, 1.0)}
+    result = {fewest: Efficiency(1.0, 1.0, 1.0)}
     for ranks, rates in sorted(measured.items()):
         if ranks != fewest:
             logs = [
@@ -146,5 +148,5 @@ def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
                 for rate, least in zip(rates, measured[fewest], strict=True)
             ]
             low, high = interval_of_mean(logs)
-            found[ranks] = Efficiency(math.exp(mean(logs)), math.exp(low), math.exp(high))
-    return found
+            result[ranks] = Efficiency(math.exp(mean(logs)), math.exp(low), math.exp(high))
+    return result

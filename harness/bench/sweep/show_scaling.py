@@ -1,4 +1,4 @@
-"""Scaling as a table, as scaling.json and as a page."""
+"""Print scaling as a table, and write it as scaling.json and as a page."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ HEAD = ("ranks", "", "global batch", "images/s", "per rank", "efficiency %", "fr
 
 
 def run(base: Arm, ranks: Sequence[int], *, minutes: float, folder: Path, per_node: int) -> None:
-    """Measure, print, write scaling.json and scaling.html into the folder.
+    """Measure, print, and write scaling.json and scaling.html into a folder.
 
     Args:
+        ranks: the numbers of ranks to compare.
         per_node: ranks that share a node's cores.
 
     Raises:
-        BadInput: as a run's; a folder that cannot be written.
+        BadInput: the config cannot be run here, or the folder cannot be written.
         RunFailed: nothing could be measured.
     """
     config = load.load(base.all_words, prog="harness bench scaling")
@@ -58,81 +59,84 @@ def run(base: Arm, ranks: Sequence[int], *, minutes: float, folder: Path, per_no
 
 
 def show(cells: Sequence[Cell], base: Arm, folder: Path) -> None:
-    """Print it, and write both files."""
+    """Print the cells, and write both files."""
     table = Table(*HEAD)
     for column in (table.columns[0], *table.columns[2:]):
         column.justify = "right"
     for row in _rows(cells):
         table.add_row(*row)
     wide.print(table)
-    for line in (told := lines(cells)):
+    for line in (report := lines(cells)):
         out.print(line)
-    found = {
+    content = {
         "words": base.all_words,
         "cells": [asdict(cell) for cell in cells],
         "efficiency": {
-            kind: {str(n): asdict(each) for n, each in efficiencies(cells, kind).items()}
+            kind: {str(n): asdict(value) for n, value in efficiencies(cells, kind).items()}
             for kind in KINDS
         },
-        "lines": told,
+        "lines": report,
     }
-    write_atomic(folder / "scaling.json", lambda part: part.write_text(json.dumps(found, indent=1)))
+    write_atomic(
+        folder / "scaling.json", lambda part: part.write_text(json.dumps(content, indent=1))
+    )
     page = write_page(folder / "scaling.html", lambda: _page(cells, base))
-    out.print(f"\n{page}\n{folder / 'scaling.json'}: all of it")
+    out.print(f"\n{page}\n{folder / 'scaling.json'}: all measurements")
 
 
 def _rows(cells: Sequence[Cell]) -> list[list[str]]:
     rows = []
     for kind in KINDS:
         known = efficiencies(cells, kind)
-        for cell in sorted((each for each in cells if kind in each.kinds), key=lambda c: c.ranks):
-            if (each := known.get(cell.ranks)) is None:
+        of_kind = (cell for cell in cells if kind in cell.kinds)
+        for cell in sorted(of_kind, key=lambda cell: cell.ranks):
+            if (efficiency := known.get(cell.ranks)) is None:
                 continue
-            share = [f"{100 * value:.1f}" for value in (each.value, each.low, each.high)]
+            low, high = efficiency.low, efficiency.high
+            percent = [f"{100 * value:.1f}" for value in (efficiency.value, low, high)]
             rate = cell.images_per_second
             rows.append([
                 str(cell.ranks), kind, f"{cell.global_batch:,}", f"{rate:,.0f}",
-                f"{rate / cell.ranks:,.1f}", *(share if each.low < each.high else ["100", "", ""]),
+                f"{rate / cell.ranks:,.1f}", *(percent if low < high else ["100", "", ""]),
                 str(len(cell.rates)),
             ])  # fmt: skip
     return rows
 
 
 def lines(cells: Sequence[Cell]) -> list[str]:
-    """What it means, in words."""
-    told = [f"{kind}: {meaning}" for kind, meaning in KINDS.items()]
+    """Return the report: what the kinds mean, the efficiency of each, and what failed."""
+    report = [f"{kind}: {meaning}" for kind, meaning in KINDS.items()]
     for kind in KINDS:
         known = efficiencies(cells, kind)
         if len(known) > 1:
             fewest, most = min(known), max(known)
-            each = known[most]
-            told.append(
-                f"{kind}: {count(most, 'rank')} do {most / fewest * each.value:.2f} times the work "
-                f"of {fewest}: {100 * each.value:.1f} % ({100 * each.low:.1f} to "
-                f"{100 * each.high:.1f})"
+            value, low, high = (known[most].value, known[most].low, known[most].high)
+            report.append(
+                f"{kind}: {count(most, 'rank')} do {most / fewest * value:.2f} times the work of "
+                f"{fewest}: {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
             )
-    told += [
+    report += [
         f"{count(cell.ranks, 'rank')} with {cell.global_batch} images: not measured: {cell.failed}"
         for cell in cells
         if cell.failed is not None
     ]
-    return told
+    return report
 
 
 def _page(cells: Sequence[Cell], base: Arm) -> str:
     from harness.results.page import plots, plots_speed, render  # matplotlib is an extra
 
-    drawn, bars = [], []
-    for place, kind in enumerate(KINDS):
+    curves, bars = [], []
+    for color, kind in enumerate(KINDS):
         known = efficiencies(cells, kind)
         ranks = np.array(list(known), dtype=float)
-        drawn.append(Line(ranks, np.array([100 * each.value for each in known.values()]), place))
+        curves.append(Line(ranks, np.array([100 * e.value for e in known.values()]), color))
         bars += [
-            Line(np.array([n, n], dtype=float), 100 * np.array([each.low, each.high]), place)
-            for n, each in known.items()
+            Line(np.array([n, n], dtype=float), 100 * np.array([e.low, e.high]), color)
+            for n, e in known.items()
         ]
     picture = plots_speed.scaling(
-        "efficiency over ranks, percent", [*drawn, *bars], drawn, x="ranks", y="%"
+        "efficiency over ranks, percent", [*curves, *bars], curves, x="ranks", y="%"
     )
     legend = [
         render.Swatch(plots.cell_color(number), f"{kind}: {meaning}")

@@ -1,4 +1,4 @@
-"""Sweep: switches tried one by one beside the run as it was asked for; the best put together."""
+"""Try arms one by one against the base, then all that were faster together."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from harness.errors import BadInput
 from harness.system.console import duration, out
 
 LEAST_GAIN = 1.01
-"""A switch is taken up if it is faster beyond doubt, and by so much."""
+"""An arm enters the finals if it is certainly faster, and its ratio is above this."""
 FINALS = 3
-"""What the finals get, in the time of so many arms."""
+"""The finals get as much time as so many arms."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """All trials, and what came of them.
+    """The result of a sweep.
 
     Attributes:
-        base: the run as it was asked for.
-        trials: of each arm, in the order in which they were tried.
-        finals: of what was put together, measured anew.
-        best: the one that is faster beyond doubt, if any is.
+        base: the run that the arms are compared with.
+        trials: one for each arm, in the order in which they were tried.
+        finals: new measurements of the winners: all together, and the best one alone.
+        best: the fastest final that is certainly faster than the base, if there is one.
     """
 
     base: Arm
@@ -42,13 +42,13 @@ def sweep(
     base: Arm, arms: Callable[[Base], Sequence[Arm]], *, until: float, folder: Path,
     may_change_result: bool, start: Start = Working,
 ) -> Swept:  # fmt: skip
-    """Measure each arm beside the base, then what won together; tells how far it is.
+    """Measure each arm against the base, then the winners together; print progress.
 
     Args:
-        arms: to be tried, from what the base has told of itself.
-        until: `time.perf_counter` at which all shall be done; three pairs each are done anyway.
-        folder: for what the arms print.
-        may_change_result: whether a switch that may change the accuracy can be among the best.
+        arms: returns the arms to try, once the base is set up and its facts are known.
+        until: when to end, as `time.perf_counter`; three pairs per arm are done in any case.
+        folder: for the output of the arms.
+        may_change_result: whether a setting that may change the accuracy can win.
 
     Raises:
         ArmFailed: the base fails.
@@ -57,9 +57,9 @@ def sweep(
     running = Base(base, folder, start)
     wins = partial(_wins, base=base, may_change_result=may_change_result)
     trials = _one_by_one(running, arms(running), until, wins)
-    finals = _finals(running, [each for each in trials if wins(each)], until)
-    faster = [each for each in finals if each.is_faster]
-    best = max(faster, key=lambda each: each.ratio, default=None)
+    finals = _finals(running, [trial for trial in trials if wins(trial)], until)
+    faster = [trial for trial in finals if trial.is_faster]
+    best = max(faster, key=lambda trial: trial.ratio, default=None)
     return Swept(base, trials, finals, best)
 
 
@@ -67,25 +67,25 @@ def _one_by_one(
     base: Base, arms: Sequence[Arm], until: float, wins: Callable[[Trial], bool]
 ) -> list[Trial]:
     trials: list[Trial] = []
-    took_s: list[float] = []
+    durations_s: list[float] = []
     for done, arm in enumerate(arms):
         left_s = until - time.perf_counter()
-        # Without finals nothing can be promised; without winners there are none.
+        # Keep time for the finals, whose ratio is the result; without winners there are none.
         share_s = left_s / (len(arms) - done + FINALS)
         finals_s = FINALS * share_s if any(map(wins, trials)) else 0.0
-        if took_s and left_s < finals_s + min(took_s):
+        if durations_s and left_s < finals_s + min(durations_s):
             trials.append(Trial(arm, failed="the time was over before its turn"))
             continue
         began = time.perf_counter()
-        trials.append(trial := base.beside(arm, share_s))
-        took_s.append(time.perf_counter() - began)
-        told = f"{done + 1} of {len(arms)}, {arm.name}: {in_words(trial)}"
-        out.print(f"{told}; at most {duration(max(0, until - time.perf_counter()))} left")
+        trials.append(trial := base.compare(arm, share_s))
+        durations_s.append(time.perf_counter() - began)
+        result = f"{done + 1} of {len(arms)}, {arm.name}: {in_words(trial)}"
+        out.print(f"{result}; at most {duration(max(0, until - time.perf_counter()))} left")
     return trials
 
 
 def _wins(trial: Trial, *, base: Arm, may_change_result: bool) -> bool:
-    """Whether an arm goes into the finals: settings, not another code, and worth it."""
+    """Return whether an arm enters the finals: only settings, allowed, and fast enough."""
     arm = trial.arm
     settings = bool(arm.flags) and (arm.code, arm.python) == (base.code, base.python)
     allowed = may_change_result or not any(map(changes_learning, arm.flags))
@@ -93,30 +93,30 @@ def _wins(trial: Trial, *, base: Arm, may_change_result: bool) -> bool:
 
 
 def _finals(base: Base, winners: Sequence[Trial], until: float) -> list[Trial]:
-    """What won, measured anew: what is best of many was lucky too, so it promises too much."""
+    """Measure the winners again: the best of many measurements is biased upward."""
     if not winners:
         return []
-    best_first = sorted(winners, key=lambda each: -each.ratio)
+    best_first = sorted(winners, key=lambda trial: -trial.ratio)
     together = _together(best_first)
-    entered = [together]
+    finalists = [together]
     if together.flags != best_first[0].arm.flags:
-        entered.append(replace(best_first[0].arm, name=f"{best_first[0].arm.name} alone"))
+        finalists.append(replace(best_first[0].arm, name=f"{best_first[0].arm.name} alone"))
     finals: list[Trial] = []
-    for place, arm in enumerate(entered):
-        share_s = (until - time.perf_counter()) / (len(entered) - place)
-        trial = base.beside(arm, share_s)
+    for done, arm in enumerate(finalists):
+        share_s = (until - time.perf_counter()) / (len(finalists) - done)
+        trial = base.compare(arm, share_s)
         finals.append(trial)
         out.print(f"final, {arm.name}: {in_words(trial)}")
     return finals
 
 
 def _together(best_first: Sequence[Trial]) -> Arm:
-    """All winners, one value of each switch, less those that do not go with a better one."""
+    """Combine the winners, leaving out those that contradict a better one."""
     arm = replace(best_first[0].arm, name="all that won")
-    for each in best_first[1:]:
-        if arm.flags.keys() & each.arm.flags.keys():
+    for trial in best_first[1:]:
+        if arm.flags.keys() & trial.arm.flags.keys():
             continue
-        more = replace(arm, flags={**arm.flags, **each.arm.flags})
+        more = replace(arm, flags={**arm.flags, **trial.arm.flags})
         try:
             load.load(more.all_words)
         except BadInput:
@@ -128,7 +128,7 @@ def _together(best_first: Sequence[Trial]) -> Arm:
 
 
 def in_words(trial: Trial) -> str:
-    """What came of it, in a line."""
+    """Describe the result of a trial in a line."""
     if trial.failed is not None:
         return f"not measured: {trial.failed}"
     low, high = trial.interval
@@ -136,12 +136,13 @@ def in_words(trial: Trial) -> str:
 
 
 def largest_batch(base: Base, arm: Callable[[int], Arm], most: int) -> Arm | None:
-    """The arm with the largest factor of a power of two that fits into memory; none from 2 on.
+    """Return the arm with the largest power of two as its factor that fits into memory, if 2 does.
 
-    Raises:
-        ArmFailed: an arm fails, and not for want of memory.
+    Args:
+        arm: returns the arm of a factor.
+        most: the largest factor to try.
     """
-    found, factor = None, 2
+    largest, factor = None, 2
     while factor <= most:
         tried = arm(factor)
         out.print(f"does {tried.name} fit into memory?")
@@ -151,5 +152,5 @@ def largest_batch(base: Base, arm: Callable[[int], Arm], most: int) -> Arm | Non
         except ArmFailed as error:
             out.print(f"{error}")
             break
-        found, factor = tried, 2 * factor
-    return found
+        largest, factor = tried, 2 * factor
+    return largest

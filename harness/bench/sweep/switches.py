@@ -1,4 +1,4 @@
-"""Switches: what a sweep tries by itself, each against the run as it was asked for."""
+"""List the settings, and their values, that a sweep tries when no arms are named."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from harness.config.rules import CUDA_GRAPH_MODES, rules
 _CHANGES_LEARNING = frozenset(
     {"engine.precision", "engine.send_gradients", "train.max_local_batch", "train.global_batch"}
 )
-"""Switches by which the result may change by more than rounding."""
+"""Settings that may change the result by more than rounding."""
 
 
 def changes_learning(key: str) -> bool:
-    """Whether a switch may change the accuracy, not only the last bits."""
+    """Return whether a setting may change the accuracy, not only the last bits."""
     return key in _CHANGES_LEARNING
 
 
 def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Values to try for each setting, as flags write them; the one that is used is left out.
+    """Return the values to try for each setting, as text, without the one in use.
 
     Args:
-        facts: what the run as it was asked for told of itself (see arm.py).
+        facts: what the base reports about itself, see worker.py.
     """
-    now = {key: load.as_text(value) for key, value in cfg.flat(config).items()} | facts["came_to"]
+    current = {key: load.as_text(value) for key, value in cfg.flat(config).items()} | facts[
+        "came_to"
+    ]
     tried = {}
-    for key, values in _all(config, ranks, now, facts):
+    for key, values in _all(config, ranks, current, facts):
         others = [
             value
             for value in dict.fromkeys(values)
-            if value != now[key] and _fits(config, key, value)
+            if value != current[key] and _fits(config, key, value)
         ]
         if others:
             tried[key] = others
@@ -40,7 +42,7 @@ def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict
 
 
 def _fits(config: cfg.Config, key: str, value: str) -> bool:
-    """Whether the value goes together with all else that is asked for."""
+    """Return whether the value agrees with the other settings of the config."""
     section, name = key.split(".")
     sections = config.model_dump()
     sections[section][name] = value
@@ -48,11 +50,11 @@ def _fits(config: cfg.Config, key: str, value: str) -> bool:
 
 
 def _all(
-    config: cfg.Config, ranks: int, now: Mapping[str, str], facts: Mapping[str, Any]
+    config: cfg.Config, ranks: int, current: Mapping[str, str], facts: Mapping[str, Any]
 ) -> Iterator[tuple[str, list[str]]]:
-    """What people argue about most comes first."""
+    """Yield all settings and values, those of most interest first, as time may run out."""
     on_gpu, cores = facts["on_gpu"], facts["cores"]
-    compiled = now["engine.compile"] == "true"
+    compiled = current["engine.compile"] == "true"
     yield "engine.compile", ["true", "false"]
     yield "engine.channels_last", ["true", "false"]
     yield "engine.precision", ["bf16", "fp16", "tf32", "fp32"] if on_gpu else ["bf16", "fp32"]
@@ -60,16 +62,16 @@ def _all(
         modes = ["default", "max-autotune-no-cudagraphs"]
         yield "engine.compile_mode", [*modes, *CUDA_GRAPH_MODES] if on_gpu else modes
     if on_gpu:
-        if compiled and not now["engine.compile_mode"].startswith("max-autotune"):
+        if compiled and not current["engine.compile_mode"].startswith("max-autotune"):
             yield "engine.coordinate_descent", ["true", "false"]
         yield "engine.cudnn_benchmark_limit", ["10", "0"]
         yield "engine.pad_stem", ["true", "false"]
-    fused = now["engine.fused_optimizer"] != "false"  # auto is fused
+    fused = current["engine.fused_optimizer"] != "false"  # auto is fused
     yield "engine.fused_optimizer", ["false" if fused else "true"]
     if config.data.source != "synthetic":
         if on_gpu:
             yield "data.decode", ["cpu", "split", "gpu"]
-            if now["data.decode"] == "gpu":
+            if current["data.decode"] == "gpu":
                 yield "data.hw_decoder_load", ["0.0", "0.65", "0.9", "1.0"]
         yield "data.threads", [str(n) for n in (cores, max(1, cores // 2), 2 * cores)]
         yield "data.prefetch_batches", ["1", "2", "4"]
@@ -81,5 +83,5 @@ def _all(
         yield "engine.send_gradients", ["fp32", "bf16"]
         if compiled:
             yield "engine.compile_ddp", ["true", "false"]
-    local = int(now["train.max_local_batch"])
+    local = int(current["train.max_local_batch"])
     yield "train.max_local_batch", [str(local // n) for n in (2, 4) if local % n == 0]
