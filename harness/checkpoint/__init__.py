@@ -1,4 +1,4 @@
-"""Checkpoint: the state of a training, copied aside, written in the background, found again."""
+"""Checkpoints: copy the state of a training to the host, write it in the background, restore it."""
 
 from harness.checkpoint.saver import Saver
 from harness.checkpoint.state import Staging, State, capture, restore

@@ -1,4 +1,4 @@
-"""Saver: writes checkpoints in a thread; training is held up only for the copy off the device."""
+"""Saver: writes checkpoints in a thread; training waits only for the copy from the device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.checkpoint.state import Staging, State
 
 
 class Saver:
-    """Rank 0's: one checkpoint at a time, from host memory that is used again and again.
+    """Writes one checkpoint at a time on rank 0, from host memory that is reused.
 
     Args:
-        before: called in the thread before a checkpoint is published: makes durable what it counts
-            on; may raise OSError.
-        after: called in the thread with the state that was published.
-        say: takes a line for the user.
+        before: called in the thread before a checkpoint is published, to make durable what the
+            checkpoint refers to; may raise OSError.
+        after: called in the thread with the published state.
+        say: prints a line for the user.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Saver:
         self._folder, self._config = folder, config
         self._before, self._after, self._say = before, after, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self._last_at = time.monotonic()
 
     def due(self) -> bool:
-        """Whether enough time has passed; asking begins a new period."""
+        """Return whether `every_minutes` have passed; if so, a new period begins."""
         now, minutes = time.monotonic(), self._config.every_minutes
         if not minutes or now - self._last_at < 60 * minutes:
             return False
@@ -53,26 +53,26 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether the former checkpoint is still being written, out of `staging`."""
-        return self._under_way is not None and not self._under_way.done()
+        """Whether the previous checkpoint is still being written from `staging`."""
+        return self._pending is not None and not self._pending.done()
 
     def save(self, state: State, about: dict[str, Any]) -> None:
-        """Write a state that lies in `staging`; returns at once."""
-        assert not self.busy, "the memory of the former checkpoint is still in use"
+        """Start to write a state that lies in `staging`; return at once."""
+        assert not self.busy, "the memory of the previous checkpoint is still in use"
         self._last_at = time.monotonic()
-        self._under_way = self._thread.submit(self._write, state, about)
+        self._pending = self._thread.submit(self._write, state, about)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Return once nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
-            TimeoutError: it takes longer.
+            TimeoutError: it takes longer than `timeout_s` seconds.
         """
-        if self._under_way is not None:
-            self._under_way.result(timeout_s)
+        if self._pending is not None:
+            self._pending.result(timeout_s)
 
     def last_before(self, step: int) -> Path | None:
-        """The newest checkpoint of an earlier step; what is not earlier is put aside."""
+        """Return the newest checkpoint before `step`; move later ones aside."""
         self.wait()
         self.last = store.last_before(self._folder, step)
         return self.last
@@ -98,7 +98,7 @@ class Saver:
 
 
 def _is_finite(state: State) -> bool:
-    """Whether all losses of the open log period, of all ranks, and all weights are finite."""
+    """Return whether the weights, and all ranks' losses since the last row, are finite."""
     tensors = [state["losses"], *state["model"].values()]
-    # numpy, since torch would start a second team of threads beside that of the training.
+    # numpy, since torch would start a second pool of threads that competes with the training.
     return all(bool(np.isfinite(t.numpy()).all()) for t in tensors if t.is_floating_point())

@@ -1,4 +1,4 @@
-"""State: what a training consists of besides its stream, copied off the device and put back."""
+"""State: copy weights, optimizer and scaler from the device to the host, and restore them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ State = dict[str, Any]
 
 
 class Staging:
-    """Host memory for one copy of the state, used again by each checkpoint.
+    """Host memory for one copy of the state, reused by every checkpoint.
 
-    On a GPU it is pinned, so that the copies only take their turn on the device; `wait` then tells
-    when they are there.
+    With a GPU it is pinned, so that copies are asynchronous; call `wait` before reading them.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class Staging:
         self._copied: torch.cuda.Event | None = None
 
     def copy(self, value: Any, name: str = "") -> Any:
-        """A deep copy whose tensors lie in host memory, each under its own name."""
+        """Return a deep copy whose tensors lie in this host memory, one buffer per name."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value.detach(), name)
         if isinstance(value, dict):
@@ -32,18 +31,18 @@ class Staging:
         return value
 
     def _tensor(self, value: torch.Tensor, name: str) -> torch.Tensor:
-        there = self._tensors.get(name)
-        if there is None or there.shape != value.shape:
-            there = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            self._tensors[name] = there
-        there.copy_(value, non_blocking=True)
+        buffer = self._tensors.get(name)
+        if buffer is None or buffer.shape != value.shape:
+            buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            self._tensors[name] = buffer
+        buffer.copy_(value, non_blocking=True)
         if value.is_cuda:
             self._copied = self._copied or torch.cuda.Event()
             self._copied.record()
-        return there
+        return buffer
 
     def wait(self) -> None:
-        """Return once the copies are complete."""
+        """Wait until the copies are complete."""
         if self._copied is not None:
             self._copied.synchronize()
 
@@ -54,11 +53,11 @@ def capture(
     scaler: torch.amp.GradScaler,
     staging: Staging | None = None,
 ) -> State:
-    """A copy of weights, BN's running statistics, momentum and the scaler's factor.
+    """Return a copy of the weights, BN's running statistics, momentum and the loss scale.
 
-    Nothing of the loader is in it: the stream is a pure function of the step. Random state neither:
-    what is random is derived from (seed, step, rank). BN's running statistics are this rank's own;
-    rank 0's are the ones to keep.
+    It holds no state of the loader, as the stream is a pure function of the step, and no random
+    state, as random numbers are derived from (seed, step, rank). BN's running statistics are this
+    rank's own; checkpoints keep those of rank 0.
     """
     staging = staging or Staging()
     return {
@@ -69,9 +68,9 @@ def capture(
 
 
 def restore(state: State, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put captured weights, statistics and momentum back, in place.
+    """Load captured weights, statistics and momentum in place.
 
-    How the optimizer steps, fused or not, stays its own: only rank 0 reads a checkpoint.
+    The optimizer keeps its own settings, such as fused: only rank 0 reads a checkpoint.
     """
     net.load_state_dict(state["model"])
     own = optimizer.state_dict()["param_groups"]

@@ -1,8 +1,8 @@
-"""Store: checkpoints as files. A checkpoint is there when its manifest is; until then it is not.
+"""Store: checkpoints as files. A checkpoint exists only once its manifest does.
 
 checkpoints/step-000000120.pt     the state
-checkpoints/step-000000120.json   written last: size and SHA-256 of the state; its own on line 2
-checkpoints/aside/                what turned out to be torn, damaged, or of no use
+checkpoints/step-000000120.json   written last: size and SHA-256 of the state; line 2: its own SHA
+checkpoints/aside/                incomplete, damaged or discarded checkpoints
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ class Found:
 
 
 def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
-    """Write a checkpoint: whole and with its manifest, or not at all.
+    """Write a checkpoint and its manifest completely, or not at all; return its path.
 
     Args:
-        about: goes into the manifest; `step` names the files.
+        about: fields for the manifest; `step` names the files.
 
     Raises:
-        OSError: the disk is full, the folder gone; what was written is removed.
+        OSError: the disk is full or the folder is missing; partial files are removed.
     """
     path = folder / f"step-{about['step']:09d}.pt"
     manifest = path.with_suffix(".json")
     digest = hashlib.sha256()
     try:
         with _no_crc():
-            whole = written(path, lambda part: _save(state, part, digest))
-        size = whole.stat().st_size
+            complete = written(path, lambda part: _save(state, part, digest))
+        size = complete.stat().st_size
         line = json.dumps(about | {"file": path.name, "bytes": size, "sha256": digest.hexdigest()})
         proof = written(manifest, lambda part: part.write_text(f"{line}\n{_sha256_of(line)}\n"))
-        manifest.unlink(missing_ok=True)  # of this step, by an attempt that was set back
-        whole.replace(path)
+        manifest.unlink(missing_ok=True)  # from an earlier attempt at this step
+        complete.replace(path)
         proof.replace(manifest)
         fsync(folder)
     finally:
@@ -60,38 +60,38 @@ def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
 
 
 def save_atomic(value: Any, path: Path) -> None:
-    """`torch.save` to a file that is whole or not there.
+    """Write a file with `torch.save` completely, or not at all.
 
     Raises:
-        OSError: it cannot be written; nothing is left.
+        OSError: it cannot be written; partial files are removed.
     """
     write_atomic(path, lambda part: _save(value, part))
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Found | None:
-    """The newest checkpoint that is whole; others on the way are named and put aside."""
+    """Return the newest valid checkpoint; report invalid ones and move them aside."""
     for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)  # a save that a kill cut short
+        part.unlink(missing_ok=True)  # from a save that was killed
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
             return Found(path, _load(path))
         except _Damaged as why:
-            aside = _put_aside(path)
+            aside = _move_aside(path)
             say(f"{path}: {why}: not used, kept as {aside}")
     return None
 
 
 def last_before(folder: Path, step: int) -> Path | None:
-    """The newest checkpoint of an earlier step; those of this step or later are put aside."""
+    """Return the newest checkpoint before `step`; move those of `step` or later aside."""
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         if path.name < f"step-{step:09d}.pt":
             return path
-        _put_aside(path)
+        _move_aside(path)
     return None
 
 
 def prune(folder: Path, keep: int, keep_every_epochs: int) -> None:
-    """Remove all but the newest `keep`, and one of every so many epochs."""
+    """Remove all but the newest `keep`, and one of every `keep_every_epochs` epochs."""
     for path in sorted(folder.glob("step-*.pt"), reverse=True)[keep:]:
         epochs = _epochs_done(path)
         if not (keep_every_epochs and epochs and epochs % keep_every_epochs == 0):
@@ -128,7 +128,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _epochs_done(path: Path) -> int | None:
-    """Whole epochs that a checkpoint is the end of; none if it lies within one."""
+    """Return the number of epochs that end at a checkpoint; None if it lies within an epoch."""
     try:
         epochs: int | None = _manifest(path)["epochs_done"]
     except _Damaged:
@@ -136,7 +136,7 @@ def _epochs_done(path: Path) -> int | None:
     return epochs
 
 
-def _put_aside(path: Path) -> Path:
+def _move_aside(path: Path) -> Path:
     folder = path.parent / ASIDE
     folder.mkdir(exist_ok=True)
     number = len(list(folder.glob("*.pt")))
@@ -147,7 +147,7 @@ def _put_aside(path: Path) -> Path:
 
 
 class _Hashed:
-    """A file that is hashed as it is written: torch.save writes from the first byte to the last."""
+    """A file that is hashed while it is written: torch.save writes it in order, without seeking."""
 
     def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
         self._file, self._digest = file, digest
@@ -165,13 +165,13 @@ def _save(value: Any, part: Path, digest: hashlib._Hash | None = None) -> None:
         with part.open("wb") as file:
             torch.save(value, file if digest is None else _Hashed(file, digest))  # type: ignore[arg-type]
     except RuntimeError as error:
-        # How torch's writer ends when the disk is full: what the disk said lies below.
+        # torch's writer raises this when the disk is full; the OSError is its context.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 @contextmanager
 def _no_crc() -> Iterator[None]:
-    """Without the CRC-32 of torch's zip: a fifth of the computing, and the SHA-256 proves more."""
+    """Disable the CRC-32 of torch's zip: it takes a fifth of the time, and SHA-256 proves more."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

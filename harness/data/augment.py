@@ -1,7 +1,7 @@
-"""Laws of augmentation: from uniform numbers and an image's size to its geometry. Pure functions.
+"""Augmentations: pure functions from uniform random numbers and an image's size to its geometry.
 
-Which pixels are cut out, to what size they are resized, where the output is cut, and whether it is
-mirrored; the stream draws the numbers, the loaders do what the geometry says.
+The geometry says which window is decoded, to what size it is resized, where the output is cropped,
+and whether it is flipped. The stream draws the random numbers; the loaders apply the geometry.
 """
 
 from __future__ import annotations
@@ -16,65 +16,66 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 WORDS = 24
-"""Uniform numbers of one sample: ten tries of (area, ratio), position x and y, flip, one spare."""
+"""Random numbers per sample: ten tries of (area, ratio), x and y position, flip, one unused."""
 _TRIES = 10
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Windows, sizes, cuts and flips of n images."""
+    """The geometry of n images, in px."""
 
-    window: Ints
-    resized: Ints
-    cut: Ints
-    flip: Ints
+    window: Ints  # [n, 4]: x, y, width and height of what is decoded
+    resized: Ints  # [n, 2]: width and height after resizing
+    cut: Ints  # [n, 2]: x and y of the output's square in the resized image
+    flip: Ints  # [n]: 1 where the output is mirrored
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Which steps the images need under a law of augmentation."""
+    """The steps that an augmentation needs."""
 
-    window: bool = False  # decode a window only, else the whole image
+    window: bool = False  # decode only a window, not the full image
     resize: bool = False
-    cut: bool = False  # cut the output's square out of it, padding where it leaves the image
+    cut: bool = False  # crop the output's square, padded with black outside of the image
 
 
 @dataclass(frozen=True)
 class Law:
-    """A law of augmentation: (uniform words [n, 24], widths [n], heights [n]) -> Geometry.
+    """An augmentation.
 
     Attributes:
-        views: how often each image is shown; its geometries follow one another.
-        colour: (uniform words [n, 4]) -> what is added to R, G, B [n, 3], if anything is.
+        of: (random numbers [n, 24], widths [n], heights [n]) -> Geometry.
+        views: crops per image; their geometries follow one another.
+        color: (random numbers [n, 4]) -> shift of R, G, B [n, 3], in COLOR_UNITS.
     """
 
     of: Callable[[Floats, Ints, Ints], Geometry]
     steps: Steps
     views: int = 1
-    colour: Callable[[Floats], Ints] | None = None
+    color: Callable[[Floats], Ints] | None = None
 
 
 def resized_crop(
     area: tuple[float, float], ratio: tuple[float, float], out_px: int, *, flip: bool
 ) -> Law:
-    """torchvision's RandomResizedCrop: ten tries of (area, log ratio), else the centre."""
+    """Return torchvision's RandomResizedCrop: ten tries of (area, log ratio), else the center."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         tries = u[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
-        wanted = (width * height)[:, None] * (area[0] + (area[1] - area[0]) * tries[..., 0])
+        area_px = (width * height)[:, None] * (area[0] + (area[1] - area[0]) * tries[..., 0])
         low, high = np.log(ratio[0]), np.log(ratio[1])
         aspect = np.exp(low + (high - low) * tries[..., 1])
-        w = np.rint(np.sqrt(wanted * aspect)).astype(np.int64)
-        h = np.rint(np.sqrt(wanted / aspect)).astype(np.int64)
+        w = np.rint(np.sqrt(area_px * aspect)).astype(np.int64)
+        h = np.rint(np.sqrt(area_px / aspect)).astype(np.int64)
         fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
         first = np.argmax(fits, axis=1)
-        each = np.arange(len(u))
-        w_fallback, h_fallback = _widest(width, height, ratio)
-        found = fits[each, first]
-        w = np.where(found, w[each, first], w_fallback)
-        h = np.where(found, h[each, first], h_fallback)
-        x = np.where(found, _uniform_int(u[:, 20], width - w + 1), (width - w) // 2)
-        y = np.where(found, _uniform_int(u[:, 21], height - h + 1), (height - h) // 2)
+        image = np.arange(len(u))
+        w_fallback, h_fallback = _largest_in_center(width, height, ratio)
+        any_fits = fits[image, first]
+        w = np.where(any_fits, w[image, first], w_fallback)
+        h = np.where(any_fits, h[image, first], h_fallback)
+        x = np.where(any_fits, _uniform_int(u[:, 20], width - w + 1), (width - w) // 2)
+        y = np.where(any_fits, _uniform_int(u[:, 21], height - h + 1), (height - h) // 2)
         side = np.full((len(u), 2), out_px, dtype=np.int64)
         window = np.stack([x, y, w, h], axis=1)
         return Geometry(window, side, np.zeros_like(side), _coin(u[:, 22], flip))
@@ -83,7 +84,7 @@ def resized_crop(
 
 
 def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Law:
-    """The CIFAR papers' law: zeros around the image, then a random square (He et al. 2015, 4.2)."""
+    """Return the CIFAR papers' augmentation: pad, then a random crop (He et al. 2015, 4.2)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         x = _uniform_int(u[:, 20], width + 2 * pad_px - out_px + 1) - pad_px
@@ -96,7 +97,7 @@ def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Law:
 
 
 def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Law:
-    """Shorter side to a random length, then a random square (He et al. 2015, 3.4)."""
+    """Return scale jitter: shorter side to a random length, random crop (He et al. 2015, 3.4)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         shorter = least_px + _uniform_int(u[:, 0], np.full(len(u), most_px - least_px + 1))
@@ -109,8 +110,8 @@ def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Law
     return Law(law, Steps(resize=True, cut=True))
 
 
-def centre_crop(resize_px: int, out_px: int) -> Law:
-    """torchvision's Resize(resize_px), unless 0, then CenterCrop(out_px): validation."""
+def center_crop(resize_px: int, out_px: int) -> Law:
+    """Return validation's Resize(resize_px), unless 0, and CenterCrop(out_px), as torchvision's."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         size = _resized(resize_px, width, height)
@@ -122,44 +123,44 @@ def centre_crop(resize_px: int, out_px: int) -> Law:
 
 
 def ten_crop(resize_px: int, out_px: int) -> Law:
-    """torchvision's Resize(resize_px), unless 0, then TenCrop(out_px) (Krizhevsky et al. 2012).
+    """Return Resize(resize_px), unless 0, and TenCrop(out_px), as torchvision's.
 
-    Corners and centre, then the same mirrored; the cut of a mirrored view is where it lies in the
-    image that is not.
+    The views are the four corners and the center, then the same of the mirrored image; the `cut` of
+    a mirrored view is in the coordinates of the original image (Krizhevsky et al. 2012).
     """
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         size = _resized(resize_px, width, height)
         spare = size - out_px
-        zero, centre = np.zeros_like(spare), np.rint(spare / 2).astype(np.int64)
+        zero, center = np.zeros_like(spare), np.rint(spare / 2).astype(np.int64)
         corners = [zero, np.stack([spare[:, 0], zero[:, 1]], axis=1),
                    np.stack([zero[:, 0], spare[:, 1]], axis=1), spare]  # fmt: skip
-        # A mirrored image's left corner is the right one, seen in the mirror.
-        seen = [*corners, centre]
-        mirrored = [np.stack([spare[:, 0] - cut[:, 0], cut[:, 1]], axis=1) for cut in seen]
-        cuts = np.stack(seen + mirrored, axis=1).reshape(-1, 2)
+        # The left corner of the mirrored image is the right corner of the original.
+        plain = [*corners, center]
+        mirrored = [np.stack([spare[:, 0] - cut[:, 0], cut[:, 1]], axis=1) for cut in plain]
+        cuts = np.stack(plain + mirrored, axis=1).reshape(-1, 2)
         flips = np.tile(np.repeat([0, 1], 5), len(width))
-        whole = _whole(width, height).repeat(10, axis=0)
-        return Geometry(whole, size.repeat(10, axis=0), cuts, flips)
+        window = _whole(width, height).repeat(10, axis=0)
+        return Geometry(window, size.repeat(10, axis=0), cuts, flips)
 
     return Law(law, Steps(resize=resize_px > 0, cut=True), views=10)
 
 
-COLOUR_UNITS = 255_000
-"""Whole numbers, so that they travel in the table and the digest holds them."""
+COLOR_UNITS = 255_000
+"""A channel's full range: color shifts are integers, to fit into a batch's table and its digest."""
 
-# Krizhevsky et al. 2012, 4.1: principal components of ImageNet's RGB values in [0, 1], as
-# fb.resnet.torch prints them (columns), and the square roots of their variances.
+# Krizhevsky et al. 2012, 4.1: principal components (columns) of ImageNet's RGB values in [0, 1], as
+# printed in fb.resnet.torch, and the square roots of their variances.
 _COMPONENTS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _SCALES = np.array([0.2175, 0.0188, 0.0045])
 
 
-def pca_colour(std: float) -> Callable[[Floats], Ints]:
-    """AlexNet's colour augmentation: along each component, a normal times `std` times its scale."""
+def pca_color(std: float) -> Callable[[Floats], Ints]:
+    """Return AlexNet's color augmentation: N(0, std) times its scale along each component."""
 
-    def colour(u: Floats) -> Ints:
+    def color(u: Floats) -> Ints:
         radius = np.sqrt(-2 * np.log1p(-u[:, [0, 2]]))  # Box and Muller, from two pairs
         angle = 2 * np.pi * u[:, [1, 3]]
         normals = np.stack(
@@ -167,10 +168,10 @@ def pca_colour(std: float) -> Callable[[Floats], Ints]:
              radius[:, 1] * np.cos(angle[:, 1])], axis=1,
         )  # fmt: skip
         shift = (normals * _SCALES * std) @ _COMPONENTS.T
-        whole: Ints = np.rint(shift * COLOUR_UNITS).astype(np.int64)
-        return whole
+        units: Ints = np.rint(shift * COLOR_UNITS).astype(np.int64)
+        return units
 
-    return colour
+    return color
 
 
 def _resized(resize_px: int, width: Ints, height: Ints) -> Ints:
@@ -180,7 +181,7 @@ def _resized(resize_px: int, width: Ints, height: Ints) -> Ints:
 
 
 def _shorter_side_to(px: Ints, width: Ints, height: Ints) -> Ints:
-    """Sizes [n, 2] with the shorter side at `px` [n, 1] and the ratio kept, as torchvision does."""
+    """Return sizes [n, 2] with the shorter side at `px` [n, 1], rounded as by torchvision."""
     size = np.stack([width, height], axis=1)
     shorter = size.min(axis=1, keepdims=True)
     resized: Ints = np.where(size == shorter, px, size * px // shorter)
@@ -200,7 +201,8 @@ def _whole(width: Ints, height: Ints) -> Ints:
     return np.stack([zero, zero, width, height], axis=1)
 
 
-def _widest(width: Ints, height: Ints, ratio: tuple[float, float]) -> tuple[Ints, Ints]:
+def _largest_in_center(width: Ints, height: Ints, ratio: tuple[float, float]) -> tuple[Ints, Ints]:
+    """Return the size of RandomResizedCrop's fallback: the largest crop with an allowed ratio."""
     aspect = width / height
     w = np.where(aspect > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
     h = np.where(aspect < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)

@@ -1,4 +1,4 @@
-"""Batch: what every source hands to the train loop, whoever decoded it."""
+"""Batch: the contract between every data source and the train loop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from harness.data.augment import Ints
 class Batch:
     """One micro-batch of static shape.
 
-    images: uint8 [n, 3, px, px] on the device, channels_last (a view of the source's NHWC).
-    labels: int64 [n] on the device; `stream.PADDING` where validation is filled up.
-    rows: int64 [n, 12], or [n, 15] with colour, on the host, `stream.Samples.rows`, as they came
-        out of the loader.
+    Attributes:
+        images: uint8 [n, 3, px, px] on the device, channels_last (a view of the source's NHWC).
+        labels: int64 [n] on the device; `stream.PADDING` where validation is padded.
+        rows: int64 [n, 12], or [n, 15] with color, on the host: `stream.Samples.rows`, as the
+            loader returned them.
     """
 
     images: torch.Tensor
@@ -27,16 +28,16 @@ class Batch:
 
 
 class Batches(Protocol):
-    """A finite or endless sequence of batches that holds threads or processes."""
+    """A finite or endless iterator of batches that owns threads or processes."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
 
     def close(self) -> None:
-        """Let go of threads and processes."""
+        """Stop the threads or processes."""
 
 
 def as_nchw(images: torch.Tensor) -> torch.Tensor:
-    """[n, h, w, 3] as [n, 3, h, w] in channels_last: a view, no byte moves."""
+    """Return [n, h, w, 3] as [n, 3, h, w] in channels_last: a view, without a copy."""
     return images.permute(0, 3, 1, 2)

@@ -1,7 +1,6 @@
-"""Where to decode: some seconds of each way on this kind of node, remembered in its cache folder.
+"""Choose where to decode: measure each way for some seconds, and store the rates in the cache.
 
-Remembered, because a run that goes on after a kill must decode as before: the decoders' pixels are
-not the same.
+They are stored because a resumed run must decode as before: the decoders' pixels differ.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from harness.system.console import out
 from harness.system.files import write_atomic
 
 WAYS = ("cpu", "split", "gpu")
-"""By how much of the GPU they take from the training: nothing; resize and flip; decoding too."""
+"""In the order of what they do on the GPU: nothing; resize and flip; decoding too."""
 
 WARM_BATCHES, MOST_BATCHES = 5, 20
 TURN_S = 2.0
 ENOUGH = 0.86
-"""Of the bound of training. PyTorch has reached two thirds of it (ResNet-50 on an H100: 4,700 of
-7,100 images/s), and a loader must be 1.3 times as fast as what it feeds, or it may bind."""
+"""Share of training's bound that is fast enough: PyTorch reaches two thirds of it (ResNet-50 on an
+H100: 4,700 of 7,100 images/s), and a loader should be 1.3 times as fast as the training."""
 AS_FAST = 0.9
-"""Of the fastest: less of a difference is not worth what the faster way takes from the GPU."""
+"""Share of the fastest rate that is as good: a smaller gain is not worth the load on the GPU."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """How many images training could take.
+    """How many images per second training could consume.
 
     Attributes:
-        of: what that depends on, for the key of what is remembered.
-        bound: images per second of one rank that it cannot exceed.
+        of: the settings that this depends on; part of the key of the stored rates.
+        bound: returns an upper bound in images per second of one rank.
     """
 
     of: Mapping[str, Any]
@@ -53,48 +52,47 @@ def decode_on(
     read_once: Callable[[], None],
     demand: Demand | None,
 ) -> str:
-    """The way to decode by which training is fastest, as far as loaders alone can tell.
+    """Return the way to decode, one of `ways`, with which training should be fastest.
 
-    One process of a node measures, the others wait.
+    One process per node measures; the others wait for it.
 
     Args:
-        key: what the rates depend on: the device, threads, sizes, versions.
-        ways: of WAYS, in their order: those that this node has.
-        make: a loader that decodes so, of at least WARM_BATCHES + MOST_BATCHES batches.
-        read_once: reads the bytes of those batches, so that each way finds them in memory.
-        demand: null if nothing is known of the training; then the fastest is taken.
+        key: all that the rates depend on: the device, threads, sizes, versions.
+        ways: the members of WAYS that this node supports, in their order.
+        make: returns a loader of at least WARM_BATCHES + MOST_BATCHES batches for a way.
+        read_once: reads the bytes of those batches, so that every way finds them in memory.
+        demand: None if nothing is known about the training; then the fastest way is chosen.
     """
     key = {**key, "ways": list(ways), "training": dict(demand.of) if demand else None}
     path = _path(key)
     with locked(path):
-        known = _remembered(path, ways)
-        if known is None:
+        measured = _load(path, ways)
+        if measured is None:
             read_once()
-            known = _rates(ways, make), demand.bound() if demand else None
-            way = choose(*known)
+            rates, bound = measured = _rates(ways, make), demand.bound() if demand else None
+            way = choose(rates, bound)
             content = {
-                "decode": way, "images_per_second": known[0], "training_bound": known[1], "of": key
+                "decode": way, "images_per_second": rates, "training_bound": bound, "of": key
             }  # fmt: skip
             text = json.dumps(content, indent=1)
             write_atomic(path, lambda part: part.write_text(text))
-            rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in known[0].items())
-            bound = f"; training takes at most {known[1]:,.0f}" if known[1] else ""
+            listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+            limit = f"; training needs at most {bound:,.0f}" if bound else ""
             out.print(
-                f"data.decode auto: {way}, of {rates} images/s per rank{bound}; "
-                f"remembered in {path}"
+                f"data.decode auto: {way}, from {listed} images/s per rank{limit}; stored in {path}"
             )
-    return choose(*known)
+    return choose(*measured)
 
 
 def choose(rates: Mapping[str, float], bound: float | None) -> str:
-    """The first of WAYS that is fast enough for training, or about as fast as any."""
+    """Return the first of WAYS that is fast enough for training, or nearly the fastest."""
     need = AS_FAST * max(rates.values())
     need = min(need, ENOUGH * bound) if bound else need
     return next(way for way in WAYS if rates.get(way, 0.0) >= need)
 
 
 def _rates(ways: Sequence[str], make: Callable[[str], Batches]) -> dict[str, float]:
-    """Images per second of each, in turns forth and back, so that a drift hits all alike."""
+    """Return images per second of each way, measured forward and backward to cancel drift."""
     images, seconds = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0)
     for way in (*ways, *reversed(ways)):
         n, took_s = _turn(make(way))
@@ -104,20 +102,20 @@ def _rates(ways: Sequence[str], make: Callable[[str], Batches]) -> dict[str, flo
 
 
 def _turn(batches: Batches) -> tuple[int, float]:
-    """Images, and the seconds that they took."""
+    """Return the number of images of one measurement, and its seconds."""
     with closing(batches):
-        made: Iterator[Any] = iter(batches)
+        iterator: Iterator[Any] = iter(batches)
         for _ in range(WARM_BATCHES):
-            _wait(next(made))
+            _wait(next(iterator))
         began, images, done = time.perf_counter(), 0, 0
         while done < MOST_BATCHES and time.perf_counter() - began < TURN_S:
-            images += _wait(next(made))
+            images += _wait(next(iterator))
             done += 1
         return images, time.perf_counter() - began
 
 
 def _wait(batch: Any) -> int:
-    """Images in a batch, once it is made: a GPU is given work ahead."""
+    """Wait until a batch is complete, as GPU work is asynchronous; return its number of images."""
     batch.labels.tolist()
     return len(batch.labels)
 
@@ -129,7 +127,8 @@ def _path(key: Mapping[str, Any]) -> Path:
     return folder / f"{name}.json"
 
 
-def _remembered(path: Path, ways: Sequence[str]) -> tuple[dict[str, float], float | None] | None:
+def _load(path: Path, ways: Sequence[str]) -> tuple[dict[str, float], float | None] | None:
+    """Return the stored rates and training bound; None if there are none."""
     try:
         content = json.loads(path.read_text())
         bound = content["training_bound"]

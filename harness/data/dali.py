@@ -1,7 +1,7 @@
-"""The DALI pipeline: decodes what the stream asks for, and holds no randomness and no state.
+"""The DALI pipeline: decodes and crops the stream's samples; it holds no random operator, no state.
 
-One function builds the graph for training and validation, on the CPU and on the GPU. The only file
-that imports DALI.
+One function builds the graph for training and validation, on the CPU and on the GPU. This is the
+only file that imports DALI.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nvidia.dali import backend, fn, pipeline_def, types
 from harness.data import dali_info
 from harness.data.augment import Steps
 from harness.data.batch import Batch, as_nchw
+from harness.data.buffers_in_use import BuffersInUse
 from harness.data.dataset import Dataset, Read, undecodable
 from harness.data.index import Bytes
-from harness.data.lent import Lent
 from harness.data.read_ahead import read_ahead
 from harness.data.stream import Samples
 from harness.errors import RunFailed
@@ -31,9 +31,10 @@ from harness.errors import RunFailed
 class GpuDecoder:
     """Settings of nvJPEG, by DALI's names.
 
-    hw_decoder_load: share of the images that go to the hardware decoder, where a GPU has one.
-    preallocate_width_hint, _height_hint: largest image to set memory aside for, px; without, the
-        memory grows for epochs, until the largest image came by.
+    Attributes:
+        hw_decoder_load: share of the images for the hardware decoder, on GPUs that have one.
+        preallocate_width_hint, preallocate_height_hint: px of the largest image to preallocate
+            memory for. With 0 the memory grows until the largest image has been decoded.
     """
 
     hw_decoder_load: float = 0.65
@@ -42,17 +43,18 @@ class GpuDecoder:
 
 
 class DaliBatches:
-    """Batches of a stream's samples, made ahead by DALI's own threads.
+    """An iterator of batches that DALI's own threads prepare ahead.
 
     Args:
-        samples: the micro-batches to make, each of `local_batch` images.
+        samples: the micro-batches, each of `local_batch` images.
         decode: `cpu`; `gpu` (nvJPEG; resize and flip on the GPU too); or `split` (decoded on the
             CPU, resized and flipped on the GPU).
-        decode_only: for `decode()`.
+        decode_only: build a pipeline that only decodes, for `decode()`.
 
     Raises (from next):
-        RunFailed: an image does not decode, names sample and file; or a CUDA error, host memory.
-        torch.OutOfMemoryError: of the GPU's memory.
+        RunFailed: an image does not decode (the message names sample and file), a CUDA error, or
+            no host memory.
+        torch.OutOfMemoryError: no GPU memory.
         StopIteration: the samples are used up.
     """
 
@@ -79,9 +81,9 @@ class DaliBatches:
         self._samples, self._steps = samples, steps
         self._out_px, self._device, self._decode = out_px, device, decode
         self._gpu_decoder, self._decode_only = gpu_decoder, decode_only
-        # Every batch that DALI may be working on, so that an error can be traced to its file.
+        # All batches that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
-        self._lent = Lent()
+        self._in_use = BuffersInUse()
         self._pipeline = self._define(self._feed(), local_batch, threads, prefetch)
         self._build(self._pipeline)
 
@@ -89,24 +91,24 @@ class DaliBatches:
         return self
 
     def decode(self) -> None:
-        """Decode the next batch, where that is all that is done: to measure it."""
+        """Decode the next batch of a `decode_only` pipeline, for benchmarks."""
         assert self._decode_only
         self._run()
 
     def _run(self) -> tuple[Any, ...]:
-        """The next outputs; on a GPU in the order of torch's stream, so that the host waits not."""
+        """Return the next outputs; on a GPU in the order of torch's stream, without a host wait."""
         stream = [torch.cuda.current_stream(self._device)] if self._on_gpu else []
         try:
             outputs: tuple[Any, ...] = self._pipeline.run(*stream)
         except RuntimeError as error:
-            raise dali_info.fault_of(error) or self._culprit(error) or error from None
+            raise dali_info.machine_error(error) or self._bad_image(error) or error from None
         return outputs
 
     def __next__(self) -> Batch:
         images, labels, rows = outputs = self._run()
         pixels, classes = self._as_torch(images), self._as_torch(labels)
         if self._on_gpu:
-            self._lent.add(outputs, torch.cuda.current_stream(self._device))
+            self._in_use.add(outputs, torch.cuda.current_stream(self._device))
         return Batch(
             images=as_nchw(pixels),
             labels=classes.flatten(),
@@ -114,10 +116,10 @@ class DaliBatches:
         )
 
     def _as_torch(self, output: Any) -> torch.Tensor:
-        """A view on the CPU, a copy on a GPU: 0.03 ms of 256 images.
+        """Return a view on the CPU, a copy on a GPU (0.03 ms for 256 images).
 
-        When torch lets go of a view, a thread of DALI's waits for all of the GPU: a stop per step,
-        and an error in whatever CUDA graph is being captured then.
+        When torch frees a view, a thread of DALI synchronizes the whole device: that would stall
+        every step, and break a CUDA graph that is being captured at that moment.
         """
         if not self._on_gpu:
             return torch.from_dlpack(output.as_tensor())
@@ -129,7 +131,7 @@ class DaliBatches:
 
     def close(self) -> None:
         """Stop DALI's threads."""
-        self._lent.wait(leave=0)
+        self._in_use.wait(leave=0)
         del self._pipeline
 
     def _feed(self) -> Iterator[tuple[Any, ...]]:
@@ -141,14 +143,14 @@ class DaliBatches:
     def _define(
         self, feed: Iterator[Any], batch: int, threads: int, prefetch: int, *, on_gpu: bool = True
     ) -> Any:
-        """The pipeline, not yet built: with `on_gpu` false it decodes and stays on the CPU."""
+        """Return the pipeline, not yet built; with `on_gpu` false it runs on the CPU alone."""
         on_gpu = on_gpu and self._on_gpu
         return _graph(
             batch_size=batch,
             num_threads=threads,
             device_id=self._device.index if on_gpu else None,
             prefetch_queue_depth=prefetch,
-            exec_dynamic=True,  # its outputs are nobody else's: views of them stay valid
+            exec_dynamic=True,  # each run has its own output buffers: views of them stay valid
             feed=feed,
             steps=self._steps,
             out_px=self._out_px,
@@ -160,17 +162,17 @@ class DaliBatches:
 
     def _build(self, pipeline: Any) -> None:
         with warnings.catch_warnings():
-            if self._decode_only:  # what comes after decoding is fed and not used
+            if self._decode_only:  # the inputs for resize, crop and flip are not used
                 warnings.filterwarnings("ignore", "The external source node")
             try:
                 pipeline.build()
             except RuntimeError as error:
-                raise dali_info.fault_of(error) or error from None
+                raise dali_info.machine_error(error) or error from None
 
-    def _culprit(self, error: RuntimeError) -> RunFailed | None:
-        """The first image in flight that does not decode by itself, on the CPU.
+    def _bad_image(self, error: RuntimeError) -> RunFailed | None:
+        """Find the first image in flight that does not decode alone on the CPU; return its error.
 
-        None if DALI's error is about something else than decoding.
+        None if DALI's error is not about decoding.
         """
         if "decode" not in str(error):
             return None
@@ -194,21 +196,21 @@ class DaliBatches:
 
 
 def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, ...]:
-    """The graph's inputs. Always new arrays or views of files: DALI keeps them, no copy."""
+    """Return the graph's inputs: new arrays or views of files, since DALI keeps them uncopied."""
     window = samples.window.astype(np.int32)
-    made = [
+    arrays = [
         encoded,
         samples.labels[:, None],
         samples.rows(),
         samples.flip[:, None].astype(np.int32),
     ]
     if steps.window:
-        made += [window[:, :2].copy(), window[:, 2:].copy()]
+        arrays += [window[:, :2].copy(), window[:, 2:].copy()]
     if steps.resize:
-        made += [samples.resized[:, ::-1].astype(np.float32, order="C")]
+        arrays += [samples.resized[:, ::-1].astype(np.float32, order="C")]
     if steps.cut:
-        made += [samples.cut.astype(np.int32)]
-    return tuple(made)
+        arrays += [samples.cut.astype(np.int32)]
+    return tuple(arrays)
 
 
 @pipeline_def
@@ -221,10 +223,10 @@ def _graph(
     to_gpu: bool,
     decode_only: bool,
 ) -> tuple[Any, Any, Any]:
-    """Encoded bytes to uint8 NHWC: decode, resize, cut, flip, as far as the law needs it.
+    """Turn encoded bytes into uint8 NHWC: decode, resize, crop and flip, as `steps` needs.
 
-    The ways to decode differ only in where the images go over to the GPU: at the end (cpu), after
-    the decoder (split), within it (gpu).
+    The ways to decode differ only in where the images move to the GPU: at the end (cpu), after the
+    decoder (split), or in the decoder (gpu).
     """
     geometry = 2 * steps.window * [types.INT32]
     geometry += steps.resize * [types.FLOAT] + steps.cut * [types.INT32]
@@ -233,27 +235,27 @@ def _graph(
         source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=1
     )
     inputs = iter(rest)  # in the order in which `inputs` lists them
-    # torchvision, and so every published accuracy, ignores EXIF rotation.
-    how: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
-    how |= {"device": "mixed", **vars(gpu_decoder)} if decode == "gpu" else {"device": "cpu"}
+    # torchvision, and so all published accuracies, ignore EXIF rotation.
+    options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+    options |= {"device": "mixed", **vars(gpu_decoder)} if decode == "gpu" else {"device": "cpu"}
     if steps.window:
         images = fn.decoders.image_slice(
-            encoded, next(inputs), next(inputs), axis_names="WH", **how
+            encoded, next(inputs), next(inputs), axis_names="WH", **options
         )
     else:
         if decode == "gpu":
-            # As libjpeg-turbo and Pillow do. Not for windows: nvJPEG may be wrong at their edges.
-            how["jpeg_fancy_upsampling"] = True
-        images = fn.decoders.image(encoded, **how)
+            # As in libjpeg-turbo and Pillow. Not for windows: nvJPEG may be wrong at their edges.
+            options["jpeg_fancy_upsampling"] = True
+        images = fn.decoders.image(encoded, **options)
     if decode_only:
         if decode != "gpu":
             return images.shape(), labels, rows
-        # On a GPU the shape is known before the pixels are: wait for some of them.
+        # On a GPU the shape is known before the pixels: depend on one row of them.
         return fn.slice(images, start=[0], shape=[1], axes=[0]), labels, rows
     if decode == "split":
         images = images.gpu()
     if steps.resize:
-        # Pillow's law: a triangle filter that widens when an image shrinks.
+        # As Pillow: a triangle filter that widens when an image shrinks.
         images = fn.resize(
             images, size=next(inputs), interp_type=types.INTERP_LINEAR, antialias=True
         )
@@ -269,12 +271,12 @@ def _graph(
 
 
 def release_memory() -> None:
-    """Give back what DALI keeps of the GPU's memory and does not use."""
+    """Release GPU memory that DALI holds and does not use."""
     backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def _reason(error: RuntimeError) -> str:
-    """The one sentence of DALI's report that says what is wrong with the image."""
+    """Return the sentence of DALI's report that says what is wrong with the image."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next((line for line in lines if "[" in line and "]" in line), lines[0])
-    return said.split("]", 1)[-1].strip()[:200]
+    line = next((line for line in lines if "[" in line and "]" in line), lines[0])
+    return line.split("]", 1)[-1].strip()[:200]

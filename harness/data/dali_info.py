@@ -1,4 +1,4 @@
-"""DALI from outside: which one is installed, and what its errors mean. Imports nothing of it."""
+"""Which DALI is installed, and what its errors mean. Does not import DALI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from harness.errors import RunFailed
 
 PACKAGES = {"nvidia-dali-cuda110": 11, "nvidia-dali-cuda120": 12, "nvidia-dali-cuda130": 13}
-"""Package of DALI -> the CUDA that it is built for. All of them fill the same folder."""
+"""DALI's packages -> the CUDA version that each is built for. All install into the same folder."""
 
 _NO_MEMORY = re.compile(
     r"Can't allocate|CUDA allocation failed|bad_alloc|out of memory|OUT_OF_MEMORY"
@@ -28,12 +28,12 @@ _CUDA = re.compile(
 
 @dataclass(frozen=True)
 class Dali:
-    """What is installed of DALI.
+    """The installed DALI.
 
     Attributes:
-        version: as the installed files say; null without any.
-        cuda: major version of the CUDA that it is built for, where that can be known.
-        packages: those of PACKAGES that are installed: more than one have overwritten each other.
+        version: read from the installed files; None if there are none.
+        cuda: major version of the CUDA that it is built for; None if unknown.
+        packages: the installed ones of PACKAGES. If more than one, they overwrote each other.
     """
 
     version: str | None
@@ -42,7 +42,7 @@ class Dali:
 
 
 def installed() -> Dali:
-    """Which DALI an import would give; a source build has files, but none of the packages."""
+    """Return the DALI that would be imported; a build from source has files but no package."""
     packages = tuple(name for name in PACKAGES if version_of(name))
     text = _source()
     version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
@@ -55,10 +55,10 @@ def installed() -> Dali:
 
 
 def misfit(dali: Dali, driver: int | None = None) -> tuple[str, str] | None:
-    """What is wrong with the installation, and what to do.
+    """Return what is wrong with the installation and what to do; None if it is good.
 
     Args:
-        driver: major version of the CUDA that the driver knows; null where no GPU is used.
+        driver: major version of the CUDA that the driver supports; None if no GPU is used.
     """
     if dali.version is None:
         return (
@@ -79,7 +79,7 @@ def misfit(dali: Dali, driver: int | None = None) -> tuple[str, str] | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of DALI and of the codecs that it decodes by, as the record of a run holds them."""
+    """Return the versions of DALI and its codecs, for the record of a run."""
     dali = installed()
     codecs = {
         name: next(filter(None, map(version_of, packages)), None)
@@ -92,20 +92,20 @@ def versions() -> dict[str, str | None]:
     return {"dali": dali.version, "dali_cuda": cuda, **codecs}
 
 
-def nvjpeg_is_there(cuda: int | None) -> bool:
-    """Whether a library of nvJPEG loads; without one, DALI decodes on the CPU and says nothing."""
+def has_nvjpeg(cuda: int | None) -> bool:
+    """Return whether nvJPEG's library loads; without it DALI silently decodes on the CPU."""
     names = [f"libnvjpeg.so.{cuda}" if cuda else "libnvjpeg.so", "libnvjpeg.so"]
     folders = [Path("/usr/local/cuda/lib64")]
     if origin := _origin():
         packages = Path(origin).parents[1]
         folders += [packages / "nvjpeg" / "lib", packages / f"cu{cuda}" / "lib"]
-    # By name alone: where the linker looks by itself.
+    # Names without a folder are searched in the linker's default paths.
     places = [*names, *(str(folder / name) for folder in folders for name in names)]
     return any(map(_loads, dict.fromkeys(places)))
 
 
 def driver_cuda() -> int | None:
-    """Major version of the CUDA that the driver knows; null without a driver."""
+    """Return the major version of the CUDA that the driver supports; None without a driver."""
     version = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -114,33 +114,33 @@ def driver_cuda() -> int | None:
     return version.value // 1000 or None
 
 
-def fault_of(error: RuntimeError) -> Exception | None:
-    """What an error of DALI is, where it is the machine's: no memory, or CUDA; else null.
+def machine_error(error: RuntimeError) -> Exception | None:
+    """Convert an error of DALI that is not about an image: no memory, or CUDA; None for others.
 
     Returns:
-        torch.OutOfMemoryError for a GPU's memory, RunFailed for all else.
+        torch.OutOfMemoryError if the GPU's memory is full, else RunFailed.
     """
     text = str(error)
-    what = sentence(text, _NO_MEMORY) or sentence(text, _CUDA)
-    if what is None:
+    line = first_line(text, _NO_MEMORY) or first_line(text, _CUDA)
+    if line is None:
         return None
     if not _NO_MEMORY.search(text):
-        return RunFailed(f"data: a CUDA error in DALI, not in an image: {what}")
-    less = "set --data.prefetch-batches 1, --data.largest-px 0,0 or --data.decode cpu"
-    if "on host" in what or "bad_alloc" in what:
-        return RunFailed(f"data: DALI got no memory from the host: {what}; {less}")
-    return torch.OutOfMemoryError(f"DALI decodes on this GPU too: {less}; {what}")
+        return RunFailed(f"data: a CUDA error in DALI, not in an image: {line}")
+    advice = "set --data.prefetch-batches 1, --data.largest-px 0,0 or --data.decode cpu"
+    if "on host" in line or "bad_alloc" in line:
+        return RunFailed(f"data: DALI got no memory from the host: {line}; {advice}")
+    return torch.OutOfMemoryError(f"DALI decodes on this GPU too: {advice}; {line}")
 
 
-def sentence(text: str, about: re.Pattern[str]) -> str | None:
-    """The first line of DALI's report that is about this, without places in its source."""
+def first_line(text: str, pattern: re.Pattern[str]) -> str | None:
+    """Return the first line of DALI's report that matches, without source locations."""
     lines = (line.strip() for line in text.splitlines())
-    found = next((line for line in lines if about.search(line)), None)
-    return found and re.sub(r"\[\S+:\d+\]\s*", "", found)[:200]
+    match = next((line for line in lines if pattern.search(line)), None)
+    return match and re.sub(r"\[\S+:\d+\]\s*", "", match)[:200]
 
 
 def version_of(package: str) -> str | None:
-    """Of an installed package; null without it."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -150,7 +150,7 @@ def version_of(package: str) -> str | None:
 def _origin() -> str | None:
     try:
         spec = importlib.util.find_spec("nvidia.dali")
-    except ModuleNotFoundError:  # nothing of NVIDIA at all
+    except ModuleNotFoundError:  # no `nvidia` package at all
         return None
     return spec.origin if spec else None
 

@@ -1,4 +1,4 @@
-"""Dataset: images on disk with what the stream must know of each (size, label), from an index."""
+"""Dataset: images on disk with the size and label of each, from an index."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from harness.system import pagecache
 
 Read = Literal["mmap", "pread"]
 
-_LOOKED_AT = 64  # images, to tell what share of all is in memory: a run waits for it as it starts
+_CACHE_SAMPLE = 64  # images by which the cached share is estimated: a run waits for it at its start
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A folder of images: a tree with one folder per class, or tar shards.
 
-    Arrays have one entry per image, ordered by class, then name, however they lie on the disk: the
-    same images give the same batches from either.
+    Arrays have one entry per image, ordered by class, then name, in either form, so that the same
+    images give the same batches.
     """
 
     root: Path
     classes: list[str]
     named: bool
-    """Whether classes have names, by the sorted order of which images are labelled."""
+    """Whether classes have names; labels are then the classes' places in sorted order."""
     labels: NDArray[np.int32] = field(repr=False)
     width: NDArray[np.int32] = field(repr=False)
     height: NDArray[np.int32] = field(repr=False)
@@ -48,15 +48,15 @@ class Dataset:
 
     @property
     def size_bytes(self) -> NDArray[np.int64]:
-        """Encoded bytes of each image."""
+        """The encoded bytes of each image [n]."""
         return self.files.size_bytes
 
     def where(self, sample: int) -> str:
-        """Where a sample lies, for a message."""
+        """Return the path of a sample (and its offset in a shard), for a message."""
         return self.files.where(sample)
 
     def facts(self) -> dict[str, Any]:
-        """Where and how the images lie, and how warm they are, for the record of a run."""
+        """Return path, form, number, size and cached share of the images, for a run's record."""
         return {
             "root": str(self.root),
             "kind": "folder tree" if isinstance(self.files, TreeFiles) else "tar shards",
@@ -67,33 +67,33 @@ class Dataset:
         }
 
     def cached_pct(self) -> float | None:
-        """Share of the images that lies in the page cache, by some of them."""
-        some = np.linspace(0, len(self) - 1, min(_LOOKED_AT, len(self))).astype(int)
-        return pagecache.cached_pct(self.files.extent(sample) for sample in some.tolist())
+        """Return the share of the images in the page cache, estimated from some of them."""
+        samples = np.linspace(0, len(self) - 1, min(_CACHE_SAMPLE, len(self))).astype(int)
+        return pagecache.cached_pct(self.files.extent(sample) for sample in samples.tolist())
 
     def part(self, ids: NDArray[np.int64], what: str) -> Dataset:
-        """Some samples, by their rising ids; all classes stay. `what` goes into the digest."""
-        told = hashlib.sha256(f"{self.digest} {what}".encode())
-        told.update(ids.astype(np.int64).tobytes())
+        """Return a subset, by sorted ids; all classes stay. `what` goes into the digest."""
+        digest = hashlib.sha256(f"{self.digest} {what}".encode())
+        digest.update(ids.astype(np.int64).tobytes())
         return replace(
             self,
             labels=self.labels[ids],
             width=self.width[ids],
             height=self.height[ids],
             files=self.files.part(ids),
-            digest=told.hexdigest()[:16],
+            digest=digest.hexdigest()[:16],
         )
 
     def content(self, sample: int) -> bytes:
-        """Encoded bytes of a sample."""
+        """Return the encoded bytes of a sample."""
         return self.files.read(sample).tobytes()
 
     def reader(self, read: Read, *, soon: bool = False) -> Callable[[int], Bytes]:
-        """What gives the encoded bytes of a sample.
+        """Return a function from a sample to its encoded bytes.
 
         Args:
-            read: mmap gives a view, paged in where it is decoded; pread reads into memory.
-            soon: mapped bytes are paged in from the call on, without waiting for them.
+            read: `mmap` returns a view, paged in when decoded; `pread` reads into memory.
+            soon: start to page mapped bytes in at the call, without waiting for them.
         """
         return reader_of(self.files, read, soon=soon)
 
@@ -101,18 +101,18 @@ class Dataset:
 def reader_of(
     files: TreeFiles | ShardFiles, read: Read, *, soon: bool = False
 ) -> Callable[[int], Bytes]:
-    """As Dataset.reader, of files without a dataset."""
+    """Return a reader as `Dataset.reader` does, for files without a dataset."""
     if read == "pread":
         return files.read
     return lambda sample: files.mapped(sample, soon=soon)
 
 
 def open_folder(root: Path) -> Dataset:
-    """The dataset of a folder, tree or shards, from its index, built if missing or stale.
+    """Return the dataset of a folder, tree or shards; its index is built if missing or stale.
 
     Raises:
-        BadInput: missing, empty or flat folder, empty class, header that does not parse; a shard
-            that is missing, truncated or not packed to the end.
+        BadInput: a missing, empty or flat folder, an empty class, a header that does not parse, or
+            a shard that is missing, truncated or not completely packed.
     """
     manifest.check_whole(root)
     paths = shards.shard_paths(root)
@@ -120,7 +120,7 @@ def open_folder(root: Path) -> Dataset:
 
 
 def current_index(root: Path) -> bool:
-    """Whether a folder of shards has an index that is of them."""
+    """Return whether a folder of shards has an up-to-date index."""
     return is_current(root, shards.state_of(shards.shard_paths(root)))
 
 
@@ -175,7 +175,7 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
 
 
 def undecodable(dataset: Dataset, sample: int, reason: object) -> str:
-    """What to say of an image that a loader could not decode."""
+    """Return the message about an image that a loader could not decode."""
     return (
         f"{dataset.where(sample)}: sample {sample} does not decode ({reason}); remove or replace "
         f"it, or find all such by harness data check --decode {dataset.root}"
@@ -183,19 +183,16 @@ def undecodable(dataset: Dataset, sample: int, reason: object) -> str:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit as far as it may: each mapped image holds a file open."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise this process's limit of open files to its maximum: each mapped image holds one open."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def same_classes(train: Dataset, val: Dataset) -> int:
-    """Refuse a training and a validation set with other classes.
-
-    Returns:
-        The number of classes.
+    """Check that training and validation set have the same classes; return their number.
 
     Raises:
-        BadInput: names the first class that one of them lacks, or a label that the other has not.
+        BadInput: they differ; the message names the first class or label that one of them lacks.
     """
     if not train.named and not val.named:
         return max(len(train.classes), len(val.classes))

@@ -1,4 +1,4 @@
-"""A small learnable set of JPEGs, drawn: ten shapes in any colour, place and size, on noise."""
+"""The demo set: small learnable JPEGs, drawn: ten shapes of random color and size on noise."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ TRAIN_IMAGES, VAL_IMAGES = 4000, 1000
 _SEED = 20151210  # the day on which He et al. appeared
 
 Box = tuple[float, float, float, float]
-Colour = tuple[int, int, int]
-Painter = Callable[[ImageDraw.ImageDraw, Box, Colour], None]
+Color = tuple[int, int, int]
+Painter = Callable[[ImageDraw.ImageDraw, Box, Color], None]
 
 
 def _polygon(*points: tuple[float, float]) -> Painter:
-    """A filled polygon, its points in units of the box."""
+    """Return a painter of a filled polygon, whose points are in units of the box."""
 
-    def paint(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
+    def paint(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
         x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-        draw.polygon([(x + px * w, y + py * h) for px, py in points], fill=colour)
+        draw.polygon([(x + px * w, y + py * h) for px, py in points], fill=color)
 
     return paint
 
 
-def _disc(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
-    draw.ellipse(box, fill=colour)
+def _disc(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
+    draw.ellipse(box, fill=color)
 
 
-def _ring(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
-    draw.ellipse(box, outline=colour, width=max(2, int((box[2] - box[0]) / 6)))
+def _ring(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
+    draw.ellipse(box, outline=color, width=max(2, int((box[2] - box[0]) / 6)))
 
 
-def _frame(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
-    draw.rectangle(box, outline=colour, width=max(2, int((box[2] - box[0]) / 6)))
+def _frame(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
+    draw.rectangle(box, outline=color, width=max(2, int((box[2] - box[0]) / 6)))
 
 
 def _bars(*, upright: bool) -> Painter:
-    def paint(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
+    def paint(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
         x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
         for start in (0.0, 0.4, 0.8):
             at, to = (start, start + 0.2)
@@ -54,17 +54,15 @@ def _bars(*, upright: bool) -> Painter:
                 if upright
                 else (x, y + at * h, x + w, y + to * h)
             )
-            draw.rectangle(bar, fill=colour)
+            draw.rectangle(bar, fill=color)
 
     return paint
 
 
-def _dots(draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
+def _dots(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
     x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
     for px, py in ((0, 0), (0.65, 0), (0, 0.65), (0.65, 0.65)):
-        draw.ellipse(
-            (x + px * w, y + py * h, x + (px + 0.35) * w, y + (py + 0.35) * h), fill=colour
-        )
+        draw.ellipse((x + px * w, y + py * h, x + (px + 0.35) * w, y + (py + 0.35) * h), fill=color)
 
 
 _THIRD, _TWO_THIRDS = 1 / 3, 2 / 3
@@ -87,7 +85,7 @@ CLASSES: dict[str, Painter] = {
 
 
 def ensure(split: str) -> Path:
-    """Folder of the demo set's `train` or `val`, drawn into the cache folder on first use."""
+    """Return the folder of the demo set's `train` or `val`; it is drawn on first use."""
     root = _folder()
     with FileLock(root.with_suffix(".lock")):
         if not root.is_dir():
@@ -96,7 +94,7 @@ def ensure(split: str) -> Path:
 
 
 def drawn(split: str) -> Path | None:
-    """The same folder if it is there already."""
+    """Return the same folder if it has been drawn already, else None."""
     return _folder() / split if _folder().is_dir() else None
 
 
@@ -107,7 +105,7 @@ def _folder() -> Path:
 def draw(root: Path) -> None:
     """Draw the demo set: `train` and `val`, ten class folders each, sizes 48 to 160 px.
 
-    The same pixels on every machine. Nothing is left behind half-drawn.
+    The pixels are the same on every machine. If drawing fails, no partial folder is left.
 
     Raises:
         BadInput: the folder exists already, or cannot be written.
@@ -126,18 +124,18 @@ def _draw_one(folder: Path, split: str, number: int) -> None:
     u = np.random.Generator(np.random.Philox(key=key))
     width, height = 48 + np.floor(u.random(2) * 113).astype(int)
     name = list(CLASSES)[number % len(CLASSES)]
-    background, colour = _two_colours(u.random(6))
+    background, color = _two_colors(u.random(6))
     grain = (u.random((height, width, 1)) - 0.5) * 60
     pixels = np.clip(background + grain, 0, 255).astype(np.uint8)
     image = Image.fromarray(pixels)
     side = (0.5 + 0.4 * u.random()) * min(width, height)
     x, y = u.random(2) * (width - side, height - side)
-    CLASSES[name](ImageDraw.Draw(image), (x, y, x + side, y + side), colour)
+    CLASSES[name](ImageDraw.Draw(image), (x, y, x + side, y + side), color)
     image.save(folder / name / f"{number:05d}.jpg", quality=90)
 
 
-def _two_colours(u: np.ndarray) -> tuple[np.ndarray, Colour]:
-    """A background and a shape colour that differ enough to be told apart."""
+def _two_colors(u: np.ndarray) -> tuple[np.ndarray, Color]:
+    """Return a background color and a shape color that are clearly different."""
     background = 40 + 175 * u[:3]
     shift = np.where(background > 127, -1, 1) * (70 + 50 * u[3:])
     red, green, blue = (int(c) for c in np.clip(background + shift, 0, 255))

@@ -1,4 +1,4 @@
-"""Digests: proof of what an epoch showed, as sums modulo 2^64 that ranks simply add up."""
+"""Digests of the images of an epoch: sums modulo 2^64, so that ranks' digests can be added."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from numpy.typing import NDArray
 
 from harness.data.augment import Ints
 
-Words = NDArray[np.uint64]
+_Uint64s = NDArray[np.uint64]
 
 
 class Digest:
-    """Folds the images of an epoch, in any order and on any number of ranks, to two numbers."""
+    """The digest of an epoch's images: `order` of their rows, `samples` of their ids alone."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset for a new epoch."""
         self.images = 0
         self.order = 0
         self.samples = 0
 
     def add(self, rows: Ints) -> None:
-        """Fold the images that a batch really held (`Samples.rows`, [n, 12])."""
-        words = rows.astype(np.uint64)
-        mixed = np.zeros(len(words), dtype=np.uint64)
-        for column in words.T:
-            mixed = _mix(mixed ^ column)
+        """Add the images of a batch, without padding (`Samples.rows`, [n, 12])."""
+        columns = rows.astype(np.uint64).T
+        hashes = np.zeros(len(rows), dtype=np.uint64)
+        for column in columns:
+            hashes = _mix(hashes ^ column)
         self.images += len(rows)
-        self.order = (self.order + int(np.sum(mixed, dtype=np.uint64))) % 2**64
+        self.order = (self.order + int(np.sum(hashes, dtype=np.uint64))) % 2**64
         self.samples = (self.samples + digest_of(rows[:, 1])) % 2**64
 
     def go_on(self, words: Ints) -> None:
-        """Take up where `words` were taken."""
+        """Restore what `words()` returned."""
         self.images, self.order, self.samples = words.view(np.uint64).tolist()
 
     def words(self) -> Ints:
-        """[images, order, samples] as int64, to be summed over ranks (the sum wraps)."""
+        """Return [images, order, samples] as int64, to be summed over ranks (the sum wraps)."""
         sums = np.array([self.images, self.order, self.samples], dtype=np.uint64)
         return sums.view(np.int64)
 
 
 def digest_of(ids: Ints) -> int:
-    """Order-independent digest of a set of sample ids."""
+    """Return the order-independent digest of a set of sample ids."""
     return int(np.sum(_mix(ids.astype(np.uint64)), dtype=np.uint64))
 
 
 def hexadecimal(word: int) -> str:
-    """A digest, also one that int64 shows as negative, as 16 hex digits."""
+    """Return a digest as 16 hex digits; a negative int64 is read as unsigned."""
     return f"{word % 2**64:016x}"
 
 
-def _mix(x: Words) -> Words:
+def _mix(x: _Uint64s) -> _Uint64s:
     """SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

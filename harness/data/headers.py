@@ -1,4 +1,4 @@
-"""What an image's header says, read without decoding."""
+"""Read an image's size from its header, without decoding."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def is_image(name: str) -> bool:
-    """By its suffix; macOS leaves a `._name.jpg` beside a `name.jpg`, which is none."""
+    """Return whether a file is an image, by its suffix; macOS's `._name.jpg` files are not."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def size_px(image: Path | IO[bytes]) -> tuple[int, int]:
-    """Width and height as the header says, EXIF rotation ignored.
+    """Return width and height from the header, without EXIF rotation.
 
     Raises:
-        ValueError: cannot be read, or is no header of a JPEG or PNG; says which.
+        ValueError: the file cannot be read, or has no header of a JPEG or PNG; the message says so.
     """
     try:
         with Image.open(image, formats=("JPEG", "PNG")) as opened:

@@ -1,4 +1,4 @@
-"""Loader: a run's settings, resolved, and the batches that they make of either set."""
+"""Loader: makes the batches of a set from the resolved data settings."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from harness.data.dali import DaliBatches
 
 ENDLESS = 2**30
-"""Epochs."""
+"""A number of epochs that is never reached."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """How batches are made on this rank: the resolved settings, one for both sets."""
+    """Makes this rank's batches; one Loader serves both training and validation."""
 
     data: cfg.Data
     world: World
@@ -43,15 +43,15 @@ class Loader:
         split: Split | None = None,
         demand: Demand | None = None,
     ) -> Loader:
-        """Settle `auto` and 0.
+        """Return the Loader of these settings, with `auto` and 0 replaced by actual values.
 
         Args:
-            train, split: what is trained on, by which `auto` tries out where to decode.
-            demand: how many images the training could take.
+            train, split: what `auto` measures the ways to decode with; without, it picks `gpu`.
+            demand: how many images per second the training could consume.
 
         Raises:
-            BadInput: decoding on a GPU that is not there, or without nvJPEG; DALI not installed,
-                installed twice, or built for a newer driver.
+            BadInput: decoding on a GPU without a GPU or nvJPEG; DALI is not installed, installed
+                twice, or built for a newer driver.
         """
         if data.source == "dali":
             _check_dali(data, world)
@@ -71,7 +71,7 @@ class Loader:
         return replace(on_gpu, decode=on_gpu.best_decode(train, split, demand))
 
     def best_decode(self, images: Images, split: Split, demand: Demand | None) -> str:
-        """Tried out on this node, unless it was before."""
+        """Return the best way to decode, measured on this node unless its cache has the rates."""
         from harness.data import calibrate
 
         data = self.data
@@ -87,10 +87,10 @@ class Loader:
             "largest_px": list(data.largest_px),
             "prefetch_batches": data.prefetch_batches,
         }
-        has_nvjpeg = dali_info.nvjpeg_is_there(dali_info.installed().cuda)
+        gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
         way = calibrate.decode_on(
             key,
-            [way for way in calibrate.WAYS if way != "gpu" or has_nvjpeg],
+            [way for way in calibrate.WAYS if way != "gpu" or gpu_decodes],
             lambda way: replace(self, decode=way).train(
                 images, split, epoch=0, step=0, epochs=ENDLESS
             ),
@@ -99,11 +99,11 @@ class Loader:
         )
         from harness.data.dali import release_memory
 
-        release_memory()  # of the ways that were tried
+        release_memory()  # of the ways that were measured
         return way
 
     def _read_once(self, images: Images, split: Split) -> None:
-        """Bring the bytes of the first batches, and of those asked for ahead, into memory."""
+        """Read the files of the first batches, and of those prefetched, into the page cache."""
         from harness.data import calibrate
         from harness.system.parallel import in_parallel
 
@@ -118,30 +118,30 @@ class Loader:
             pass
 
     def _samples(self, images: Images, split: Split) -> Iterator[Samples]:
-        """This rank's micro-batches of training, from the first on without end."""
+        """Return an endless iterator of this rank's training micro-batches, from the first on."""
         return stream.train_samples(
             images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
         )
 
     def train(self, images: Images, split: Split, *, epoch: int, step: int, epochs: int) -> Batches:
-        """This rank's micro-batches from (epoch, step) to the end of training."""
+        """Return this rank's micro-batches from (epoch, step) to the end of training."""
         samples = stream.train_samples(
             images.stream, split, self.world.rank, epoch=epoch, step=step, epochs=epochs
         )
         return self._batches(images, samples, split.local_batch)
 
     def decoding(self, images: Images, split: Split) -> DaliBatches | None:
-        """What decodes the batches of training and does nothing else, if DALI does it."""
+        """Return a pipeline that only decodes the training batches; None without DALI."""
         if images.dataset is None or self.data.source != "dali":
             return None
         samples = self._samples(images, split)
         return self._dali(images, images.dataset, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
-        """This rank's batches of the validation set, again and again without end.
+        """Return this rank's batches of the validation set, repeated without end.
 
         Args:
-            local_batch: images; a batch has all views of each.
+            local_batch: images per batch; a batch holds all views of each.
         """
 
         def endless() -> Iterator[Samples]:
@@ -172,7 +172,7 @@ class Loader:
         self, images: Images, dataset: Dataset, samples: Iterator[Samples], local_batch: int, *,
         decode_only: bool = False,
     ) -> DaliBatches:  # fmt: skip
-        # Imported here, since it takes a second and has no wheel on every system.
+        # Imported here: it takes a second, and some systems have no wheel of DALI.
         from harness.data.dali import DaliBatches, GpuDecoder
 
         data = self.data
@@ -187,16 +187,16 @@ class Loader:
 
 
 def _check_dali(data: cfg.Data, world: World) -> None:
-    """Refuse a DALI that cannot do what is asked for.
+    """Check that the installed DALI supports the settings.
 
     Raises:
-        BadInput: says what to do.
+        BadInput: it does not; the message says what to do.
     """
-    here = dali_info.installed()
-    if wrong := dali_info.misfit(here, dali_info.driver_cuda() if world.on_gpu else None):
-        raise BadInput(f"data.source: {wrong[0]}; {wrong[1]}")
-    if data.decode == "gpu" and world.on_gpu and not dali_info.nvjpeg_is_there(here.cuda):
+    dali = dali_info.installed()
+    if misfit := dali_info.misfit(dali, dali_info.driver_cuda() if world.on_gpu else None):
+        raise BadInput(f"data.source: {misfit[0]}; {misfit[1]}")
+    if data.decode == "gpu" and world.on_gpu and not dali_info.has_nvjpeg(dali.cuda):
         raise BadInput(
             f"data.decode: gpu needs nvJPEG, and no library of it loads here; install "
-            f"nvidia-nvjpeg-cu{here.cuda}, or use cpu or split"
+            f"nvidia-nvjpeg-cu{dali.cuda}, or use cpu or split"
         )

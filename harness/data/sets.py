@@ -1,4 +1,4 @@
-"""Sets: from a config to the images of a run, and to batches of them, whichever source."""
+"""The training and validation set that a config names: their files, stream and augmentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A training or validation set: its stream, and its files unless they are synthetic."""
+    """A training or validation set: its stream, and its dataset (None if synthetic)."""
 
     stream: Stream
     classes: int
@@ -32,15 +32,15 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """Of names, sizes and labels."""
+        """The digest of names, sizes and labels."""
         return self.dataset.digest if self.dataset else "synthetic"
 
 
 def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
-    """The training set (none where weights are only scored) and the validation set.
+    """Return the training set (None if weights are only evaluated) and the validation set.
 
     Raises:
-        BadInput: a folder that cannot be trained on; names it and what to do.
+        BadInput: a folder cannot be trained on; the message names it and says what to do.
     """
     data, seed = config.data, config.run.seed
     training = config.run.mode == "train"
@@ -53,7 +53,7 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
         val_images = _synthetic(data, data.synthetic_val_images, seed, eval_law(config))
         if not training:
             return None, val_images
-        law = _coloured(augment.centre_crop(0, data.image_px), data)
+        law = _with_color(augment.center_crop(0, data.image_px), data)
         return _synthetic(data, data.synthetic_images, seed, law), val_images
     train_part, val = _open_datasets(data)
     val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
@@ -78,7 +78,7 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
 
 
 def mean_of_training(data: cfg.Data) -> MeanImage | None:
-    """The mean image that the config asks to subtract, if it does."""
+    """Return the mean image of the training set, or None if `data.mean_image` is false."""
     if not data.mean_image:
         return None
     from harness.data.mean import mean_image
@@ -89,7 +89,7 @@ def mean_of_training(data: cfg.Data) -> MeanImage | None:
 
 
 def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
-    """Training images, if a folder is given, and validation images: of a folder, or held out."""
+    """Return the training images, if any, and the validation images: a folder's, or held out."""
     train = _open(data.train, "train") if data.train else None
     if not data.holdout_images:
         assert data.val is not None
@@ -100,17 +100,17 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
             f"data.holdout_images: {data.holdout_images:,} of the {len(train):,} images in "
             f"{train.root} leave none to train on; lower it"
         )
-    stay, out = stream.held_out(len(train), data.holdout_images)
-    return train.part(stay, "without those held out"), train.part(out, "held out")
+    kept, held_out = stream.held_out(len(train), data.holdout_images)
+    return train.part(kept, "without those held out"), train.part(held_out, "held out")
 
 
 def train_law(data: cfg.Data) -> Law:
-    """The law of augmentation that the config names."""
-    return _coloured(_geometry_law(data), data)
+    """Return the augmentation of training that the config names."""
+    return _with_color(_geometry_law(data), data)
 
 
-def _coloured(law: Law, data: cfg.Data) -> Law:
-    return replace(law, colour=augment.pca_colour(data.colour_std)) if data.colour_std else law
+def _with_color(law: Law, data: cfg.Data) -> Law:
+    return replace(law, color=augment.pca_color(data.colour_std)) if data.colour_std else law
 
 
 def _geometry_law(data: cfg.Data) -> Law:
@@ -120,17 +120,17 @@ def _geometry_law(data: cfg.Data) -> Law:
         return augment.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
     if data.augment == "pad_crop":
         return augment.pad_crop(data.pad_px, data.image_px, flip=data.flip)
-    return augment.centre_crop(data.eval_resize_px, data.image_px)
+    return augment.center_crop(data.eval_resize_px, data.image_px)
 
 
 def eval_law(config: cfg.Config) -> Law:
-    """Resize the shorter side, cut the centre, or the ten views."""
-    crop = augment.ten_crop if config.eval.views == "ten_crop" else augment.centre_crop
+    """Return the crop of validation: the center, or ten views."""
+    crop = augment.ten_crop if config.eval.views == "ten_crop" else augment.center_crop
     return crop(config.data.eval_resize_px, config.data.image_px)
 
 
 def protocol(config: cfg.Config) -> str:
-    """How validation images are shown, in words."""
+    """Return a description of how validation images are cropped, for results."""
     data = config.data
     resize = f"shorter side to {data.eval_resize_px} px, " if data.eval_resize_px else ""
     if config.eval.views == "ten_crop":

@@ -1,9 +1,9 @@
-"""Stream: which samples, in which order, cropped and flipped how. Pure functions, numpy only.
+"""Stream: the order of the samples and the augmentation of each. Pure functions, numpy only.
 
-Everything is a function of (seed, epoch, position in the global epoch): no state, nothing to save.
-Randomness is numpy's counter-based Philox, one key for each (seed, epoch, purpose), advanced to the
-sample's position, so a rank computes only its own slice. Only raw words and float64 `random` are
-drawn: a sample then owns a fixed number of words.
+Everything is a function of (seed, epoch, position in the global epoch): there is no state to save.
+Random numbers come from numpy's counter-based Philox, with one key per (seed, epoch, purpose),
+advanced to the sample's position, so that a rank computes only its own slice. Only `random_raw` and
+float64 `random` are used, as they take a fixed number of 64-bit words per sample.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from harness.data.augment import WORDS, Floats, Ints, Law
 
 PADDING = -1
-"""Label of the images that fill up the last validation batch: they are never counted."""
+"""Label of the images that pad the last validation batch; they are never counted."""
 
-_PURPOSES = {"order": 0, "augment": 1, "colour": 2, "hold out": 3}
-_WORDS_PER_BLOCK = 4  # Philox's counter, and so `advance`, counts blocks of four 64-bit words
+_PURPOSES = {"order": 0, "augment": 1, "color": 2, "hold out": 3}
+_WORDS_PER_BLOCK = 4  # Philox's `advance` counts blocks of four 64-bit words
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A contiguous piece of an epoch: which images, and the geometry of each.
+    """A contiguous piece of an epoch: the ids of its images, and the geometry of each.
 
-    An image is made by decoding `window` (x, y, w, h in source pixels), resizing it to `resized`
-    (w, h), cutting the output's square at `cut` (x, y; black outside), and mirroring where `flip`.
-    Where the law says so, `colour` is then added to R, G and B (laws.COLOUR_UNITS to a full one).
-    All arrays have one row per image.
+    A loader decodes `window` (x, y, w, h in source pixels), resizes it to `resized` (w, h), crops
+    the output's square at `cut` (x, y; black outside of the image), and mirrors it where `flip` is
+    1. If `color` is given, it is then added to R, G and B (in augment.COLOR_UNITS). All arrays are
+    int64 with one row per image.
     """
 
     positions: Ints
@@ -42,31 +42,31 @@ class Samples:
     resized: Ints
     cut: Ints
     flip: Ints
-    colour: Ints | None = None
+    color: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self) -> Ints:
-        """All of it as one table [n, 12], or with colour [n, 15], which travels with the batch."""
+        """Return one table of all columns: [n, 12], or [n, 15] with color. Batches carry it."""
         columns = (self.positions[:, None], self.ids[:, None], self.labels[:, None], self.window,
                    self.resized, self.cut, self.flip[:, None])  # fmt: skip
-        colour = () if self.colour is None else (self.colour,)
-        return np.concatenate((*columns, *colour), axis=1)
+        color = () if self.color is None else (self.color,)
+        return np.concatenate((*columns, *color), axis=1)
 
     @staticmethod
     def from_rows(rows: Ints) -> Samples:
-        """The inverse of `rows`."""
+        """Return the samples of a table: the inverse of `rows`."""
         return Samples(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:7], rows[:, 7:9],
                        rows[:, 9:11], rows[:, 11],
                        rows[:, 12:15] if rows.shape[1] > 12 else None)  # fmt: skip
 
 
 def draws(seed: int, epoch: int, purpose: str, first: int, count: int, words: int) -> Floats:
-    """Uniform float64 words [count, words] of the samples at positions first, first + 1, ...
+    """Return uniform float64 numbers [count, words] for positions first, first + 1, ...
 
-    `words` must be a multiple of 4. Always from a fresh generator: after a partial draw `advance`
-    would count from the middle of a block.
+    `words` per sample must be a multiple of 4. The generator is always a fresh one: after a partial
+    draw, `advance` would count from the middle of a block.
     """
     bits = _philox(seed, epoch, purpose)
     bits.advance(first * words // _WORDS_PER_BLOCK)
@@ -75,9 +75,9 @@ def draws(seed: int, epoch: int, purpose: str, first: int, count: int, words: in
 
 @lru_cache(maxsize=2)
 def order(seed: int, epoch: int, size: int) -> Ints:
-    """One permutation of the dataset for an epoch: sample id at each position [size].
+    """Return the permutation of the dataset for an epoch: the sample id at each position [size].
 
-    By a stable sort of raw words rather than `Generator.permutation`, whose bits numpy may change.
+    It is a stable sort of raw random words: numpy may change the bits of `Generator.permutation`.
     """
     words = _philox(seed, epoch, "order").random_raw(size)
     ids = np.argsort(words, kind="stable")
@@ -86,9 +86,9 @@ def order(seed: int, epoch: int, size: int) -> Ints:
 
 
 def held_out(size: int, count: int) -> tuple[Ints, Ints]:
-    """Ids of a dataset that stay for training, and `count` that are held out; both rise.
+    """Return the ids that stay for training and the `count` that are held out, both sorted.
 
-    The same for every run, whatever its seed: runs are compared on the same images.
+    They do not depend on the run's seed, so that runs are compared on the same images.
     """
     shuffled = np.argsort(_philox(0, 0, "hold out").random_raw(size), kind="stable")
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])
@@ -96,7 +96,7 @@ def held_out(size: int, count: int) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class Stream:
-    """The samples of a dataset under a law, as every rank computes them for itself."""
+    """The samples of a dataset under an augmentation; every rank computes its own."""
 
     seed: int
     labels: NDArray[Any]
@@ -105,18 +105,18 @@ class Stream:
     law: Law = field(repr=False)
 
     def shuffled(self, epoch: int, first: int, count: int) -> Samples:
-        """Positions first ... first + count of the shuffled epoch."""
+        """Return the samples at positions [first, first + count) of the shuffled epoch."""
         ids = order(self.seed, epoch, len(self.labels))[first : first + count]
         u = draws(self.seed, epoch, "augment", first, count, WORDS)
-        colour = None
-        if self.law.colour is not None:
-            colour = self.law.colour(draws(self.seed, epoch, "colour", first, count, 4))
-        return self._samples(np.arange(first, first + count), ids, u, colour)
+        color = None
+        if self.law.color is not None:
+            color = self.law.color(draws(self.seed, epoch, "color", first, count, 4))
+        return self._samples(np.arange(first, first + count), ids, u, color)
 
     def in_order(self, first: int, count: int) -> Samples:
-        """Positions first ... first + count unshuffled; those past the end are padding.
+        """Return positions [first, first + count) unshuffled; those past the end are padding.
 
-        A law of several views gives them one after the other, image by image.
+        An augmentation with several views yields all views of an image one after the other.
         """
         positions = np.arange(first, first + count)
         real = positions < len(self.labels)
@@ -124,20 +124,18 @@ class Stream:
         samples.labels[~real.repeat(self.law.views)] = PADDING
         return samples
 
-    def _samples(
-        self, positions: Ints, ids: Ints, u: Floats, colour: Ints | None = None
-    ) -> Samples:
+    def _samples(self, positions: Ints, ids: Ints, u: Floats, color: Ints | None = None) -> Samples:
         width, height = self.width[ids].astype(np.int64), self.height[ids].astype(np.int64)
         geometry, views = self.law.of(u, width, height), self.law.views
         labels = self.labels[ids].astype(np.int64)
         return Samples(positions.repeat(views), ids.repeat(views), labels.repeat(views),
                        geometry.window, geometry.resized, geometry.cut, geometry.flip,
-                       colour)  # fmt: skip
+                       color)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a global batch is cut: ranks take contiguous slices, cut into micro-batches."""
+    """How a global batch is split: contiguous slices per rank, each split into micro-batches."""
 
     global_batch: int
     local_batch: int
@@ -145,7 +143,7 @@ class Split:
     world_size: int
 
     def first(self, step: int, rank: int, micro: int) -> int:
-        """Position of the first image of a micro-batch within the epoch."""
+        """Return the position, within the epoch, of the first image of a micro-batch."""
         in_step = rank * self.accumulate + micro
         return step * self.global_batch + in_step * self.local_batch
 
@@ -153,17 +151,20 @@ class Split:
 def train_samples(
     stream: Stream, split: Split, rank: int, *, epoch: int, step: int, epochs: int
 ) -> Iterator[Samples]:
-    """A rank's micro-batches from (epoch, step) to the end of training, without ragged tails."""
+    """Yield a rank's micro-batches from (epoch, step) to the end of training.
+
+    The images at the end of an epoch that do not fill a global batch are dropped.
+    """
     steps_per_epoch = len(stream.labels) // split.global_batch
-    for each_epoch in range(epoch, epochs):
-        for each_step in range(step if each_epoch == epoch else 0, steps_per_epoch):
+    for current_epoch in range(epoch, epochs):
+        for current_step in range(step if current_epoch == epoch else 0, steps_per_epoch):
             for micro in range(split.accumulate):
-                first = split.first(each_step, rank, micro)
-                yield stream.shuffled(each_epoch, first, split.local_batch)
+                first = split.first(current_step, rank, micro)
+                yield stream.shuffled(current_epoch, first, split.local_batch)
 
 
 def eval_samples(stream: Stream, local_batch: int, rank: int, world_size: int) -> Iterator[Samples]:
-    """A rank's batches of validation: equally many on each rank, filled up with padding."""
+    """Yield a rank's validation batches: the same number on each rank, padded where needed."""
     batches = -(-len(stream.labels) // (local_batch * world_size))
     for batch in range(rank * batches, (rank + 1) * batches):
         yield stream.in_order(batch * local_batch, local_batch)

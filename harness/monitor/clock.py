@@ -1,4 +1,4 @@
-"""Clock: where the time of a run goes, and how long each step takes."""
+"""Clock: charges the time of a run to accounts (training, evaluation, ...) and times each step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from harness.system.process import process_age_s
 Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
 
 _Span = tuple[torch.cuda.Event, torch.cuda.Event]
-"""Around something on a GPU."""
+"""Events at the begin and end of some GPU work."""
 
 
 @dataclass(frozen=True)
 class PeriodTimes:
-    """How long a log period took: each of its steps, and all of it.
+    """The times of one log period on this rank.
 
     Attributes:
-        compute_ms: this rank's, of all steps together, up to where it may wait for other ranks.
+        compute_ms: of all steps together, without waiting for other ranks.
     """
 
     steps_ms: list[float]
@@ -34,7 +34,7 @@ class PeriodTimes:
 
 
 class _LogPoint(NamedTuple):
-    """Where the clock stood at the last log point."""
+    """The clock's readings at the last log point."""
 
     steps: int
     train_s: float
@@ -42,10 +42,10 @@ class _LogPoint(NamedTuple):
 
 
 class Clock:
-    """Every moment since the process began is charged to exactly one account.
+    """Charges every moment since the process began to exactly one account, and times the steps.
 
-    Step times are taken by device events on a GPU and by the clock on a CPU; nothing waits for the
-    device between log points.
+    Step times come from device events on a GPU and from the host's clock on a CPU; the host does
+    not wait for the device between log points.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,7 +66,7 @@ class Clock:
 
     @contextmanager
     def account(self, name: Account) -> Iterator[None]:
-        """Charge the time of this block to an account, and go on with the former after it."""
+        """Charge the time of this block to an account; return to the former account after it."""
         before = self._account
         self._charge(name)
         yield
@@ -74,14 +74,14 @@ class Clock:
 
     def _charge(self, then: Account) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # work still under way belongs to the old account
+            torch.cuda.synchronize(self._device)  # unfinished work belongs to the old account
         now = time.perf_counter()
         self._spent_s[self._account] = self._spent_s.get(self._account, 0.0) + now - self._since
         self._account, self._since = then, now
 
     @property
     def accounts_s(self) -> dict[str, float]:
-        """Seconds of each account up to now, over all attempts; they add up to `total_s`."""
+        """Seconds of each account so far, over all attempts; they add up to `total_s`."""
         now = time.perf_counter()
         spent: dict[str, float] = {str(name): s for name, s in self._spent_s.items()}
         spent[self._account] = spent.get(self._account, 0.0) + now - self._since
@@ -89,7 +89,7 @@ class Clock:
 
     @property
     def train_s(self) -> float:
-        """Seconds of the account `train` up to now."""
+        """Seconds of the account `train` so far."""
         return self.accounts_s.get("train", 0.0)
 
     @property
@@ -99,11 +99,11 @@ class Clock:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all attempts, those between them left out."""
+        """Seconds of all attempts, without the time between them."""
         return self._before_s + self.wall_s
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the clock; the device must be idle."""
+        """Return the clock's state for a checkpoint; the device must be idle."""
         self._read_marks()
         return {
             "accounts_s": self.accounts_s,
@@ -115,11 +115,11 @@ class Clock:
         }
 
     def go_on(self, state: dict[str, Any] | None, spent_s: float) -> None:
-        """Add what earlier attempts took.
+        """Add the times of earlier attempts.
 
         Args:
-            state: of the checkpoint; none if the run begins anew.
-            spent_s: time of all earlier attempts; what the checkpoint knows nothing of was lost.
+            state: from the checkpoint; None if the run starts from its beginning.
+            spent_s: of all earlier attempts; what is not in the checkpoint is charged to `lost`.
         """
         accounts: dict[Account, float] = dict(state["accounts_s"]) if state else {}
         lost_s = max(0.0, spent_s - sum(accounts.values()))
@@ -136,9 +136,9 @@ class Clock:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """The loader is asked for a batch; on a GPU, what counts is how long that stands still.
+        """Time a block that gets a batch from the loader; on a GPU, count the device's idle time.
 
-        The host does not wait there, and where it does, the GPU may still have work.
+        There the host's own waiting does not count, since the GPU may still have work queued.
         """
         if self._device.type == "cuda":
             with _span(self._waited):
@@ -150,7 +150,7 @@ class Clock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """A part of a step in which this rank waits for no other one; not waited for on a GPU."""
+        """Time a part of a step in which this rank does not wait for others, without a sync."""
         if self._device.type == "cuda":
             with _span(self._computed):
                 yield
@@ -160,7 +160,7 @@ class Clock:
             self._compute_ms += 1000 * (time.perf_counter() - began)
 
     def mark(self) -> None:
-        """A step begins or ends here."""
+        """Mark the end of a step and the start of the next."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -169,7 +169,7 @@ class Clock:
             self._marks.append(time.perf_counter())
 
     def read_period(self) -> PeriodTimes:
-        """What the steps since the last log point took; the device must be idle."""
+        """Return the times since the last log point; the device must be idle."""
         self._read_marks()
         since = self._log_point
         compute_ms, self._compute_ms = self._compute_ms, 0.0
@@ -189,22 +189,22 @@ class Clock:
         self.data_wait_s += _take_ms(self._waited) / 1000
 
     def mark_anew(self) -> None:
-        """What lies between the last mark and here is not a step: a checkpoint."""
+        """Mark a new start: the time since the last mark is not a step, but a checkpoint."""
         self._marks.append(None)
         self.mark()
 
     def forget_mark(self) -> None:
-        """What follows is not a step: an evaluation, the end of an epoch."""
+        """Drop the last mark: what follows is not a step, but an evaluation or an epoch's end."""
         self._marks = []
 
     def step_ms(self, percentile: float) -> float | None:
-        """Percentile over all steps so far; none without steps."""
+        """Return a percentile of all step times so far, in ms; None before the first step."""
         return float(np.percentile(self._step_ms, percentile)) if self._step_ms else None
 
 
 @contextmanager
 def _span(spans: list[_Span]) -> Iterator[None]:
-    """Time what the GPU does, or stands still for, in this block; nothing is waited for."""
+    """Record events around this block's GPU work, without waiting for it."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     yield
@@ -213,10 +213,10 @@ def _span(spans: list[_Span]) -> Iterator[None]:
 
 
 def _take_ms(spans: list[_Span]) -> float:
-    """How long they took together; none is left. The device must be idle."""
-    taken_ms = sum(_between_ms(begin, end) for begin, end in spans)
+    """Return the sum of the spans' times in ms and clear the list; the device must be idle."""
+    total_ms = sum(_between_ms(begin, end) for begin, end in spans)
     spans.clear()
-    return taken_ms
+    return total_ms
 
 
 def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> float:

@@ -1,4 +1,4 @@
-"""Energy: what a GPU has used, by its own counter (NVML); nothing is known of a CPU."""
+"""Energy: read a GPU's energy counter (NVML). CPUs are not measured."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from harness.monitor.gpus import Nvml
 
 
 class Energy:
-    """A device's counter, read at log points."""
+    """The energy used by a device between marks."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = Nvml(device)
         self._since = math.nan
 
     def mark(self) -> None:
-        """What is used from here on counts."""
+        """Start counting."""
         self._since = self._now()
 
     def used_j(self) -> float:
-        """Joules since the last mark, which this is too; nan where they are not measured."""
+        """Return the joules since the last mark (nan if not measured), and start counting again."""
         before = self._since
         self.mark()
         return self._since - before

@@ -1,4 +1,4 @@
-"""What a run ran on: software, hardware, job, and the variables that matter. Never a secret."""
+"""Record what a run ran on: software, hardware, job and environment variables, without secrets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLURM_VARIABLES = (
     "SLURM_GPUS_ON_NODE",
 )
 
-# Exact names, not prefixes: people put tokens into variables of any name.
+# Exact names, not prefixes: variables of any name may hold access tokens.
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_PROC_BIND",
@@ -104,10 +104,10 @@ VARIABLES = (
 
 
 def environment(world_size: int, device: torch.device | None = None) -> dict[str, Any]:
-    """Content of environment.json; what is not known is null.
+    """Return the content of environment.json; unknown values are None.
 
     Args:
-        device: of this process; by default the GPU if there is one.
+        device: the device of this process; by default the GPU if there is one.
     """
     commit, dirty = git_state(CHECKOUT)
     return {
@@ -125,7 +125,7 @@ def environment(world_size: int, device: torch.device | None = None) -> dict[str
 
 
 def host_facts(device: torch.device | None = None) -> dict[str, Any]:
-    """What may differ from rank to rank, small enough to gather over all of them."""
+    """Return the facts that may differ between ranks; few, as they are gathered from all ranks."""
     cpu = _cpu()
     return {
         "hostname": socket.gethostname(),
@@ -139,7 +139,7 @@ def host_facts(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what computes, reads and records; imports nothing more."""
+    """Return the versions of Python, torch, CUDA, DALI and other packages; imports none of them."""
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     nccl = torch.cuda.nccl.version() if has_nccl else ()  # type: ignore[no-untyped-call]
@@ -156,13 +156,13 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit, and whether tracked files differ from it; nulls where this is no checkout."""
-    found = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD")
-    top, commit = found.splitlines() if found else (None, None)
-    # An installed copy may lie in somebody else's checkout.
+    """Return the commit, and whether tracked files differ from it; Nones without a checkout."""
+    output = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD")
+    top, commit = output.splitlines() if output else (None, None)
+    # An installed copy may lie in the checkout of another project.
     if top is None or Path(top) != folder:
         return None, None
-    # Without the locks, two jobs that start at once do not disturb each other.
+    # Without locks, so that two jobs that start at once do not disturb each other.
     changes = _output(
         "git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain", "-uno"
     )
@@ -170,29 +170,29 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def gpu_uuid(device: torch.device) -> str:
-    """A GPU's own name, as nvidia-smi writes it."""
+    """Return a GPU's UUID, as nvidia-smi prints it."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver, which torch does not tell; null without one."""
+    """Return the version of the NVIDIA driver, which torch does not report; None without one."""
     try:
-        told = Path("/proc/driver/nvidia/version").read_text()
+        text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
-        told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
-    version = re.search(r"\b\d+\.\d+(\.\d+)?\b", told)
+        text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+    version = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
     return version[0] if version else None
 
 
 def compiler_version() -> str | None:
-    """First line of what the C++ compiler that inductor calls says of itself; null without one."""
-    told = _output(os.environ.get("CXX", "g++"), "--version")
-    return told.splitlines()[0] if told else None
+    """Return the first line of `--version` of inductor's C++ compiler; None without one."""
+    output = _output(os.environ.get("CXX", "g++"), "--version")
+    return output.splitlines()[0] if output else None
 
 
 def cpu_info() -> dict[str, str]:
-    """/proc/cpuinfo of one core: those of a machine do not differ in what matters here."""
-    # Of equal keys the last stays.
+    """Return /proc/cpuinfo of the last core: in what matters here, all cores are alike."""
+    # Every core lists the same keys; the last one wins.
     pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -227,7 +227,7 @@ def _named(names: Sequence[str]) -> dict[str, str]:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; null if it is not there, fails, or takes over 5 s."""
+    """Return a command's output; None if it is missing, fails, or takes more than 5 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Peaks: how many operations and bytes per second a device can do at most, printed or measured."""
+"""Peaks: the maximum FLOP/s and bytes/s of a device, from its data sheet or measured."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from harness.monitor import probes
 
 TABLE = Path(__file__).with_name("peaks.yaml")
 SHARE_OF_MATMUL = {"cuda": 0.25, "cpu": 1.2}
-"""How much of a matrix product's rate ResNet training reaches at the very best. GPU: MLPerf v3.1 on
-H100, 7,053 images/s of 24.5 GFLOP each, are 173 TFLOP/s where a plain product reaches about 700. On
-a CPU (2 cores of an AMD EPYC) a 3x3 convolution reached 1.1 to 1.2 times the product's rate."""
+"""Upper bound of ResNet training's FLOP/s, as a share of a matrix product's. GPU: MLPerf v3.1 on
+H100, 7,053 images/s of 24.5 GFLOP each, is 173 TFLOP/s, where a product reaches about 700. CPU (2
+cores of an AMD EPYC): a 3x3 convolution reached 1.1 to 1.2 times the product's rate."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of one device, at one precision; where the numbers are from, in words."""
+    """The peaks of one device at one precision, and a description of their source."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -33,7 +33,7 @@ class Peaks:
 
 
 def measured(device: torch.device, precision: str, *, limit_s: float = 0.5) -> Peaks:
-    """What a matrix product and a copy reach here, beside whatever else runs at the moment."""
+    """Measure a matrix product and a copy on this device; other load lowers the result."""
     dtype = DTYPES.get(precision, torch.float32)
     return Peaks(
         probes.matmul_flops(device, dtype, limit_s=limit_s),
@@ -43,10 +43,10 @@ def measured(device: torch.device, precision: str, *, limit_s: float = 0.5) -> P
 
 
 def training_bound(config: cfg.Config, device_type: str, flops_per_s: float) -> float:
-    """Images per second that training cannot exceed.
+    """Return an upper bound of training's images per second.
 
     Args:
-        flops_per_s: of a matrix product on all devices together.
+        flops_per_s: a matrix product's rate on all devices together.
     """
     with torch.device("meta"):
         net = build(config.model, 10 if config.model.name in cfg.CIFAR_MODELS else 1000)
@@ -56,16 +56,16 @@ def training_bound(config: cfg.Config, device_type: str, flops_per_s: float) -> 
 
 
 def printed_for(device: torch.device, precision: str) -> Peaks | None:
-    """The table's row for this device, if it is a GPU of the table."""
+    """Return the data sheet's peaks of this device; None for a CPU or an unknown GPU."""
     on_gpu = device.type == "cuda"
     return printed(torch.cuda.get_device_name(device), precision) if on_gpu else None
 
 
 def printed(name: str, precision: str) -> Peaks | None:
-    """The table's row for a GPU; none if it, or the precision, is not in the table.
+    """Return the data sheet's peaks of a GPU; None if it, or the precision, is not in the table.
 
     Args:
-        name: as the driver gives it, to the letter: of like names, a longer one does less.
+        name: the driver's exact name: variants with a longer name are slower.
     """
     row = table().get(name, {})
     if precision not in row:
@@ -75,6 +75,6 @@ def printed(name: str, precision: str) -> Peaks | None:
 
 @cache
 def table() -> dict[str, dict[str, Any]]:
-    """Name of a GPU -> its row: TFLOP/s of each precision, GB/s of `memory`, `source`."""
+    """Return the table: a GPU's name -> TFLOP/s of each precision, GB/s of `memory`, `source`."""
     table: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return table

@@ -1,6 +1,6 @@
-"""Probes: what one part of this machine can do, measured alone. Numbers in, numbers out.
+"""Probes: measure one part of this machine alone: disk, matrix products, memory, network, clocks.
 
-`harness doctor` judges by them before a run; nothing here judges, prints or knows a config.
+They only return numbers; `harness doctor` judges these before a run.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ FIRST_BUCKET_BYTES = MIB  # DDP closes its first bucket early, so that communica
 
 
 def write_speed(folder: Path, size_mib: int, *, limit_s: float) -> float:
-    """Bytes per second of writing a file in `folder` and forcing it to the disk.
+    """Return the bytes per second of writing a file in `folder` and forcing it to the disk.
 
-    No more is written once `limit_s` seconds are over. The file has no name, so that nothing is
-    left of it, whatever happens.
+    Writing stops after `limit_s` seconds. The file has no name, so that nothing is left of it even
+    after a kill.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: it cannot be written.
     """
-    block = os.urandom(MIB)  # a disk that compresses gets nothing to compress
+    block = os.urandom(MIB)  # random bytes cannot be compressed by the disk
     written = 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         began = time.perf_counter()
@@ -48,10 +48,10 @@ def write_speed(folder: Path, size_mib: int, *, limit_s: float) -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading files came to.
+    """The result of reading files.
 
     Attributes:
-        cached_pct: share of the files that still lay in memory; None where that cannot be told.
+        cached_pct: share of the files that was in the page cache before; None if unknown.
     """
 
     files: int
@@ -68,12 +68,12 @@ def read_speed(
     limit_s: float,
     cold: bool = True,
 ) -> Reading:
-    """Read images in the given order, until all are read or `limit_s` seconds are over.
+    """Read images in the given order, until all are read or `limit_s` seconds have passed.
 
     Args:
-        read: gives the bytes of the n-th image as an array; mapped ones are paged in here.
-        extents: where they lie.
-        cold: the kernel is first asked to drop what it holds of them; a file server's cache stays.
+        read: returns the bytes of the n-th image as an array; mapped ones are paged in here.
+        extents: the images' ranges of bytes.
+        cold: first ask the kernel to drop them from its page cache; a file server's cache stays.
     """
     if cold:
         pagecache.drop(extents)
@@ -84,7 +84,7 @@ def read_speed(
     def worker(_: int) -> tuple[int, int]:
         files = size = 0
         for number in numbers:
-            size += len(np.array(read(number)))  # a copy: each page is touched
+            size += len(np.array(read(number)))  # a copy, so that each page is read
             files += 1
             if time.perf_counter() - began >= limit_s:
                 break
@@ -97,9 +97,9 @@ def read_speed(
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, *, limit_s: float = 0.5) -> float:
-    """Floating point operations per second of a matrix product, the quickest of many.
+    """Return the FLOP/s of a matrix product, the fastest of many.
 
-    What else runs can only make one slower, so that the quickest comes nearest to what is possible.
+    Other load can only make a product slower, so the fastest one is closest to the peak.
     """
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -112,9 +112,9 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, *, limit_s: float = 0
 
 
 def copy_speed(device: torch.device, *, limit_s: float = 0.5) -> float:
-    """Bytes per second of memory, read and written, in a copy within it; the quickest of many.
+    """Return the bytes per second, read plus written, of the fastest of many copies in memory.
 
-    The tensors are larger than caches. On a GPU several copies are timed as one: to wait for one
+    The tensors are larger than caches. On a GPU several copies are timed together: waiting for one
     takes a tenth of its time.
     """
     copies = 16 if device.type == "cuda" else 1
@@ -130,9 +130,9 @@ def copy_speed(device: torch.device, *, limit_s: float = 0.5) -> float:
 
 
 def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[int]:
-    """Sizes of DDP's gradient buckets in the order of their all-reduce, once it has rebuilt them.
+    """Return the sizes of DDP's rebuilt gradient buckets, in the order of their all-reduce.
 
-    Gradients come in about the reverse order of the parameters; a bucket is closed when it has
+    Gradients are ready in about the reverse order of the parameters; a bucket is closed once it has
     reached its size.
     """
     sizes, limit = [0], float(FIRST_BUCKET_BYTES)
@@ -145,9 +145,9 @@ def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[i
 
 
 def all_reduce_s(world: World, size_bytes: int, *, limit_s: float) -> float:
-    """Seconds of one all-reduce of float32 over all ranks, median; a collective call.
+    """Return the median seconds of an all-reduce of float32 over all ranks; a collective call.
 
-    The slowest rank's median, the same on every rank.
+    It is the slowest rank's median, and the same on every rank.
     """
     tensor = torch.ones(max(1, size_bytes // 4), device=world.device)
 
@@ -156,52 +156,54 @@ def all_reduce_s(world: World, size_bytes: int, *, limit_s: float) -> float:
         world.sum_(tensor)
         return _now(world.device) - began
 
-    once()  # connections are made, buffers registered
+    once()  # the first call connects and registers buffers
     repeats = world.from_main(int(min(50, max(3, limit_s / once()))))
-    tensor.zero_()  # sums of sums would overflow
+    tensor.zero_()  # repeated sums would overflow
     mine = statistics.median(once() for _ in range(repeats))
     return float(max(world.gather(mine)))
 
 
 def bus_bandwidth(size_bytes: int, seconds: float, ranks: int) -> float:
-    """Bytes per second over the slowest link that an all-reduce needs, as nccl-tests count it."""
+    """Return an all-reduce's bus bandwidth in bytes per second, as defined by nccl-tests."""
     return 2 * (ranks - 1) / ranks * size_bytes / seconds
 
 
 def clock_offsets(world: World, *, trips: int = 20) -> list[tuple[float, float]]:
-    """How far each rank's wall clock is ahead of rank 0's, and how sure that is; s, on every rank.
+    """Return the offset of each rank's wall clock from rank 0's and its uncertainty, in seconds.
 
-    Rank 0 asks each rank for the time; the quickest of `trips` round trips counts, and the answer
-    was given at some moment of it. A collective call.
+    Rank 0 asks each rank for its time; the fastest of `trips` round trips counts, and half of its
+    duration is the uncertainty. A collective call; the result is the same on every rank.
     """
     group: Any = dist.new_group(backend="gloo")  # small messages between hosts, not GPUs
-    found = [(0.0, 0.0)]
-    told = torch.zeros(1, dtype=torch.int64)
-    for other in range(1, world.size):
+    offsets = [(0.0, 0.0)]
+    time_ns = torch.zeros(1, dtype=torch.int64)
+    for rank in range(1, world.size):
         if world.is_main:
-            found.append(min((_ask(other, told, group) for _ in range(trips)), key=lambda x: x[1]))
-        elif world.rank == other:
+            answers = (_round_trip(rank, time_ns, group) for _ in range(trips))
+            offsets.append(min(answers, key=lambda answer: answer[1]))
+        elif world.rank == rank:
             for _ in range(trips):
-                dist.recv(told, src=0, group=group)
+                dist.recv(time_ns, src=0, group=group)
                 dist.send(torch.tensor([wall_clock_ns()]), dst=0, group=group)
-    return list(world.from_main(found))
+    return list(world.from_main(offsets))
 
 
 def wall_clock_ns() -> int:
-    """This host's time of day."""
+    """Return this host's time of day in nanoseconds."""
     return time.time_ns()
 
 
-def _ask(other: int, told: torch.Tensor, group: Any) -> tuple[float, float]:
+def _round_trip(rank: int, time_ns: torch.Tensor, group: Any) -> tuple[float, float]:
+    """Ask a rank for its time once; return its offset and uncertainty in seconds."""
     before_ns, began = wall_clock_ns(), time.perf_counter()
-    dist.send(told, dst=other, group=group)
-    dist.recv(told, src=other, group=group)
+    dist.send(time_ns, dst=rank, group=group)
+    dist.recv(time_ns, src=rank, group=group)
     half_s = (time.perf_counter() - began) / 2
-    return (int(told) - before_ns) / 1e9 - half_s, half_s
+    return (int(time_ns) - before_ns) / 1e9 - half_s, half_s
 
 
 def _now(device: torch.device) -> float:
-    """The time when all is done that the device was given."""
+    """Wait until the device has finished its queued work, and return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,6 +1,6 @@
-"""Peers: what each rank took in a log period, told to all; who is slower than the others by itself.
+"""Find stragglers: gather each rank's own compute and data-wait times, and name the slow ranks.
 
-In a synchronous step all wait for the slowest, so that step times alone never say which it is.
+In a synchronous step all ranks wait for the slowest, so step times alone do not show which it is.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from harness.monitor.gpus import Nvml
 from harness.system.console import out
 
 SLOWER = 1.10
-"""So much slower than the median rank is slow."""
+"""A rank is slow if its compute time exceeds this multiple of the median rank's."""
 WAITS_MORE_PCT = 10.0
-"""So many points more of the time waiting for data than the median rank is slow too."""
+"""A rank is slow too if its share of time waiting for data is this many points above the median."""
 LEAST_PERIODS, WINDOW_PERIODS = 3, 20
-"""A rank is judged by its last periods: one that turns slow after days is found within minutes."""
+"""A rank is judged by its last periods only, so that one that turns slow late is found soon."""
 MOST_NAMED = 8
-"""More than a few slow ranks are the normal ones."""
+"""At most this many slow ranks are reported: if there are more, they are the normal ones."""
 
 
 @dataclass(frozen=True)
 class Slow:
-    """A rank that holds up the others, and by what."""
+    """A slow rank and a description of why it is slow."""
 
     rank: int
     why: str
 
 
 class Stragglers:
-    """Ranks that were slower than the median rank in more than half of the last periods."""
+    """Finds ranks that were slower than the median rank in more than half of the last periods."""
 
     def __init__(self) -> None:
         self._computing: deque[set[int]] = deque(maxlen=WINDOW_PERIODS)
@@ -49,17 +49,17 @@ class Stragglers:
         self._named: set[int] = set()
 
     def period(self, compute_ms: Sequence[float], wait_pct: Sequence[float]) -> list[Slow]:
-        """Take up a log period; ranks that are found slow, each once.
+        """Add a log period; return the ranks that are now slow, each only once.
 
         Args:
-            compute_ms: of a step of each rank, up to where it first waits for others.
+            compute_ms: each rank's time per step, up to where it first waits for other ranks.
             wait_pct: share of time in which each rank waited for data.
         """
-        # Of two ranks, the fast one is what the slow one is held against.
+        # The low median: of two ranks, the slow one is compared with the fast one.
         compute, wait = median_low(compute_ms), median_low(wait_pct)
         self._computing.append({r for r, ms in enumerate(compute_ms) if ms > SLOWER * compute})
         self._waiting.append({r for r, pct in enumerate(wait_pct) if pct > wait + WAITS_MORE_PCT})
-        found = []
+        slow = []
         for rank in range(len(compute_ms)):
             if rank in self._named or len(self._named) == MOST_NAMED:
                 continue
@@ -76,22 +76,22 @@ class Stragglers:
             else:
                 continue
             self._named.add(rank)
-            found.append(Slow(rank, why))
-        return found
+            slow.append(Slow(rank, why))
+        return slow
 
     @staticmethod
     def _often(rank: int, slow: deque[set[int]]) -> str | None:
-        """In how many of the last periods a rank was among the slow ones, if in most."""
-        times = sum(rank in each for each in slow)
+        """Return in how many of the last periods a rank was slow, as text; None if not in most."""
+        times = sum(rank in ranks for ranks in slow)
         is_often = len(slow) >= LEAST_PERIODS and times > len(slow) / 2
         return f"{times} of the last {len(slow)}" if is_often else None
 
 
 class Peers:
-    """All ranks' times and energy, gathered at log points.
+    """Gathers all ranks' times and energy at log points, and reports stragglers.
 
     Attributes:
-        stragglers: lines that name slow ranks of this attempt; on all ranks.
+        stragglers: messages about slow ranks of this attempt; the same on all ranks.
     """
 
     def __init__(self, world: World) -> None:
@@ -101,21 +101,21 @@ class Peers:
         self.stragglers: list[str] = []
 
     def begin(self) -> None:
-        """Training begins, or goes on after something else."""
+        """Start counting energy: training begins, or continues after something else."""
         self._energy.mark()
 
     def read(self, times: PeriodTimes, images: int, clock: Clock) -> dict[str, Any]:
-        """Fields of a row; a collective, at a log point.
+        """Return fields for a row; a collective call at a log point.
 
         Args:
-            images: of all ranks, in the period.
-            clock: its energy grows.
+            images: number of images of all ranks in the period.
+            clock: the energy used is added to its `energy_j`.
         """
         steps = max(1, len(times.steps_ms))
         mine = [
             times.compute_ms / steps,
             100 * times.data_wait_s / times.train_s,
-            # Of a shared GPU each rank would count all of it.
+            # If ranks share a GPU, each would count all of its energy.
             math.nan if self._world.shares_gpu else self._energy.used_j(),
         ]
         vector = torch.tensor(mine, dtype=torch.float64, device=self._world.device)
@@ -131,21 +131,21 @@ class Peers:
             "compute_ms_slowest": compute_ms[slowest] if several else None,
             "slowest_rank": slowest if several else None,
             "data_wait_most_pct": max(wait_pct) if several else None,
-            # Short periods can end before the counter moves: nothing is known of them.
+            # In a short period the counter may not have changed: the power is unknown.
             "power_w": used_j / times.train_s if used_j > 0 else None,
             "images_per_joule": images / used_j if used_j > 0 else None,
         }
 
     def _name(self, slow: Sequence[Slow]) -> None:
-        """Each slow rank says who it is and how its GPU does; the others wait for that, once."""
+        """Gather and print a message from each slow rank with its host and GPU; collective."""
         if not slow or self._world.size == 1:
             return
-        told = [
-            f"rank {each.rank} ({who(self._world.device)}) {each.why}"
-            if each.rank == self._world.rank else None
-            for each in slow
-        ]  # fmt: skip
-        lines = [line for each in self._world.gather(told) for line in each if line is not None]
+        own = [
+            f"rank {straggler.rank} ({who(self._world.device)}) {straggler.why}"
+            for straggler in slow
+            if straggler.rank == self._world.rank
+        ]
+        lines = [line for messages in self._world.gather(own) for line in messages]
         self.stragglers += lines
         if self._world.is_main:
             for line in lines:
@@ -153,7 +153,7 @@ class Peers:
 
 
 def who(device: torch.device) -> str:
-    """This process's host and device; of a GPU also serial number, clocks and what slows it."""
+    """Return this process's host and device, with a GPU's serial number and clocks."""
     host = socket.gethostname()
     if device.type != "cuda":
         return f"{host}, CPU"

@@ -1,7 +1,7 @@
-"""Stacks: where a rank stood when the run was ended, left in the run folder.
+"""Write stack traces to the run folder when a rank hangs or is terminated.
 
-The standard library's faulthandler writes them from C: also while a rank hangs in a collective, in
-a read from a dead disk, or anywhere else where Python itself gets no turn.
+The standard library's faulthandler writes them from C, so that it works even while a rank hangs in
+a collective, in a read from a dead disk, or anywhere else where Python code cannot run.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import TextIO
 
 REARM_S = 1.0
 LATE = 0.8
-"""Share of the collectives' time limit; once they give up, the process may end at once."""
+"""Stacks are written at this share of the collectives' time limit, which may end the process."""
 LOOK_S, GRACE_S = 0.5, 3.0
-"""A rank that waits for another speaks first: when its collective gives up."""
+"""The grace lets a rank that waits for another fail first, when its collective times out."""
 
 
 class Stacks:
-    """This rank's file: every thread's stack, once it hangs or is ended from outside.
+    """Writes every thread's stack to this rank's file when the rank hangs or is terminated.
 
     Args:
-        hangs: called in another thread, with the seconds, if this rank does not even come to a
-            collective that gives up: in a read from a dead disk nobody else would end it.
+        hangs: called in another thread, with the seconds since the last progress, if this rank
+            hangs outside of collectives, as in a read from a dead disk: nothing else would end it.
     """
 
     def __init__(
@@ -39,58 +39,58 @@ class Stacks:
         self._file: TextIO | None = None
         self._limit_s, self._armed_at = math.inf, 0.0
         Thread(target=self._watch, args=(hangs,), name="stacks", daemon=True).start()
-        # Where this node does not see the run folder, the record does without.
+        # If this node cannot write the run folder, the stacks are left out.
         with suppress(OSError):
             self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("w", encoding="utf-8")
-            # How torchrun ends the ranks that are left when one has failed. The handler that was
-            # there before comes second; one that is set later would take this one's place.
+            # torchrun sends SIGTERM to the remaining ranks when one has failed. The former handler
+            # runs after this one; a handler that is set later would replace this one.
             faulthandler.register(signal.SIGTERM, file=self._file, chain=True)
 
     def expect_life(self, within_s: float) -> None:
-        """From here on, `alive` must be called within this time, or the stacks are written."""
+        """Start the watch: `alive` must be called within this many seconds from now on."""
         self._limit_s = within_s
         self._arm()
 
     def alive(self) -> None:
-        """This rank gets on; cheap enough for each step."""
+        """Report progress of this rank; cheap enough for each step."""
         if time.monotonic() - self._armed_at > REARM_S:
             self._arm()
 
     @property
     def waited_s(self) -> float | None:
-        """For how long this rank has not got on, if that is too long."""
+        """Seconds since the last progress, if that is too long; else None."""
         waited_s = time.monotonic() - self._armed_at
         return waited_s if waited_s > LATE * self._limit_s else None
 
     def failed(self, error: BaseException) -> None:
-        """This rank ends with an error: its stack is that of the error."""
+        """Write the stack of the error with which this rank ends."""
         if self._file is not None:
             with suppress(OSError):
                 traceback.print_exception(error, file=self._file)
                 self._file.flush()
 
     def close(self) -> None:
-        """The run ends as it should: nothing is left behind."""
+        """End the watch of a run without failure, and remove the file."""
         self.disarm()
         if self._file is not None:
             faulthandler.unregister(signal.SIGTERM)
             self._file.close()
             with suppress(OSError):
                 self._path.unlink()
-                self._path.parent.rmdir()  # by the last rank
+                self._path.parent.rmdir()  # succeeds for the last rank
 
     def disarm(self) -> None:
-        """Hanging is over: what comes now has its own limits."""
+        """Stop the watch: what follows has time limits of its own."""
         self._limit_s = math.inf
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self, hangs: Callable[[float], object]) -> None:
-        silent_s, seen = 0.0, 0.0
-        # Looks are counted, not seconds: while the process is stopped, it does not hang.
+        silent_s, last = 0.0, 0.0
+        # Count the polls, not the seconds: a process that is stopped (SIGSTOP) does not hang.
         while silent_s <= self._limit_s + GRACE_S:
             time.sleep(LOOK_S)
-            silent_s, seen = (silent_s + LOOK_S if seen == self._armed_at else 0.0), self._armed_at
+            silent_s, last = (silent_s + LOOK_S if last == self._armed_at else 0.0), self._armed_at
         hangs(silent_s)
 
     def _arm(self) -> None:

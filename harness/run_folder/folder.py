@@ -1,4 +1,4 @@
-"""The run folder: the place of everything that a run leaves behind, over all its attempts."""
+"""The run folder: holds all files of a run, over all its attempts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STACKS = "stacks"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A claimed folder; `run_id` is the run's name in W&B too."""
+    """A claimed run folder; `run_id` is also the run's id in W&B."""
 
     path: Path
     run_id: str
@@ -34,38 +34,39 @@ class RunFolder:
 
     @property
     def rows(self) -> Path:
-        """The Rows, one JSON object per line."""
+        """The file of the rows, one JSON object per line."""
         return self.path / "rows.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """What the run can go on from."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def weights(self) -> Path:
-        """The weights after the last step."""
+        """The file of the weights after the last step."""
         return self.checkpoints / "final.pt"
 
     @property
     def stacks(self) -> Path:
-        """Where each rank stood when this attempt was ended."""
+        """The folder of the stack traces that ranks leave when they hang or are terminated."""
         return self.path / STACKS
 
     def set_state(self, state: State) -> None:
-        """Say how the run stands; launchers read this, since torchrun hides exit codes."""
+        """Write the run's state; launchers read it, since torchrun hides exit codes."""
         write_text(self.path / "state", state + "\n")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a record, whole or not at all."""
+        """Write a JSON file atomically."""
         write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
 
 def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -> bool:
-    """Whether this very run has been done already; if not, it may begin or go on here.
+    """Return whether this run has finished already; if not, it may start or resume here.
 
     Args:
-        digests: of the images, by their names in the Result: paths may differ, images may not.
+        digests: of the images, by their names in the Result. Paths may differ between attempts,
+            images may not.
 
     Raises:
         BadInput: the folder holds something else, or another run.
@@ -76,9 +77,8 @@ def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -
         raise BadInput(f"{path}: is a file; choose another --run.name")
     if asks_restart(config) or _is_new(path):
         return False
-    there = _config_of(path)
     instead = "choose another --run.name, or --run.restart to move it aside"
-    if differences := differing(there, config, "result"):
+    if differences := differing(_config_of(path), config, "result"):
         raise BadInput(f"{path}: holds a run with another {', '.join(differences[:3])}; {instead}")
     if changed := _changed(path, config, digests):
         raise BadInput(f"{path}: holds this run on other {changed}; {instead}")
@@ -86,22 +86,22 @@ def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -
 
 
 def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
-    """Take the run folder for an attempt: a new one, or that of a run that has not finished.
+    """Claim the run folder for an attempt: a new one, or that of an unfinished run.
 
-    An old one is moved aside first where asked. What an earlier attempt left as its failure, and
-    the stacks of its ranks, get that attempt's number.
+    With `run.restart` an existing folder is moved aside first. The failure and stacks that an
+    earlier attempt left are renamed to include that attempt's number.
 
     Raises:
-        BadInput: it cannot be written, or another job works in it.
+        BadInput: the folder cannot be written, or another job works in it.
     """
     try:
         if asks_restart(config) and path.exists():
-            Lease.take(path).release()  # not from under a job that works in it
+            Lease.take(path).release()  # refuses if a job works in it
             path.rename(path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         lease = Lease.take(path)
         if not (path / "config.yaml").exists():
-            # What restarts a run is said by the command, not by the record of it.
+            # These two are about the command, not about the run: the record is without them.
             plain = config.run.model_copy(update={"restart": False, "dry_run": False})
             write_text(path / "config.yaml", load.dump(config.model_copy(update={"run": plain})))
         if not (path / "run_id").exists():
@@ -109,7 +109,7 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
         number = len(attempts(path)) + 1
         if (path / "failure.json").exists():
             (path / "failure.json").replace(path / f"failure-{number - 1}.json")
-        _set_stacks_aside(path, number - 1)
+        _rename_stacks(path, number - 1)
     except OSError as error:
         raise BadInput(
             f"{path}: {error.strerror}; set --run.root to a folder you can write"
@@ -118,10 +118,10 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
 
 
 def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> float:
-    """Write down that an attempt begins, and how the one before ended.
+    """Record that an attempt begins and how the previous one ended.
 
     Args:
-        facts: about this attempt, for attempts.jsonl.
+        facts: fields of this attempt for attempts.jsonl.
 
     Returns:
         Seconds that all earlier attempts took together.
@@ -131,20 +131,20 @@ def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> flo
     if before and lease.previous is not None:
         state = read_state(folder.path)
         line["previous_ended"] = "killed" if state == "running" else state
-        # A heartbeat may be seconds old, and the last row younger.
-        seen = max(lease.previous.last_seen, _modified_at(folder.rows))
-        line["previous_s"] = max(0.0, seen - before[-1]["began_at"])
-    # All lines anew: what a kill cut short would else take the next line with it.
+        # The last row may be newer than the last heartbeat.
+        last_seen = max(lease.previous.last_seen, _modified_at(folder.rows))
+        line["previous_s"] = max(0.0, last_seen - before[-1]["began_at"])
+    # Rewrite all lines: one appended to a line that a kill cut short would be lost with it.
     _write_attempts(folder.path, [*before, line | facts])
     folder.set_state("running")
-    return float(sum(each.get("previous_s", 0.0) for each in (*before, line)))
+    return float(sum(attempt.get("previous_s", 0.0) for attempt in (*before, line)))
 
 
 def add_to_attempt(path: Path, facts: dict[str, Any]) -> None:
-    """Write down what is known of the newest attempt only since it has begun.
+    """Add fields to the record of the newest attempt.
 
     Raises:
-        OSError: it cannot be written; the file is what it was.
+        OSError: it cannot be written; the file is unchanged.
     """
     *before, line = attempts(path)
     _write_attempts(path, [*before, line | facts])
@@ -156,36 +156,36 @@ def _write_attempts(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
-    """What attempts.jsonl says of each attempt of a run, in their order."""
+    """Return the records of a run's attempts, oldest first, from attempts.jsonl."""
     try:
         lines = (path / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    found = []
+    records = []
     for line in lines:
         with suppress(ValueError):  # a line that a kill cut short
-            found.append(json.loads(line))
-    return found
+            records.append(json.loads(line))
+    return records
 
 
 def changed_since(path: Path, config: Config) -> dict[str, Any]:
-    """Settings that are not those of the first attempt: none of them may change the result."""
-    first, here = flat(_config_of(path)), flat(config)
+    """Return the settings that differ from the first attempt's; none of them affects the result."""
+    first, current = flat(_config_of(path)), flat(config)
     return {
         key: value
-        for key, value in here.items()
+        for key, value in current.items()
         if first[key] != value and not key.startswith("run.")
     }
 
 
 def asks_restart(config: Config) -> bool:
-    """Whether to start over: what a launcher starts again by itself is to go on instead."""
-    again = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return config.run.restart and not any(int(os.environ.get(name) or 0) for name in again)
+    """Return whether to start over; after a launcher's own restart, the run resumes instead."""
+    restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return config.run.restart and not any(int(os.environ.get(name) or 0) for name in restarts)
 
 
 def read_state(path: Path) -> str:
-    """How the run in a folder stands; `unknown` if it does not say."""
+    """Return the state of the run in a folder; `unknown` if there is none."""
     try:
         return (path / "state").read_text().strip()
     except OSError:
@@ -193,7 +193,7 @@ def read_state(path: Path) -> str:
 
 
 def record_failure(path: Path, rank: int, error: BaseException) -> bool:
-    """Leave failure.json and the state in the run's folder; False if another rank was first."""
+    """Write failure.json and the state; return False if another rank has already done so."""
     report = {
         "rank": rank,
         "host": socket.gethostname(),
@@ -209,12 +209,12 @@ def record_failure(path: Path, rank: int, error: BaseException) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        pass  # where the folder cannot be written any more, the message on the console must do
+        pass  # the folder can no longer be written: the error is still printed on the console
     return True
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small record, whole or not at all."""
+    """Write a small text file atomically."""
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -226,14 +226,14 @@ def _modified_at(path: Path) -> float:
 
 
 def _is_new(path: Path) -> bool:
-    """Whether no attempt has come as far as leaving anything of its own here."""
-    ours = {"lease.json", "checkpoints"}
-    entries = [entry for entry in path.iterdir() if entry.name not in ours]
+    """Return whether no attempt has written anything but its lease and empty folders."""
+    initial = {"lease.json", "checkpoints"}
+    entries = [entry for entry in path.iterdir() if entry.name not in initial]
     return all(entry.name.startswith(".") for entry in entries)
 
 
 def _changed(path: Path, config: Config, digests: Mapping[str, str | None]) -> str | None:
-    """What else than settings makes this another run than the one that began here."""
+    """Return what makes this another run than the folder's, settings aside; None if nothing."""
     before = attempts(path)
     if not before:
         return None
@@ -261,8 +261,8 @@ def _config_of(path: Path) -> Config:
         ) from None
 
 
-def _set_stacks_aside(run_folder: Path, attempt: int) -> None:
-    """Put the stacks that an attempt left beside its failure; a rank that was killed left none.
+def _rename_stacks(run_folder: Path, attempt: int) -> None:
+    """Rename the folder of stacks after the attempt that left it; remove empty files.
 
     Raises:
         OSError: the folder cannot be written.

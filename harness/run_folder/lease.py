@@ -1,7 +1,7 @@
 """The lease on a run folder: keeps a second job out while a first one works in it.
 
 `lease.json` names the owner and is written once; the heartbeat is its mtime, which needs no disk
-space. A dead owner is told by its process on the same machine, by its silence from elsewhere.
+space. A dead owner on this machine is recognized by its process, elsewhere by its silence.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from harness.errors import BadInput
 from harness.system.console import out
 from harness.system.process import started_ticks
 
-_LOCK_S = 5.0  # it is held for moments only
-_MOMENT_S = 1.0  # without locks: how long the write of a job that started with us may trail ours
+_LOCK_S = 5.0  # time limit for the lock, which is held only briefly
+_RACE_S = 1.0  # without locks: how much later a job that started with this one may write
 _POLL_S = 0.2
 
 
 class LastHolder(NamedTuple):
-    """The attempt before this one, in unix seconds of its host's clock."""
+    """The previous holder of a lease, in Unix seconds of its host's clock."""
 
     taken_at: float
     last_seen: float
 
 
 class Lease:
-    """A held lease and its heartbeat, on rank 0 alone.
+    """A held lease and its heartbeat thread; on rank 0 only.
 
-    `previous` held it last; None in a new folder, or where outside damage hides it.
+    `previous` is the last holder; None in a new folder or if lease.json was damaged.
     """
 
     def __init__(self, file: Path, owner: _Owner, previous: LastHolder | None) -> None:
         self.previous = previous
         self._file, self._token, self._mine = file, owner.token.encode(), True
         self._stop = Event()
-        self._thread = Thread(target=self._beat, args=(owner.heartbeat_s,), daemon=True)
+        self._thread = Thread(target=self._heartbeat, args=(owner.heartbeat_s,), daemon=True)
         self._thread.start()
 
     @staticmethod
     def take(
         folder: Path, *, environ: Mapping[str, str] = os.environ, heartbeat_s: float = 5.0
     ) -> Lease:
-        """Take the lease on a folder, which is made where missing.
+        """Take the lease on a folder, which is created if missing.
 
         Raises:
             BadInput: another live process holds it, or the folder cannot be written.
@@ -62,53 +62,53 @@ class Lease:
         file, me = folder / "lease.json", _this_process(environ, heartbeat_s)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            found = _claim(file, me)
+            old = _claim(file, me)
         except OSError as error:
             raise BadInput(
                 f"{folder}: {error.strerror}; set --run.root to a folder you can write"
             ) from None
-        owner = found.owner if found else None
-        previous = LastHolder(owner.taken_at, found.mtime_ns / 1e9) if found and owner else None
+        owner = old.owner if old else None
+        previous = LastHolder(owner.taken_at, old.mtime_ns / 1e9) if old and owner else None
         return Lease(file, me, previous)
 
     def is_mine(self) -> bool:
-        """Whether the file still names this lease: another job may take it from a frozen one.
+        """Return whether the file still names this lease: another job may take a frozen job's.
 
-        A missing file means lost. One that cannot be read says nothing: the last answer stands.
+        A missing file means that it is lost; if the file cannot be read, the last answer is kept.
         """
         with suppress(OSError):
-            seen = _look(self._file)
-            self._mine = seen is not None and self._token in seen.text
+            current = _read(self._file)
+            self._mine = current is not None and self._token in current.text
         return self._mine and not self._stop.is_set()
 
     def release(self) -> None:
-        """End it cleanly, so that the next attempt takes over at once. Never raises."""
+        """Release the lease, so that the next attempt can take it at once. Never raises."""
         if not self._stop.is_set():
             self._stop.set()
-            self._thread.join(timeout=1.0)  # it may hang in a network disk
+            self._thread.join(timeout=1.0)  # it may hang on a network disk
             with suppress(OSError):
                 self._touch(release=True)
 
-    def _beat(self, every_s: float) -> None:
+    def _heartbeat(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
             with suppress(OSError):
                 self._touch()
 
     def _touch(self, *, release: bool = False) -> None:
-        # All through one descriptor: a file that another job puts in its place is never touched.
+        # All through one descriptor: a file by which another job has replaced it is not touched.
         with self._file.open("r+b" if release else "rb", buffering=0) as opened:
             text = opened.read()
             if self._token not in text:
                 return
-            if release:  # in place and as long as before: a full disk takes that too
+            if release:  # in place and of equal length: that works on a full disk too
                 opened.seek(0)
                 opened.write(text.replace(b'"released": false', b'"released": true ', 1))
-            now = time.time_ns()  # by this host's clock, where a file server would use its own
+            now = time.time_ns()  # this host's clock, not the file server's
             os.utime(opened.fileno(), ns=(now, now))
 
 
 class _Owner(BaseModel):
-    """What lease.json says."""
+    """The content of lease.json."""
 
     released: bool = False
     host: str
@@ -128,31 +128,31 @@ class _Owner(BaseModel):
         return f"pid {self.pid} on {self.host}{job}"
 
 
-class _Seen(NamedTuple):
-    """A lease file at one moment: any change is a sign of life. No owner: damaged from outside."""
+class _Snapshot(NamedTuple):
+    """A lease file at one moment; any change shows a live owner. No owner: the file is damaged."""
 
     text: bytes
     mtime_ns: int
     owner: _Owner | None
 
 
-def _claim(file: Path, me: _Owner, watched: _Seen | None = None) -> _Seen | None:
-    """Put `me` into the file unless its owner lives; returns what was there before."""
+def _claim(file: Path, me: _Owner, watched: _Snapshot | None = None) -> _Snapshot | None:
+    """Write `me` into the file unless its owner lives; return the former content."""
     with _locked(file.parent) as exclusive:
-        found = _look(file)
-        free = _is_free(found, me, watched)
+        current = _read(file)
+        free = _is_free(current, me, watched)
         if free:
             _write(file, me)
-    if found and free is None:
-        _watch(file, found, me.heartbeat_s)  # unlocked, so that nobody has to wait in silence
-        return _claim(file, me, found)
+    if current and free is None:
+        _watch(file, current, me.heartbeat_s)  # unlocked, so that other claimants need not wait
+        return _claim(file, me, current)
     if not free:
-        raise _refusal(file, found)
+        raise _refusal(file, current)
     if not exclusive:
-        time.sleep(_MOMENT_S)
-        if (now := _look(file)) is None or me.token.encode() not in now.text:
+        time.sleep(_RACE_S)
+        if (now := _read(file)) is None or me.token.encode() not in now.text:
             raise _refusal(file, now)
-    return found
+    return current
 
 
 def _write(file: Path, me: _Owner) -> None:
@@ -166,73 +166,73 @@ def _write(file: Path, me: _Owner) -> None:
         part.unlink(missing_ok=True)
 
 
-def _is_free(found: _Seen | None, me: _Owner, watched: _Seen | None) -> bool | None:
-    """Whether the lease may be taken; None if only watching it can tell."""
-    if found is None:
+def _is_free(current: _Snapshot | None, me: _Owner, watched: _Snapshot | None) -> bool | None:
+    """Return whether the lease may be taken; None if the file must be watched to know."""
+    if current is None:
         return True
-    if owner := found.owner:
+    if owner := current.owner:
         if owner.released:
             return True
-        # The user too: /proc may hide the processes of others, so that they look dead.
-        here = (me.boot_id, me.pid_namespace, me.uid)
-        if me.started_ticks > 0 and here == (owner.boot_id, owner.pid_namespace, owner.uid):
+        # Compare the user too: /proc may hide other users' processes, so that they seem dead.
+        system = (me.boot_id, me.pid_namespace, me.uid)
+        if me.started_ticks > 0 and system == (owner.boot_id, owner.pid_namespace, owner.uid):
             return started_ticks(owner.pid) != owner.started_ticks
-        # Slurm starts a job again only once it has ended the start before.
+        # Slurm requeues a job only once its former start has ended.
         same_job = me.slurm_job is not None and me.slurm_job == owner.slurm_job
         if same_job and owner.slurm_restarts < me.slurm_restarts:
             return True
-    return found == watched if watched else None
+    return current == watched if watched else None
 
 
-def _watch(file: Path, found: _Seen, default_s: float) -> None:
-    """Wait until the file changes, or for as long as a living owner cannot be silent."""
-    wait_s = 3 * (found.owner.heartbeat_s if found.owner else default_s) + 0.5
+def _watch(file: Path, current: _Snapshot, default_s: float) -> None:
+    """Wait until the file changes, or until a live owner must have sent a heartbeat."""
+    wait_s = 3 * (current.owner.heartbeat_s if current.owner else default_s) + 0.5
     if wait_s > 2:
-        who = found.owner or "the owner of its damaged lease"
+        who = current.owner or "the owner of its damaged lease"
         out.print(f"{file.parent}: waiting up to {wait_s:.0f} s to see whether {who} still works")
-    # Looks are counted, not seconds: while a file server hangs, silence means nothing.
+    # Count the reads, not the seconds: while a file server hangs, no heartbeat can be seen.
     for _ in range(math.ceil(wait_s / _POLL_S)):
         time.sleep(_POLL_S)
         with suppress(OSError):
-            if _look(file) != found:
+            if _read(file) != current:
                 return
 
 
-def _refusal(file: Path, found: _Seen | None) -> BadInput:
-    who = "another process is working in it"
-    if found and (owner := found.owner):
+def _refusal(file: Path, current: _Snapshot | None) -> BadInput:
+    holder = "another process is working in it"
+    if current and (owner := current.owner):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.taken_at))
-        who = f"{owner} has been working in it since {since}"
-    return BadInput(f"{file.parent}: {who}; wait for it, stop it, or choose another --run.name")
+        holder = f"{owner} has been working in it since {since}"
+    return BadInput(f"{file.parent}: {holder}; wait for it, stop it, or choose another --run.name")
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Keep other claimants out for a moment; yields False if the filesystem cannot lock."""
+    """Lock out other claimants; yield False if the filesystem does not support locks."""
     lock = FileLock(folder / ".lease.lock", timeout=_LOCK_S)
     with ExitStack() as held:
-        # NotImplementedError is what older versions of filelock raise where locks are not known.
-        # Its timeout too: in place of locks it may use files, which outlive a job that was killed.
+        # Older versions of filelock raise NotImplementedError if locks are not supported. Timeouts
+        # are ignored too: its fallback, lock files, may be left over from a job that was killed.
         with suppress(OSError, NotImplementedError), warnings.catch_warnings(action="ignore"):
             held.enter_context(lock)
         yield lock.is_locked
 
 
-def _look(file: Path) -> _Seen | None:
-    # Opening makes a network disk ask its server; its answer to a mere stat may be a minute old.
+def _read(file: Path) -> _Snapshot | None:
+    # Opening a file makes NFS ask its server; attributes from a mere stat may be a minute old.
     try:
         with file.open("rb") as opened:
             text, mtime_ns = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
     try:
-        return _Seen(text, mtime_ns, _Owner.model_validate_json(text))
+        return _Snapshot(text, mtime_ns, _Owner.model_validate_json(text))
     except ValueError:
-        return _Seen(text, mtime_ns, None)
+        return _Snapshot(text, mtime_ns, None)
 
 
 def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
-    boot_id, pid_namespace, started_ticks = _here()
+    boot_id, pid_namespace, started_ticks = _process_identity()
     restarts = environ.get("SLURM_RESTART_COUNT", "")
     return _Owner(
         host=socket.gethostname(),
@@ -249,8 +249,8 @@ def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
     )
 
 
-def _here() -> tuple[str, str, int]:
-    """Boot, pid namespace and start, which with the pid name one process; empty if unknown."""
+def _process_identity() -> tuple[str, str, int]:
+    """Return boot id, pid namespace and start ticks, unique with the pid; empty if unknown."""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot_id, os.readlink("/proc/self/ns/pid"), started_ticks(os.getpid())

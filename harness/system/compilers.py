@@ -1,7 +1,7 @@
-"""Compilers: what torch.compile calls on this machine, tried before a run counts on it.
+"""Check the compilers that torch.compile needs on this machine, before a run starts.
 
-On a GPU triton builds its launcher in C, on a CPU inductor its kernels in C++ with OpenMP; both
-include Python.h. Where one is missing, the warm-up ends in pages of traceback.
+On a GPU, triton builds its launcher in C; on a CPU, inductor builds its kernels in C++ with OpenMP.
+Both include Python.h. Without this check, the warm-up would fail with pages of traceback.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import NamedTuple
 from harness.errors import BadInput
 
 LIMIT_S = 60.0
-"""Of a compiler on a busy network disk; elsewhere it takes 0.2 to 0.5 s."""
+"""Time limit, for a compiler on a busy network disk; elsewhere it takes 0.2 to 0.5 s."""
 
 
 class Trial(NamedTuple):
-    """How building a program of a few lines went.
+    """The result of building a program of a few lines.
 
     Attributes:
-        value: what works, or what is wrong.
-        remedy: against what is wrong; empty where nothing is.
+        value: a description of what works, or of what is wrong.
+        remedy: what to do about it; empty if nothing is wrong.
     """
 
     value: str
@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 @dataclass(frozen=True)
 class _Language:
     name: str
-    variable: str  # of the environment, that names a compiler
+    variable: str  # the environment variable that names the compiler
     package: str
     flags: tuple[str, ...]
     program: str
@@ -57,10 +57,10 @@ _CPP = _Language(
 
 
 def require(*, on_gpu: bool) -> None:
-    """Refuse to train compiled where nothing can be compiled.
+    """Check that torch.compile can work on this machine.
 
     Raises:
-        BadInput: no compiler, or one that lacks Python.h or OpenMP.
+        BadInput: there is no compiler, or Python.h or OpenMP is missing.
     """
     value, remedy = attempt(on_gpu=on_gpu)
     if remedy:
@@ -68,7 +68,7 @@ def require(*, on_gpu: bool) -> None:
 
 
 def attempt(*, on_gpu: bool) -> Trial:
-    """Build a program as torch.compile will, with the compiler that it will choose."""
+    """Build a small program with the compiler that torch.compile will choose."""
     if on_gpu:
         return _build(_C, c_compiler())
     if os.environ.get("TORCH_INDUCTOR_INSTALL_GXX"):
@@ -77,24 +77,24 @@ def attempt(*, on_gpu: bool) -> Trial:
 
 
 def c_compiler() -> list[str]:
-    """As triton's runtime/build.py chooses it (3.6 to 3.8): the variable is one word."""
-    given = os.environ.get("CC")
-    chosen = given if given is not None else shutil.which("gcc") or shutil.which("clang")
-    return [] if chosen is None else [chosen]
+    """Return the C compiler that triton chooses (runtime/build.py, 3.6 to 3.8): CC is one path."""
+    variable = os.environ.get("CC")
+    path = variable if variable is not None else shutil.which("gcc") or shutil.which("clang")
+    return [] if path is None else [path]
 
 
 def cpp_compiler() -> list[str]:
-    """As inductor's cpp_builder.py does (torch 2.11 to 2.14): it looks for no other than this."""
+    """Return the C++ compiler as inductor's cpp_builder.py chooses it (torch 2.11 to 2.14)."""
     return shlex.split(os.environ.get("CXX", "g++"))
 
 
 def _build(language: _Language, compiler: list[str]) -> Trial:
     name = shlex.join(compiler)
-    or_name_one = f"{language.install}, or name one in {language.variable}"
+    remedy = f"{language.install}, or name one in {language.variable}"
     if not compiler:
-        return Trial(f"no {language.name} compiler", or_name_one)
-    places = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
-    includes = [f"-I{place}" for place in sorted(places)]
+        return Trial(f"no {language.name} compiler", remedy)
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
+    includes = [f"-I{folder}" for folder in sorted(folders)]
     try:
         with TemporaryDirectory() as folder:
             done = subprocess.run(
@@ -105,18 +105,18 @@ def _build(language: _Language, compiler: list[str]) -> Trial:
         return Trial(f"{name} does not end within {LIMIT_S:g} s", "look at the disk it lies on")
     except OSError as error:
         why = error.strerror or str(error)
-        return Trial(f"{language.name} compiler {name}: {why}", or_name_one)
+        return Trial(f"{language.name} compiler {name}: {why}", remedy)
     if done.returncode == 0:
         return Trial(f"{name} builds against Python.h")
     return Trial(f"{name} {_fault(done.stderr, done.returncode)}", language.install)
 
 
 def _fault(stderr: str, code: int) -> str:
-    """What a compiler that failed says, in a few words."""
+    """Return why a compiler failed, in a few words."""
     if "Python.h" in stderr:
         return "does not find Python.h"
     if re.search(r"\bomp\.h|-l[gi]?omp|openmp", stderr):
         return "lacks OpenMP"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = next((line for line in lines if "error" in line), "".join(lines[:1]))
-    return f"fails: {said[:200]}" if said else f"fails with exit code {code}"
+    message = next((line for line in lines if "error" in line), "".join(lines[:1]))
+    return f"fails: {message[:200]}" if message else f"fails with exit code {code}"

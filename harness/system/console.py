@@ -1,4 +1,4 @@
-"""Progress of one long thing at a time: a bar on a terminal, a plain line per period elsewhere."""
+"""Console output: progress bars on a terminal, plain progress lines elsewhere; numbers as text."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ T = TypeVar("T")
 PERIOD_S = 5.0
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
-# Tables: a number that is wrapped cannot be read; on a narrow terminal the lines wrap instead.
+# For tables: on a narrow terminal lines wrap rather than cells, so that numbers stay readable.
 wide = Console(width=max(out.width, 130), soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def track(items: Iterable[T], *, total: int, what: str, unit: str | None = None) -> Iterator[T]:
-    """Yield the items while showing how far they are; a plain line comes first after two seconds.
+    """Yield the items and show progress; the first plain line comes after two seconds.
 
     Args:
-        total: how many items there will be.
-        what: what is being done, such as `indexing train`.
-        unit: what the items are, to be told how many there are per second.
+        total: the number of items.
+        what: a description such as `indexing train`.
+        unit: what an item is, to show the rate too.
     """
     if out.is_terminal:
-        # No markup: what is done may name a folder with brackets.
+        # No markup: the description may hold a folder name with brackets.
         described = TextColumn("{task.description}", markup=False)
         columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         rate = [_Rate(unit)] if unit else []
@@ -54,7 +54,7 @@ class _Rate(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """Of late, as rich tells it."""
+        """Return the recent rate, as rich estimates it."""
         return Text(f"{task.speed or 0:,.0f} {self._unit}/s")
 
 
@@ -72,7 +72,7 @@ def _lines(items: Iterable[T], total: int, what: str, unit: str | None) -> Itera
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format seconds for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -82,5 +82,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things in words: `1 rank`, `8 ranks`."""
+    """Format a number with its noun, singular or plural: `1 rank`, `8 ranks`."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -1,4 +1,4 @@
-"""Cores: how many of the node's CPU cores are one rank's, whoever started it, and however bound."""
+"""How many of the node's CPU cores one rank may use, under torchrun, Slurm and control groups."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 
 
 def of_rank(ranks: int = 1) -> int:
-    """CPU cores for one of so many ranks on this node, at least one; each asks for itself."""
+    """Return the CPU cores of this process when `ranks` share the node; at least one."""
     return max(1, int(share(ranks)))
 
 
 def share(ranks: int, environ: Mapping[str, str] = os.environ) -> float:
-    """The same, not rounded: where the ranks are more than the cores, less than one.
+    """Return the same, not rounded: less than one if there are more ranks than cores.
 
-    Those that this process is bound to: a task of `srun`, or a rank under `--numa-binding`, has
-    cores of its own. At most an even part of what all ranks may use together: under a torchrun
-    they share what torchrun has, and nowhere more than Slurm or the control group grants.
+    It is the number of cores that this process is bound to (by `srun`, or `--numa-binding`), but at
+    most an even share of what all ranks may use together: the cores of their torchrun, and what
+    Slurm and the control group grant.
     """
     own = _affinity(0)
-    together = [cpu_quota(), *_of_launcher(own, environ)]
-    return min([own, *(all_ / ranks for all_ in together if all_ is not None)])
+    limits = [cpu_quota(), *_launcher_limits(own, environ)]
+    return min([own, *(limit / ranks for limit in limits if limit is not None)])
 
 
-def _of_launcher(own: int, environ: Mapping[str, str]) -> list[float]:
+def _launcher_limits(own: int, environ: Mapping[str, str]) -> list[float]:
     granted = environ.get("SLURM_CPUS_ON_NODE", "")
-    of_slurm = [float(granted)] if granted.isdigit() else []
-    if of_slurm and "TORCHELASTIC_RUN_ID" not in environ:
-        return of_slurm  # the parent is Slurm's own daemon, which may be bound to other cores
-    return [*of_slurm, max(own, _affinity(os.getppid()))]
+    slurm = [float(granted)] if granted.isdigit() else []
+    if slurm and "TORCHELASTIC_RUN_ID" not in environ:
+        return slurm  # the parent is Slurm's daemon, which may be bound to other cores
+    return [*slurm, max(own, _affinity(os.getppid()))]
 
 
 def _affinity(process: int) -> int:
-    """Cores that a process (0: this one) may run on; 0 if it is gone."""
+    """Return the number of cores that a process (0: this one) may run on; 0 if it has ended."""
     try:
         return len(os.sched_getaffinity(process))
     except OSError:
@@ -43,21 +43,21 @@ def _affinity(process: int) -> int:
 def cpu_quota(
     member_of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> float | None:
-    """Cores that the control group (v2 or v1) grants in all; null for no limit."""
+    """Return the cores that the control group (v2 or v1) grants in total; None for no limit."""
     try:
         lines = member_of.read_text().splitlines()
     except OSError:
         return None
     quotas = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, group = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         tops = [root, root / "unified"] if not controllers else [root / "cpu", root / controllers]
         read = _quota_v1 if controllers else _quota_v2
         for top in tops:
-            folder = top / path.lstrip("/")
-            quotas += [read(each) for each in (folder, *folder.parents) if each.is_relative_to(top)]
+            folder = top / group.lstrip("/")
+            quotas += [read(path) for path in (folder, *folder.parents) if path.is_relative_to(top)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 

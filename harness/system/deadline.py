@@ -1,4 +1,4 @@
-"""Deadline: ask what may never answer, a dead disk or name server, without hanging with it."""
+"""Deadline: call a function that may hang, as on a dead disk or name server, with a time limit."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
-_ASIDE_S = 0.5  # for a killed process to go away
+_EXIT_S = 0.5  # time for a killed process to exit
 
 
 class NoAnswer(Exception):
-    """It took longer than it may: something dead, rather than something slow."""
+    """The function did not return within its time limit."""
 
 
 def within(limit_s: float, function: Callable[[], T]) -> T:
-    """What `function` returns, computed in a forked process, which is left behind if it hangs.
+    """Return what `function` returns; it runs in a forked process, which is killed if it hangs.
 
-    A thread would not do: one that hangs in a dead disk keeps its whole process from ending. The
-    function must touch neither the GPU nor the process group.
+    A thread would not do: one that hangs on a dead disk keeps its process from exiting. The
+    function must not use the GPU or the process group.
 
     Raises:
         NoAnswer: nothing came within `limit_s` seconds.
@@ -31,7 +31,7 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
     """
     reads, writes = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads: those of torch hold no lock that it needs.
+        # Python 3.12 warns of forking with threads: torch's hold no lock that is needed here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -51,12 +51,12 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
 
 
 def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
-    """In the forked process: call it, hand over what came of it, end without clean-up."""
+    """Call the function in the forked process, send its result or error, exit without clean-up."""
     try:
-        # Whoever waits for the end of our output must not wait for a process that hangs.
-        nowhere = os.open(os.devnull, os.O_RDWR)
+        # A reader of this program's output must not wait for a process that hangs.
+        devnull = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
+            os.dup2(devnull, stream)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -70,7 +70,7 @@ def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:
-    """All that comes until the other side closes; None if that is not before the deadline."""
+    """Return all bytes until the other side closes; None if that takes until the deadline."""
     parts: list[bytes] = []
     while True:
         left_s = max(0.0, deadline - time.monotonic())
@@ -83,8 +83,8 @@ def _read_until(descriptor: int, deadline: float) -> bytes | None:
 
 
 def _end(pid: int) -> None:
-    """Kill and collect a process; one that hangs in the kernel is left to itself."""
+    """Kill a process and wait briefly; one that hangs in the kernel is abandoned."""
     os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + _ASIDE_S
+    until = time.monotonic() + _EXIT_S
     while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < until:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also if the machine stops in between."""
+"""Write files and folders atomically and durably: completely or not at all, even after a crash."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Have a file written under a temporary name, force it to the disk, give it its name.
+    """Call `fill` with a temporary path, fsync that file, and rename it to `path`.
 
     Raises:
-        OSError: it cannot be written; nothing is left.
+        OSError: it cannot be written; the temporary file is removed.
     """
     try:
         written(path, fill).replace(path)
@@ -29,20 +29,20 @@ def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def written(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """The same without the last part: what is whole, and waits for its name."""
+    """Do the same without the rename; return the temporary path."""
     fill(part := _part(path))
     fsync(part)
     return part
 
 
 def discard(path: Path) -> None:
-    """Remove what was begun for `path` and has not got its name."""
+    """Remove the temporary file of `path`, if it has not been renamed."""
     with suppress(OSError):
         _part(path).unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:
-    """Return once a file, or the names in a folder, are on the disk."""
+    """Force a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,13 +51,13 @@ def fsync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Return once a folder and all that is in it are on the disk.
+    """Force a folder and everything in it to the disk.
 
-    With what others have written to the same file system: thousands of small files, each waited
-    for by itself, would take minutes on a slow disk.
+    It syncs the whole file system: thousands of small files, each synced by itself, would take
+    minutes on a slow disk.
 
     Raises:
-        OSError: the disk has not taken all of it.
+        OSError: not everything could be written to the disk.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -69,9 +69,9 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name, which gets its own at the end of the block.
+    """Yield a temporary folder, which is renamed to `root` at the end of the block.
 
-    Nothing is left behind half-filled.
+    If the block fails, the temporary folder is removed.
 
     Raises:
         BadInput: the folder exists already, or cannot be written.
@@ -91,5 +91,5 @@ def new_folder(root: Path) -> Iterator[Path]:
 
 
 def _part(path: Path) -> Path:
-    # The pid: two ranks may say at once how the run stands.
+    # With the pid, as two ranks may write the same file at once.
     return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""The kernel's cache of files: what of some ranges is in it, and how to have them dropped."""
+"""The kernel's page cache: measure which share of some files is in it, and drop it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Extent(NamedTuple):
 
 
 def drop(extents: Iterable[Extent]) -> None:
-    """Ask the kernel to drop what it holds of these ranges; a file server's cache stays.
+    """Ask the kernel to drop these ranges from its page cache; a file server's cache stays.
 
-    What is mapped by a process, or not written to the disk yet, it keeps.
+    It keeps pages that a process maps, and pages that are not yet written to the disk.
     """
     for path, offset, size in extents:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            # Whole pages only: a page is kept where the range ends within it.
+            # Extended to page bounds: the kernel keeps pages of which only a part is given.
             first = offset // mmap.PAGESIZE * mmap.PAGESIZE
             last = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
             os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
@@ -38,7 +38,7 @@ def drop(extents: Iterable[Extent]) -> None:
 
 
 def cached_pct(extents: Iterable[Extent]) -> float | None:
-    """Share of these ranges that lies in memory; None where that cannot be told."""
+    """Return the share of these ranges in memory, in percent; None if it cannot be measured."""
     mincore = getattr(ctypes.CDLL(None), "mincore", None)
     if mincore is None:
         return None

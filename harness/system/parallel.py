@@ -1,4 +1,4 @@
-"""Many small things done by threads, with progress."""
+"""Call a function for many items in threads, with a progress display."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from harness.system.console import track
 S = TypeVar("S")
 T = TypeVar("T")
 AT_ONCE = 4096
-"""So many are begun before the first is answered: the rest of a million wait in no queue."""
+"""Items submitted to the threads at once, so that a million items do not fill a queue."""
 
 
 def in_parallel(
     do: Callable[[S], T], items: Sequence[S], *, threads: int, what: str, unit: str | None = None
 ) -> Iterator[T]:
-    """What it gives for each, in their order; if one fails, those that have not begun never do.
+    """Yield the result of `do` for each item, in order; after an error no further item starts.
 
     Args:
-        what, unit: as `track` has them.
+        what, unit: as for `console.track`.
     """
 
-    def some_at_once() -> Iterator[T]:
+    def results() -> Iterator[T]:
         with ThreadPoolExecutor(threads) as pool:
             for first in range(0, len(items), AT_ONCE):
                 yield from pool.map(do, items[first : first + AT_ONCE])
 
-    return track(some_at_once(), total=len(items), what=what, unit=unit)
+    return track(results(), total=len(items), what=what, unit=unit)

@@ -1,4 +1,4 @@
-"""When a process was started, as the system tells it; imports no torch, as readers need none."""
+"""When a process was started, from /proc. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def started_ticks(pid: int) -> int:
-    """When a process started, in ticks since the boot; -1 if it is gone, a zombie, or unknown."""
+    """Return a process's start in clock ticks since boot; -1 if it has ended or is unknown."""
     with suppress(OSError):
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-        state, *fields = stat.rpartition(b")")[2].split()  # the name before may hold anything
+        state, *fields = stat.rpartition(b")")[2].split()  # the name before may hold any character
         return -1 if state in (b"Z", b"X") else int(fields[18])
     return -1
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started: importing is start-up too."""
+    """Return the seconds since this process was started, imports included."""
     if (ticks := started_ticks(os.getpid())) < 0:
         return 0.0
     started_s = ticks / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""Signals: a cluster's wish that the run should end, noted here and obeyed between two steps."""
+"""Signals: record that a user or cluster wants the run to stop; the loop acts between two steps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 DELIBERATE = (signal.SIGINT, signal.SIGTERM)
-"""A person's or a launcher's: the others are a cluster's, which may repeat them until all ends."""
-SAME_WISH_S = 2.0
+"""Signals of a person or a launcher. The others come from a cluster, which may repeat them."""
+SAME_REQUEST_S = 2.0  # signals within this time of the first count as one request
 
 
 class Signals:
-    """Notes the first signal; a second SIGINT or SIGTERM ends the process at once.
+    """Records the first signal; a second SIGINT or SIGTERM ends the process at once.
 
-    No handler does any work: saving inside of it could meet a half-done step or a held lock. A
-    thread hears of each signal through a pipe, since Python's own handlers wait for the main
-    thread, which may be waiting in a collective for a rank that hangs.
+    The handlers do no work: a checkpoint saved in one could meet a half-done step or a held lock. A
+    thread reads each signal from a pipe, since Python's handlers run only in the main thread, which
+    may be waiting in a collective for a rank that hangs.
     """
 
     def __init__(self) -> None:
@@ -27,41 +27,41 @@ class Signals:
         self._first_at = 0.0
 
     def catch(self) -> None:
-        """Note SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from here on (main thread only)."""
-        hears, tells = os.pipe()
-        os.set_blocking(tells, False)
-        signal.set_wakeup_fd(tells)
-        for each in CAUGHT:
-            signal.signal(each, _nothing)
-        Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
+        """Record SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
+        reads, writes = os.pipe()
+        os.set_blocking(writes, False)
+        signal.set_wakeup_fd(writes)
+        for number in CAUGHT:
+            signal.signal(number, _ignore)
+        Thread(target=self._listen, args=(reads,), name="signals", daemon=True).start()
 
-    def _listen(self, hears: int) -> None:
+    def _listen(self, descriptor: int) -> None:
         while True:
-            self._note(os.read(hears, 1)[0])
+            self._record(os.read(descriptor, 1)[0])
 
-    def _note(self, number: int) -> None:
+    def _record(self, number: int) -> None:
         now = time.monotonic()
         if number not in CAUGHT:
             return
         if self.received is None:
             self.received, self._first_at = signal.Signals(number), now
-        # Slurm signals torchrun and its workers, and torchrun forwards: one wish, heard twice.
-        elif number in DELIBERATE and now - self._first_at > SAME_WISH_S:
+        # Slurm signals torchrun and its workers, and torchrun forwards: one request, sent twice.
+        elif number in DELIBERATE and now - self._first_at > SAME_REQUEST_S:
             os._exit(128 + number)
-        # With TERM a cluster may send one that says more: USR1, USR2 are smaller.
+        # With SIGTERM a cluster may send SIGUSR1 or SIGUSR2, which are more specific (and smaller).
         elif number < self.received:
             self.received = signal.Signals(number)
 
 
 def leave_to_parent() -> None:
-    """In a worker: a wish to stop is the parent's business, and a SIGTERM from it ends this one.
+    """Let a worker process ignore stop requests; a SIGTERM from its parent ends it.
 
     Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
     """
-    for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(each, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """A handler in Python is what makes the C handler write into the pipe."""
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the C handler writes to the pipe only if a Python handler is set."""

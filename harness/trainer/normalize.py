@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Data
-from harness.data.augment import COLOUR_UNITS, Ints
+from harness.data.augment import COLOR_UNITS, Ints
 
 if TYPE_CHECKING:
     from harness.data.mean import MeanImage
@@ -57,7 +57,7 @@ class Pixels(nn.Module):
         if self.has_parts:
             part = torch.from_numpy(self._part(rows)).to(device, non_blocking=True)
         if self.coloured:
-            shift = rows[:, 12:15].astype(np.float32) / COLOUR_UNITS * 255
+            shift = rows[:, 12:15].astype(np.float32) / COLOR_UNITS * 255
             colour = torch.from_numpy(shift).to(device, non_blocking=True)
         return (part, colour) if self.has_parts or self.coloured else ()
 

@@ -62,8 +62,8 @@ def test_a_batch_has_all_views_of_each_image() -> None:
     assert len({tuple(row) for row in samples.rows()[:10, 9:]}) == 10
 
 
-def test_colour_is_alexnets() -> None:
-    shift = augment.pca_colour(0.1)(uniform(200_000, 4)) / augment.COLOUR_UNITS
+def test_color_is_alexnets() -> None:
+    shift = augment.pca_color(0.1)(uniform(200_000, 4)) / augment.COLOR_UNITS
     covariance = np.cov(shift.T)
     vectors = np.array(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -73,21 +73,21 @@ def test_colour_is_alexnets() -> None:
     np.testing.assert_allclose(shift.mean(axis=0), 0, atol=2e-4)
 
 
-def test_colour_travels_with_the_rows_and_is_a_function_of_the_position() -> None:
+def test_color_is_in_the_rows_and_a_function_of_the_position() -> None:
     law = augment.resized_crop((0.08, 1), (3 / 4, 4 / 3), 32, flip=True)
     plain = Stream(7, np.arange(100), sides(100, 40), sides(100, 40), law)
-    coloured = Stream(
+    colored = Stream(
         7, plain.labels, plain.width, plain.height,
-        augment.Law(law.of, law.steps, colour=augment.pca_colour(0.1)),
+        augment.Law(law.of, law.steps, color=augment.pca_color(0.1)),
     )  # fmt: skip
-    rows = coloured.shuffled(2, 0, 100).rows()
+    rows = colored.shuffled(2, 0, 100).rows()
     assert rows.shape == (100, 15)
     np.testing.assert_array_equal(rows[:, :12], plain.shuffled(2, 0, 100).rows())
-    np.testing.assert_array_equal(rows[40:60], coloured.shuffled(2, 40, 20).rows())
+    np.testing.assert_array_equal(rows[40:60], colored.shuffled(2, 40, 20).rows())
     again = Samples.from_rows(rows)
     np.testing.assert_array_equal(again.rows(), rows)
     assert len(np.unique(rows[:, 12])) > 90
-    assert not np.array_equal(rows[:, 12:], coloured.shuffled(3, 0, 100).rows()[:, 12:])
+    assert not np.array_equal(rows[:, 12:], colored.shuffled(3, 0, 100).rows()[:, 12:])
 
 
 def test_what_is_held_out_is_the_same_in_every_run() -> None:

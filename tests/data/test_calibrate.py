@@ -106,7 +106,7 @@ def test_each_way_has_turns_forth_and_back_on_bytes_that_were_read(
     assert content["training_bound"] == 1e9
     assert content["of"]["training"] == {"model": "made"}
     said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith("data.decode auto: gpu, of cpu ")
+    assert said.startswith("data.decode auto: gpu, from cpu ")
 
 
 def test_a_turn_has_an_end_where_decoding_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_equal_bits_on_a_gpu_are_asked_of_the_cpu_decoder(
 REFUSED = [
     ({"decode": "split"}, {}, False, "data.decode: split was asked for, but this process has no"),
     ({"decode": "gpu"}, {}, False, "data.decode: gpu was asked for, but this process has no GPU"),
-    ({"decode": "gpu"}, {"nvjpeg_is_there": False}, True, "data.decode: gpu needs nvJPEG, and no"),
+    ({"decode": "gpu"}, {"has_nvjpeg": False}, True, "data.decode: gpu needs nvJPEG, and no"),
     ({}, {"driver_cuda": 11}, True, "data.source: the driver knows CUDA 11, DALI needs 12; in"),
     ({}, {"installed": dali_info.Dali("2.4.0", 12, ("a", "b"))}, False,
      "data.source: a and b are installed over each other; pip uninstall a b, then install one"),
@@ -205,7 +205,7 @@ def test_a_dali_that_cannot_do_it_is_refused_before_training(
     data: dict[str, str], machine: dict[str, Any], on_gpu: bool, message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    for name, answer in ({"driver_cuda": 13, "nvjpeg_is_there": True} | machine).items():
+    for name, answer in ({"driver_cuda": 13, "has_nvjpeg": True} | machine).items():
         monkeypatch.setattr(dali_info, name, lambda *args, answer=answer: answer)
     world = World(0, 0, 1, 1, torch.device("cuda:0" if on_gpu else "cpu"))
     with pytest.raises(BadInput) as raised:
@@ -220,5 +220,5 @@ def test_auto_is_settled_on_a_gpu(photos: Path, tmp_path: Path, cache: Path) -> 
     done = train(*words, "--run.dry-run", "--data.decode", "auto", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((cache / "decode").glob("*.json"))) == 1
-    assert "remembered in" in done.stdout
+    assert "stored in" in done.stdout
     assert "data: dali, decoded on" in done.stdout

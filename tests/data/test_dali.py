@@ -14,7 +14,7 @@ from helpers import draw_tree
 from PIL import Image
 from pipelines import CENTRE, CPU, PADDED, PX, RESIZED, dali, in_pillow, pixels, samples_of
 
-from harness.data import augment, lent
+from harness.data import augment, buffers_in_use
 from harness.data import dali as pipeline
 from harness.data.dali import DaliBatches
 from harness.data.dataset import Dataset, open_folder
@@ -111,7 +111,7 @@ def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
     image.save(tmp_path / "class0" / "a.jpg", exif=rotated, quality=95)
     dataset = open_folder(tmp_path)
     assert (dataset.width[0], dataset.height[0]) == (96, 64)
-    law = augment.centre_crop(0, 64)
+    law = augment.center_crop(0, 64)
     ours = pixels(dali(dataset, law, batch=1)).astype(float)
     assert np.abs(ours - pixels(in_pillow(dataset, law, batch=1))).mean() < 0.5
 
@@ -132,7 +132,7 @@ def test_an_undecodable_image_is_named(tmp_path: Path, arm: str, content: bytes 
     if content is not None:
         # Of the same size, since a file that changed its size is found without decoding.
         bad.write_bytes(content.ljust(len(whole), b"\0"))
-    law = augment.centre_crop(0, 64)
+    law = augment.center_crop(0, 64)
     # No worker processes here: forked from a process with DALI's threads, they may crash.
     batches = (
         dali(dataset, law)
@@ -161,7 +161,7 @@ def test_real_photos_look_as_in_pillow(shared_data: Path, tmp_path: Path) -> Non
         tar.extractall(tmp_path, filter="data")
     dataset = open_folder(tmp_path / "imagenet-sample")
     train_law = augment.resized_crop((0.08, 1), (3 / 4, 4 / 3), 224, flip=True)
-    for law in (train_law, augment.centre_crop(256, 224)):
+    for law in (train_law, augment.center_crop(256, 224)):
         ours = pixels(dali(dataset, law, 25, 224)).astype(float)
         difference = np.abs(ours - pixels(in_pillow(dataset, law, 25, 224)))
         assert difference.mean() < 0.2, "of 255"
@@ -253,7 +253,7 @@ def test_a_fault_of_the_machine_is_no_broken_image(
     photos: Path, monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception], said: str
 ) -> None:
     batches, faulty = on_a_made_gpu(monkeypatch, open_folder(photos), text)
-    monkeypatch.setattr(batches, "_culprit", lambda error: pytest.fail("no image is to blame"))
+    monkeypatch.setattr(batches, "_bad_image", lambda error: pytest.fail("no image is to blame"))
     with pytest.raises(kind, match=said.replace("(", r"\(")) as raised:
         next(batches)
     assert faulty.streams == ["stream of cuda:0"], "the outputs come on torch's stream"
@@ -295,7 +295,7 @@ def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.Monk
 
     events: list[Event] = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    held = lent.Lent()
+    held = buffers_in_use.BuffersInUse()
     for n in range(4):
         held.add(n, "stream")  # type: ignore[arg-type]
     assert [n for _, n in held._held] == [0, 1, 2, 3]
@@ -305,8 +305,8 @@ def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.Monk
     assert Event.waited == 0, "the host waits for nothing"
     for n in range(5, 20):
         held.add(n, "stream")  # type: ignore[arg-type]
-    assert len(held._held) == lent.MOST_LENT, "memory has a bound"
-    assert Event.waited == 18 - lent.MOST_LENT
+    assert len(held._held) == buffers_in_use.MOST_IN_USE, "memory has a bound"
+    assert Event.waited == 18 - buffers_in_use.MOST_IN_USE
     held.wait(leave=0)
     assert not held._held
 

@@ -155,7 +155,7 @@ def test_pad_crop_reaches_every_place_alike() -> None:
 @settings(max_examples=300)
 @given(width=st.integers(20, 1200), height=st.integers(20, 1200))
 def test_the_centre_crop_is_torchvisions(width: int, height: int) -> None:
-    geometry = augment.centre_crop(256, 224).of(
+    geometry = augment.center_crop(256, 224).of(
         np.zeros((1, 24)), np.array([width]), np.array([height])
     )
     image = torch.zeros(1, height, width, dtype=torch.uint8)

@@ -37,10 +37,10 @@ for line in sys.stdin:
     match line.split():
         case ["no-locks", code]:
             fcntl.flock = no_locks(int(code))
-            lease._MOMENT_S = 2.0  # for slow test machines
+            lease._RACE_S = 2.0  # for slow test machines
             answer = "done"
         case ["elsewhere"]:
-            lease._here = lambda: ("another boot", "pid:[1]", 1)
+            lease._process_identity = lambda: ("another boot", "pid:[1]", 1)
             answer = "done"
         case ["take", folder, heartbeat_s]:
             try:
@@ -357,7 +357,7 @@ def test_a_lost_file_is_not_mine_but_one_that_cannot_be_read_may_be(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lease, "_look", hiccup)
+        patch.setattr(lease, "_read", hiccup)
         assert held.is_mine()
     run.rename(run.with_name("aside"))
     assert not held.is_mine()

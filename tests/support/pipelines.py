@@ -19,7 +19,7 @@ from harness.data.torch_loader import TorchBatches
 CPU = torch.device("cpu")
 PX = 64
 RESIZED = augment.resized_crop((0.08, 1.0), (3 / 4, 4 / 3), PX, flip=True)
-CENTRE = augment.centre_crop(72, PX)
+CENTRE = augment.center_crop(72, PX)
 PADDED = augment.pad_crop(4, 32, flip=True)
 
 

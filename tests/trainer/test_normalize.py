@@ -120,7 +120,7 @@ def test_validation_images_are_whole(icons: Path) -> None:
 def test_colour_is_added_to_the_bytes_of_each_image() -> None:
     data = cfg.Data(colour_std=0.1)
     rows = np.zeros((4, 15), dtype=np.int64)
-    rows[:, 12:] = np.arange(12).reshape(4, 3) * augment.COLOUR_UNITS // 255  # 0 ... 11 grey levels
+    rows[:, 12:] = np.arange(12).reshape(4, 3) * augment.COLOR_UNITS // 255  # 0 ... 11 grey levels
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
     pixels = Pixels(data)
     shifted = images + torch.arange(12.0).view(4, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""Lent: buffers that copies on a stream may still read, held until the GPU has come by."""
+"""Buffers of DALI that copies on torch's stream may still read, held until these are done."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import Any
 
 import torch
 
-MOST_LENT = 8
-"""Batches that the host may be ahead of the GPU: DALI's memory for them is held as long."""
+MOST_IN_USE = 8
+"""Batches that the host may run ahead of the GPU; their memory cannot be reused meanwhile."""
 
 
-class Lent:
-    """DALI's outputs that copies on torch's stream may still read: DALI does not see that stream.
+class BuffersInUse:
+    """DALI's outputs that copies on torch's stream may still read.
 
-    Held until the GPU has come by, since DALI uses their memory again once nobody holds them.
+    DALI does not know that stream and reuses the memory once no reference is held, so references
+    are held until the copies have run.
     """
 
     def __init__(self) -> None:
         self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
 
     def add(self, outputs: Any, stream: torch.cuda.Stream) -> None:
-        """Hold these until what is in the stream by now is done."""
+        """Hold these outputs until all work now in the stream is done."""
         event = torch.cuda.Event()
         event.record(stream)
         self._held.append((event, outputs))
         while self._held[0][0].query() and len(self._held) > 1:
             self._held.popleft()
-        self.wait(leave=MOST_LENT)
+        self.wait(leave=MOST_IN_USE)
 
     def wait(self, *, leave: int) -> None:
-        """Wait for the oldest, until at most so many are held."""
+        """Wait for the oldest outputs until at most `leave` are held."""
         while len(self._held) > leave:
             self._held.popleft()[0].synchronize()
