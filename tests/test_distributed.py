@@ -67,8 +67,8 @@ def test_the_doctor_expects_a_gpu_per_rank_or_one_for_all(
 ) -> None:
     see_gpus(monkeypatch, 1)
     config = cfg.Config(engine=cfg.Engine(backend=backend))
-    asked = machine.ask(config, None, rank(2, 3))
-    assert (asked.gpus, str(asked.world.device)) == (gpus, "cuda:0")
+    run = machine.plan_run(config, None, rank(2, 3))
+    assert (run.gpus, str(run.world.device)) == (gpus, "cuda:0")
 
 
 @pytest.mark.parametrize("backend", ["nccl", "gloo"])

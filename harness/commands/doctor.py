@@ -46,7 +46,7 @@ def machine(
         help="on each node (default: what Slurm gave)"),
 ) -> None:  # fmt: skip
     """Is this machine fit for a run, and how fast is it? The default."""
-    from harness.doctor.words import read_config
+    from harness.doctor.arguments import read_config
 
     config = read_config(context.args)  # a typo is refused before torch is imported
     from harness.doctor import machine

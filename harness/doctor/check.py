@@ -1,4 +1,4 @@
-"""Check: one line of the doctor's table, and what it is judged from."""
+"""The records of `harness doctor`: a check's result, a rank's facts, the run that is planned."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Status = Literal["not checked", "green", "yellow", "red"]
 SEVERITY: dict[Status, int] = {"not checked": 0, "green": 1, "yellow": 2, "red": 3}
 
 Facts = dict[str, Any]
-"""What was found out on one rank: `name_unit` -> a plain value that JSON can hold."""
+"""What one rank measured: `name_unit` -> a plain value that JSON can hold."""
 
 
 class Check(BaseModel):
-    """One thing that was looked at.
+    """The result of one check: a line of the table.
 
     Attributes:
-        value: what was found, in words; for `not checked`, why.
-        do: what to do, where it is yellow or red.
-        host: where it was found; empty where it concerns all hosts together.
+        value: what was measured, as text; for `not checked`, the reason.
+        do: what the user should do if the status is yellow or red.
+        host: the host that was checked; empty if the check concerns all hosts together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,12 +39,13 @@ class Check(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the run to come needs, as far as the doctor is concerned.
+class PlannedRun:
+    """The run that this machine is checked for.
 
     Attributes:
+        world: this process among the ranks that do the checks.
         gpus: GPUs expected on this node; 0 for none.
-        environ: the launcher's variables.
+        environ: the launcher's environment variables.
     """
 
     config: Config
@@ -54,38 +55,38 @@ class Asked:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether the run would use a GPU if there is one."""
+        """Whether the run uses a GPU if there is one."""
         return self.config.engine.device != "cpu"
 
     @property
     def compiles(self) -> bool:
-        """Whether the run would be compiled, here."""
+        """Whether the run is compiled on this machine."""
         return compiles(self.config.engine, on_gpu=self.world.on_gpu)
 
     @property
     def threads(self) -> int:
-        """CPU threads for computing, of each rank."""
+        """CPU threads that each rank computes with."""
         return self.config.engine.threads or self.world.cores()
 
     @property
     def cores(self) -> float:
-        """CPU cores of each rank: this process may be alone, before them."""
+        """CPU cores of each rank of the run, even if only this process runs the checks."""
         ranks = self.world.local_size
         return cores.share(ranks) * ranks / self.local_ranks
 
     @property
     def loader_threads(self) -> int:
-        """Threads or workers that read and decode, of each rank."""
+        """Threads or workers with which each rank reads and decodes."""
         return self.config.data.threads or max(1, int(self.cores))
 
     @property
     def local_ranks(self) -> int:
-        """Ranks of this node in the run to come: this process may be alone, before it."""
+        """Ranks of the run on this node, even if only this process runs the checks."""
         return max(self.world.local_size, self.gpus if self.world.on_gpu else 0)
 
     @property
     def ranks(self) -> int:
-        """Ranks of the run to come, on all nodes."""
+        """Ranks of the run on all nodes."""
         if "RANK" in self.environ:
             return self.world.size
         nodes = self.environ.get("SLURM_JOB_NUM_NODES", "")
@@ -93,36 +94,36 @@ class Asked:
 
     @property
     def local_images(self) -> int:
-        """Images of each rank per optimiser step, rounded up."""
+        """Images per optimizer step on each rank, rounded up."""
         return -(-self.config.train.global_batch // self.ranks)
 
 
 def green(name: str, value: str) -> Check:
-    """Good as it is."""
+    """Return a check that passed."""
     return Check(name=name, status="green", value=value)
 
 
 def yellow(name: str, value: str, do: str) -> Check:
-    """It will run, but slower or with less than it could have."""
+    """Return a check that warns: the run works, but slower or with less than possible."""
     return Check(name=name, status="yellow", value=value, do=do)
 
 
 def red(name: str, value: str, do: str) -> Check:
-    """It will not run, or not rightly."""
+    """Return a check that failed: the run would fail or give wrong results."""
     return Check(name=name, status="red", value=value, do=do)
 
 
-def not_checked(name: str, why: str) -> Check:
-    """Nothing is known of it."""
-    return Check(name=name, status="not checked", value=why)
+def not_checked(name: str, reason: str) -> Check:
+    """Return a check that was skipped, with the reason."""
+    return Check(name=name, status="not checked", value=reason)
 
 
 def worst(checks: Sequence[Check]) -> Status:
-    """The worst status among checks."""
+    """Return the worst status among the checks; `not checked` if there are none."""
     return max((check.status for check in checks), key=SEVERITY.__getitem__, default="not checked")
 
 
-def span(values: Sequence[float], form: str = ",.0f") -> str:
-    """Numbers in words: one, or from the least to the most."""
-    low, high = format(min(values), form), format(max(values), form)
+def span(values: Sequence[float], spec: str = ",.0f") -> str:
+    """Format the range of some numbers, `low to high`, or one number if both look the same."""
+    low, high = format(min(values), spec), format(max(values), spec)
     return low if low == high else f"{low} to {high}"

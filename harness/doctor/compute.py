@@ -1,4 +1,4 @@
-"""Compute: how many CPU cores a rank has, and how fast it computes on its device."""
+"""Check how many CPU cores a rank has, and how fast its device multiplies matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from harness.config import CIFAR_MODELS
 from harness.doctor import limits
-from harness.doctor.check import Asked, Check, Facts, green, span, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, green, span, yellow
 from harness.models import build
 from harness.monitor import probes
 from harness.monitor.peaks import training_bound
@@ -19,40 +19,40 @@ from harness.trainer.resolve import resolve_precision
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def look(asked: Asked) -> Facts:
-    """Cores that this rank may run on, how fast it multiplies matrices, and what follows."""
-    return _cores(asked) | _compute(asked)
+def collect(run: PlannedRun) -> Facts:
+    """Return this rank's cores, its matrix product rate, and the model's bounds and sizes."""
+    return _cores(run) | _compute(run)
 
 
-def _cores(asked: Asked) -> Facts:
+def _cores(run: PlannedRun) -> Facts:
     return {
         "cores": sorted(os.sched_getaffinity(0)),
         "cores_quota": cpu_quota(),
-        "cores_of_rank": asked.cores,
-        "local_ranks": asked.local_ranks,
+        "cores_of_rank": run.cores,
+        "local_ranks": run.local_ranks,
     }
 
 
-def _compute(asked: Asked) -> Facts:
-    config, device = asked.config, asked.world.device
-    # Alone before a run, this process stands for all ranks of its node.
-    several = device.type == "cuda" and asked.world.size == 1
+def _compute(run: PlannedRun) -> Facts:
+    config, device = run.config, run.world.device
+    # A single process that runs before the ranks measures the GPUs of all of them.
+    all_gpus = device.type == "cuda" and run.world.size == 1
     devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
-    torch.set_num_threads(asked.threads)
-    wanted = config.engine.precision
-    if wanted in ("tf32", "fp16") and not asked.world.on_gpu:
-        wanted = "fp32"  # the GPU that it was asked for is missing: another check says so
-    precision = resolve_precision(wanted, on_gpu=asked.world.on_gpu)
+    torch.set_num_threads(run.threads)
+    configured = config.engine.precision
+    if configured in ("tf32", "fp16") and not run.world.on_gpu:
+        configured = "fp32"  # the GPU that the config needs is missing: check "GPUs" reports it
+    precision = resolve_precision(configured, on_gpu=run.world.on_gpu)
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     dtype = _DTYPES.get(precision, torch.float32)
     flops = [
-        probes.matmul_flops(each, dtype, limit_s=limits.COMPUTE_S)
-        for each in (devices if several else [device])
+        probes.matmul_flops(matmul_device, dtype, limit_s=limits.COMPUTE_S)
+        for matmul_device in (devices if all_gpus else [device])
     ]
     with torch.device("meta"):
         network = build(config.model, 10 if config.model.name in CIFAR_MODELS else 1000)
     return {
-        "matmul_tflops": [each / 1e12 for each in flops],
+        "matmul_tflops": [rate / 1e12 for rate in flops],
         "precision": precision,
         "images_per_second_bound": training_bound(config, device.type, sum(flops)),
         "checkpoint_mb": 2 * 4 * sum(p.numel() for p in network.parameters()) / 1e6,
@@ -60,37 +60,39 @@ def _compute(asked: Asked) -> Facts:
     }
 
 
-def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
-    """The checks of one node, from the facts of its ranks; the first is local rank 0."""
-    return [judge_cores(ranks, asked), _judge_compute(ranks, asked)]
+def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
+    """Return the checks of one node from its ranks' facts, local rank 0 first."""
+    return [judge_cores(ranks, run), _judge_compute(ranks, run)]
 
 
-def judge_cores(ranks: Sequence[Facts], asked: Asked) -> Check:
-    """Whether the rank with the fewest cores has enough."""
+def judge_cores(ranks: Sequence[Facts], run: PlannedRun) -> Check:
+    """Return the check that the rank with the fewest cores has enough."""
     cores = set().union(*(facts["cores"] for facts in ranks))
     quotas = [facts["cores_quota"] for facts in ranks if facts["cores_quota"] is not None]
     per_rank = min(facts["cores_of_rank"] for facts in ranks)
-    need = limits.CORES_PER_GPU if asked.world.on_gpu else limits.CORES_PER_CPU_RANK
+    need = limits.CORES_PER_GPU if run.world.on_gpu else limits.CORES_PER_CPU_RANK
     value = f"{per_rank:.3g} per rank ({len(cores)} cores"
     value += f", of which the control group grants {min(quotas):.3g})" if quotas else ")"
     if per_rank < need:
-        how = f"at least {need} per rank: raise sbatch --cpus-per-task, or start fewer ranks"
-        return yellow("CPU cores", value, how)
+        do = f"give at least {need} per rank: raise sbatch --cpus-per-task, or start fewer ranks"
+        return yellow("CPU cores", value, do)
     return green("CPU cores", value)
 
 
-def _judge_compute(ranks: Sequence[Facts], asked: Asked) -> Check:
+def _judge_compute(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     rates = [rate for facts in ranks for rate in facts["matmul_tflops"]]
     bound = sum(facts["images_per_second_bound"] for facts in ranks)
-    what = "GPU" if asked.world.on_gpu else "rank"
+    device = "GPU" if run.world.on_gpu else "rank"
     value = (
-        f"{span(rates, '.3g')} TFLOP/s in {ranks[0]['precision']} per {what}: at most "
-        f"{bound:,.0f} images/s of {asked.config.model.name} on this node"
+        f"{span(rates, '.3g')} TFLOP/s in {ranks[0]['precision']} per {device}: at most "
+        f"{bound:,.0f} images/s of {run.config.model.name} on this node"
     )
-    middle = sorted(rates)[len(rates) // 2]
-    slow = [n for n, rate in enumerate(rates) if rate < limits.SLOW_GPU * middle]
-    # On a CPU the ranks share caches and clocks, and whatever else runs takes its part.
-    if slow and asked.world.on_gpu:
-        what = f"{value}; slow: GPU {', '.join(map(str, slow))}"
-        return yellow("matrix product", what, "all wait for it: see clocks and throttling")
+    median = sorted(rates)[len(rates) // 2]
+    slow = [n for n, rate in enumerate(rates) if rate < limits.SLOW_GPU * median]
+    # On a CPU, rates vary: ranks share caches and clocks with each other and with other processes.
+    if slow and run.world.on_gpu:
+        value += f"; slow: GPU {', '.join(map(str, slow))}"
+        return yellow(
+            "matrix product", value, "all GPUs wait for it: see the checks of clocks and throttling"
+        )
     return green("matrix product", value)

@@ -1,4 +1,4 @@
-"""Files: shared memory, limits, and the disks that a run writes to and reads from."""
+"""Check shared memory, resource limits, and the disks that a run writes to and reads from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.data.dataset import reader_of
 from harness.data.index import cache_folder
 from harness.data.prepare.sample import some_files
 from harness.doctor import limits
-from harness.doctor.check import Asked, Check, Facts, green, not_checked, red, span, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
 from harness.errors import HarnessError
 from harness.monitor import probes
 from harness.system.deadline import NoAnswer, within
@@ -23,34 +23,34 @@ MIB, GIB = 2**20, 2**30
 SHM = Path("/dev/shm")
 
 
-def look(asked: Asked) -> Facts:
-    """This rank's limits; its node's disks, by local rank 0; the data, by every rank at once."""
+def collect(run: PlannedRun) -> Facts:
+    """Return this rank's limits and data read rate; local rank 0 adds the node's disks."""
     facts: Facts = {
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
     }
-    if asked.world.local_rank == 0:
+    if run.world.local_rank == 0:
         facts |= {
             "shm_free_gib": _shm_free_gib(),
             "infiniband": _infiniband(),
-            "run_folder": _disk(lambda: Path(asked.config.run.root), limits.RUN_FOLDER_MIB),
+            "run_folder": _disk(lambda: Path(run.config.run.root), limits.RUN_FOLDER_MIB),
             "cache_folder": _disk(cache_folder, limits.CACHE_MIB),
             "temporary_folder": _disk(_temporary, limits.CACHE_MIB),
         }
-    return facts | {"data": _data(asked)}
+    return facts | {"data": _data(run)}
 
 
-def judge(ranks: Sequence[Facts], asked: Asked) -> list[Check]:
-    """The checks of one node, from the facts of its ranks; the first is local rank 0."""
+def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
+    """Return the checks of one node from its ranks' facts, local rank 0 first."""
     first = ranks[0]
     return [
-        _judge_shm(first, asked),
-        _judge_open_files(ranks, asked),
-        _judge_memlock(first, asked),
-        _judge_run_folder(first, asked),
+        _judge_shm(first, run),
+        _judge_open_files(ranks, run),
+        _judge_memlock(first, run),
+        _judge_run_folder(first, run),
         _judge_cache("cache folder", first["cache_folder"], "set HARNESS_CACHE to another folder"),
         _judge_cache("temporary folder", first["temporary_folder"], "set TMPDIR to a local disk"),
-        _judge_data(ranks, asked),
+        _judge_data(ranks, run),
     ]
 
 
@@ -67,23 +67,23 @@ def _infiniband() -> bool:
 
 
 def _temporary() -> Path:
-    """Where torch.compile keeps what it makes, unless that folder is named by itself."""
+    """Return the folder of torch.compile's cache, or that for temporary files."""
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
 
 
 def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
-    """Free space and write speed of a folder, or of the nearest above it that exists."""
+    """Return free space and write speed of a folder, or of its nearest parent that exists."""
 
     def measure() -> Facts:
-        asked_for = folder().absolute()
-        there = next(each for each in (asked_for, *asked_for.parents) if os.path.lexists(each))
-        free_gib = shutil.disk_usage(there).free / GIB
-        speed = probes.write_speed(there, size_mib, limit_s=limits.WRITE_S)
+        path = folder().absolute()
+        existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+        free_gib = shutil.disk_usage(existing).free / GIB
+        speed = probes.write_speed(existing, size_mib, limit_s=limits.WRITE_S)
         return {
-            "path": str(asked_for),
+            "path": str(path),
             "free_gib": free_gib,
             "write_mb_per_s": speed / 1e6,
-            "disk": _file_system(there),
+            "disk": _file_system(existing),
             "error": None,
         }
 
@@ -98,43 +98,44 @@ def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
 
 
 def _file_system(path: Path) -> str:
-    """Kind of the file system that a path lies on, such as ext4 or nfs4."""
+    """Return the type of the file system that holds a path, such as ext4 or nfs4."""
     best, kind, real = "", "unknown", os.path.realpath(path)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         mount = before.split()[4].encode().decode("unicode_escape")
-        under = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if under and len(mount) >= len(best):
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
             best, kind = mount, after.split()[0]
     return kind
 
 
-def _data(asked: Asked) -> Facts:
-    """How fast this rank's reader gets random files of the training set."""
-    data = asked.config.data
-    name = data.train if asked.config.run.mode == "train" else data.val
+def _data(run: PlannedRun) -> Facts:
+    """Return how fast this rank reads random files of the data set."""
+    data = run.config.data
+    name = data.train if run.config.run.mode == "train" else data.val
     if data.source == "synthetic" or name is None:
-        drawn = data.source == "synthetic"
-        return {"skipped": "images are synthetic" if drawn else "no folder; give --data.train DIR"}
+        synthetic = data.source == "synthetic"
+        reason = "images are synthetic" if synthetic else "no folder; give --data.train DIR"
+        return {"skipped": reason}
 
     def measure() -> Facts:
         root = demo.drawn("train") if name == "demo" else Path(name)
         if root is None:
             return {"skipped": "the demo set is drawn on first use"}
-        files = some_files(root, limits.READ_FILES, seed=asked.world.rank)
+        files = some_files(root, limits.READ_FILES, seed=run.world.rank)
         if files is None:
             return {"skipped": f"{root}: shards whose index is built on first use"}
         extents = [files.extent(n) for n in range(len(files.size_bytes))]
         read = reader_of(files, data.read)
-        # Alone before a run, this process stands for all ranks of its node.
-        threads = asked.loader_threads * asked.local_ranks // asked.world.local_size
+        # A single process that runs before the ranks reads for all of them.
+        threads = run.loader_threads * run.local_ranks // run.world.local_size
         reading = probes.read_speed(read, extents, threads=threads, limit_s=limits.READ_S)
         return {
             "images_per_second": reading.files / reading.seconds,
             "mb_per_s": reading.size_bytes / reading.seconds / 1e6,
             "kb_per_image": reading.size_bytes / reading.files / 1e3,
             "cached_pct": reading.cached_pct,
-            "all_in_s": reading.seconds if len(extents) < limits.READ_FILES else None,
+            "full_read_s": reading.seconds if len(extents) < limits.READ_FILES else None,
             "path": str(root),
         }
 
@@ -148,34 +149,35 @@ def _data(asked: Asked) -> Facts:
         return {"error": f"{error.filename or name}: {error.strerror}"}
 
 
-def _judge_shm(facts: Facts, asked: Asked) -> Check:
-    free, data = facts["shm_free_gib"], asked.config.data
+def _judge_shm(facts: Facts, run: PlannedRun) -> Check:
+    free, data = facts["shm_free_gib"], run.config.data
     do = "mount a larger one: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
     if free is None:
-        return red("/dev/shm", "is not there", do)
-    ranks = asked.local_ranks
-    need_gib, what = 0.0, "DALI needs none of it"
+        return red("/dev/shm", "does not exist", do)
+    ranks = run.local_ranks
+    need_gib, users = 0.0, "DALI needs none of it"
     if data.source == "torchvision":
-        # Each worker of a DataLoader makes two batches ahead, and hands them over through it.
-        batch = asked.local_images * 3 * data.image_px**2 / GIB
-        need_gib, what = 2 * asked.loader_threads * batch * ranks, "two batches per worker"
-    if asked.world.on_gpu and asked.ranks > 1:
-        need_gib, what = need_gib + limits.SHM_OF_NCCL_MIB * ranks / 1024, f"{what}, and NCCL"
-    value = f"{free:,.2f} GiB free; {what}"
+        # Each DataLoader worker prefetches two batches and passes them through shared memory.
+        batch = run.local_images * 3 * data.image_px**2 / GIB
+        need_gib, users = 2 * run.loader_threads * batch * ranks, "two batches per worker"
+    if run.world.on_gpu and run.ranks > 1:
+        need_gib += limits.NCCL_SHM_MIB * ranks / 1024
+        users += ", and NCCL"
+    value = f"{free:,.2f} GiB free; {users}"
     if free < need_gib:
         return red("/dev/shm", f"{value}: {need_gib:,.2f} GiB", do)
     return green("/dev/shm", value)
 
 
-def _judge_open_files(ranks: Sequence[Facts], asked: Asked) -> Check:
-    data = asked.config.data
+def _judge_open_files(ranks: Sequence[Facts], run: PlannedRun) -> Check:
+    data = run.config.data
     limit = min(facts["open_files"] for facts in ranks)
-    need = limits.SPARE_FILES
+    need = limits.OTHER_OPEN_FILES
     if data.source == "dali" and data.read == "mmap":
-        # Each image that DALI may be working on is a map, which holds its file open.
-        images = asked.config.train.max_local_batch or asked.local_images
+        # Each image that DALI may be working on is memory-mapped, which keeps its file open.
+        images = run.config.train.max_local_batch or run.local_images
         batches = 2 * data.prefetch_batches + 2 + data.read_ahead_batches
-        need += batches * (min(images, asked.local_images) + asked.config.eval.local_batch)
+        need += batches * (min(images, run.local_images) + run.config.eval.local_batch)
     value = f"{limit:,} allowed, up to {need:,} needed"
     if 0 <= limit < need:
         return red(
@@ -184,25 +186,25 @@ def _judge_open_files(ranks: Sequence[Facts], asked: Asked) -> Check:
     return green("open files", value)
 
 
-def _judge_memlock(facts: Facts, asked: Asked) -> Check:
+def _judge_memlock(facts: Facts, run: PlannedRun) -> Check:
     limit = facts["memlock"]
     unlimited = limit == resource.RLIM_INFINITY
     value = "unlimited" if unlimited else f"{limit / MIB:,.0f} MiB"
     if not facts["infiniband"]:
         return green("locked memory", f"{value}; no InfiniBand here needs it")
-    if not unlimited and asked.world.on_gpu:
+    if not unlimited and run.world.on_gpu:
         do = "ulimit -l unlimited (Slurm: PropagateResourceLimits, LimitMEMLOCK of slurmd)"
         return yellow("locked memory", f"{value}: too little for InfiniBand", do)
     return green("locked memory", value)
 
 
-def _judge_run_folder(facts: Facts, asked: Asked) -> Check:
+def _judge_run_folder(facts: Facts, run: PlannedRun) -> Check:
     disk, checkpoint = facts["run_folder"], facts["checkpoint_mb"]
     do = "set --run.root to a folder that can be written"
     if disk["error"]:
-        return red("run folder", f"{asked.config.run.root}: {disk['error']}", do)
-    save_s, kept = checkpoint / disk["write_mb_per_s"], asked.config.checkpoint.keep + 1
-    value = f"{_told(disk)}: a checkpoint of {checkpoint:,.0f} MB in {save_s:,.1f} s"
+        return red("run folder", f"{run.config.run.root}: {disk['error']}", do)
+    save_s, kept = checkpoint / disk["write_mb_per_s"], run.config.checkpoint.keep + 1
+    value = f"{_describe(disk)}: a checkpoint of {checkpoint:,.0f} MB in {save_s:,.1f} s"
     if disk["free_gib"] * GIB < kept * checkpoint * 1e6:
         return red("run folder", f"{value}; no room for {kept}", "make room, or set --run.root")
     if save_s > limits.CHECKPOINT_S:
@@ -214,45 +216,45 @@ def _judge_run_folder(facts: Facts, asked: Asked) -> Check:
 def _judge_cache(name: str, disk: Facts, do: str) -> Check:
     if disk["error"]:
         return red(name, disk["error"], do)
-    value = _told(disk)
+    value = _describe(disk)
     if disk["free_gib"] < limits.CACHE_GIB["red"]:
         return red(name, value, f"make room, or {do}")
     if disk["free_gib"] < limits.CACHE_GIB["yellow"]:
         return yellow(name, value, f"make room, or {do}")
-    if name == "temporary folder" and disk["disk"] in limits.NETWORK_DISKS:
+    if name == "temporary folder" and disk["disk"] in limits.NETWORK_FILE_SYSTEMS:
         do = "torch.compile's cache belongs on a local disk: set TMPDIR"
         return yellow(name, value, do)
     return green(name, value)
 
 
-def _told(disk: Facts) -> str:
+def _describe(disk: Facts) -> str:
     return (
         f"{disk['path']} ({disk['disk']}): {disk['free_gib']:,.1f} GiB free, "
         f"writes {disk['write_mb_per_s']:,.0f} MB/s"
     )
 
 
-def _judge_data(ranks: Sequence[Facts], asked: Asked) -> Check:
+def _judge_data(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     name, reads = "training data", [facts["data"] for facts in ranks]
     for facts, read in zip(ranks, reads, strict=True):
         if "error" in read:
-            what = f"{read['error']}" + (f" (rank {facts['rank']})" if len(ranks) > 1 else "")
-            return red(name, what, "mount it, or give another --data.train")
+            value = f"{read['error']}" + (f" (rank {facts['rank']})" if len(ranks) > 1 else "")
+            return red(name, value, "mount it, or give another --data.train")
         if "skipped" in read:
             return not_checked(name, read["skipped"])
     rate = sum(read["images_per_second"] for read in reads)
     need = sum(facts["images_per_second_bound"] for facts in ranks)
     cached = [read["cached_pct"] for read in reads if read["cached_pct"] is not None]
-    # Where the kernel does not drop them, it is no disk that is measured.
-    how = "cold" if cached and max(cached) < 10 else "from memory, at least in part"
+    # If the kernel has not dropped its cache of them, the rate is not that of the disk.
+    origin = "cold" if cached and max(cached) < 10 else "from memory, at least in part"
     value = (
         f"{reads[0]['path']}: {rate:,.0f} images/s, {sum(r['mb_per_s'] for r in reads):,.0f} MB/s "
-        f"{how} ({span([read['kb_per_image'] for read in reads])} KB each)"
+        f"{origin} ({span([read['kb_per_image'] for read in reads])} KB each)"
     )
-    whole_s = max(read["all_in_s"] or limits.READ_S for read in reads)
-    if rate < need and whole_s > limits.SMALL_SET_S:
+    full_read_s = max(read["full_read_s"] or limits.READ_S for read in reads)
+    if rate < need and full_read_s > limits.SMALL_SET_S:
         do = (
-            f"up to {need:,.0f} images/s could be trained on: copy the data to a local disk, or "
+            f"training could use up to {need:,.0f} images/s: copy the data to a local disk, or "
             "expect the first epoch to wait"
         )
         return yellow(name, value, do)

@@ -1,6 +1,6 @@
-"""A node's driver and GPUs, as NVML knows them: what decides how fast and well they compute.
+"""Read the driver and the GPUs of a node from NVML.
 
-What a driver, a GPU or pynvml does not know is null: each field for itself.
+A field that the driver, the GPU or pynvml does not support is None.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from harness.monitor.environment import GIB
 from harness.monitor.gpus import SM_CLOCK, WITHOUT_RESERVED, Nvml, call
 from harness.system.deadline import NoAnswer, within
 
-_MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS; of fewer, NVML refuses the numbers that are too high
+_MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS; NVML refuses the numbers that a GPU does not have
 _UNCORRECTED_NOW = (1, 0)  # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC
 
 
-class DriverFails(Exception):
-    """NVML is there and does not work; its message."""
+class DriverError(Exception):
+    """NVML is installed but fails; carries its message."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of a node.
+    """The state of one GPU.
 
     Attributes:
-        power_cap_w: the lowest of all limits that hold it down.
-        slowed: keys of SLOWED for which clocks are held down right now.
-        uncorrected_errors: of memory, since the driver was loaded.
-        repair_pending: rows or pages wait for a reset to be replaced.
+        power_cap_w: the enforced power limit, the lowest of all that apply.
+        slowed: the current reasons for reduced clocks, keys of `monitor.gpus.SLOWED`.
+        uncorrected_errors: uncorrected memory errors since the driver was loaded.
+        repair_pending: memory rows or pages wait for a reset to be replaced, or cannot be.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver, the newest CUDA that it supports, and its GPUs."""
+    """The version of the driver, the newest CUDA that it supports, and its GPUs."""
 
     version: str | None
     cuda: str | None
@@ -60,16 +60,16 @@ class Driver:
 
 
 def inventory(limit_s: float) -> Driver | None:
-    """The driver and all GPUs, also those of other jobs; null where there is no NVML.
+    """Return the driver and all its GPUs, also those of other jobs; None if NVML is not installed.
 
     Raises:
-        DriverFails: NVML says that it fails, or says nothing for so many seconds.
+        DriverError: NVML reports an error, or does not answer within `limit_s` seconds.
     """
     try:
-        # The forked process starts NVML itself: what was started before a fork is of no use.
+        # The forked process initializes NVML itself: NVML does not survive a fork.
         return within(limit_s, _inventory)
     except NoAnswer as error:
-        raise DriverFails(str(error)) from None
+        raise DriverError(str(error)) from None
 
 
 def _inventory() -> Driver | None:
@@ -82,7 +82,7 @@ def _inventory() -> Driver | None:
     except pynvml.NVMLError_LibraryNotFound:
         return None
     except pynvml.NVMLError as error:
-        raise DriverFails(str(error)) from None
+        raise DriverError(str(error)) from None
     cuda = call("nvmlSystemGetCudaDriverVersion_v2")
     return Driver(
         version=call("nvmlSystemGetDriverVersion"),
@@ -92,7 +92,7 @@ def _inventory() -> Driver | None:
 
 
 def gpu_facts(gpu: Nvml) -> Gpu:
-    """All that is known of one GPU."""
+    """Return the state of one GPU."""
     memory = gpu.read("nvmlDeviceGetMemoryInfo", WITHOUT_RESERVED)
     cap = gpu.read("nvmlDeviceGetEnforcedPowerLimit")
     if cap is None:
@@ -104,7 +104,7 @@ def gpu_facts(gpu: Nvml) -> Gpu:
     states = [gpu.read("nvmlDeviceGetNvLinkState", link) for link in range(_MOST_LINKS)]
     links = [state for state in states if state is not None]
     return Gpu(
-        name=gpu.read("nvmlDeviceGetName") or "GPU of no name",
+        name=gpu.read("nvmlDeviceGetName") or "unnamed GPU",
         uuid=gpu.read("nvmlDeviceGetUUID") or "",
         mig=bool(mig and mig[0]),
         memory_gib=None if memory is None else memory.total / GIB,
@@ -120,7 +120,7 @@ def gpu_facts(gpu: Nvml) -> Gpu:
         pcie_width=gpu.read("nvmlDeviceGetCurrPcieLinkWidth"),
         max_pcie_width=gpu.read("nvmlDeviceGetMaxPcieLinkWidth"),
         max_pcie_generation=gpu.read("nvmlDeviceGetMaxPcieLinkGeneration"),
-        # Where no link is up, they lead nowhere: GPUs that could have a bridge and have none.
+        # If no link is up, the GPU could have an NVLink bridge but has none.
         nvlinks=len(links) if any(links) else None,
         nvlinks_active=sum(links) if any(links) else None,
     )

@@ -1,60 +1,61 @@
-"""Limits: from where on the doctor calls a thing yellow or red, each with its reason."""
+"""The thresholds of `harness doctor`: when a check turns yellow or red, each with its reason."""
 
 from __future__ import annotations
 
 BACKWARD_SHARE = 2 / 3
-"""Of a step is backward, behind which the all-reduce hides."""
+"""Share of a step that is the backward pass, which can hide the all-reduce."""
 
 CORES_PER_GPU = 4
-"""MLPerf's ResNet-50 runs give DALI 6 to 8 threads per GPU; below 4 cores a GPU starves."""
+"""MLPerf's ResNet-50 runs give DALI 6 to 8 threads per GPU; with fewer than 4 a GPU starves."""
 
 CORES_PER_CPU_RANK = 1
 """Ranks that share a core wait for each other."""
 
-SHM_OF_NCCL_MIB = 32
-"""Per rank: NCCL's buffers between processes of a node. Docker's default is 64 MiB in all; without
-room NCCL ends with `unhandled system error`."""
+NCCL_SHM_MIB = 32
+"""Shared memory per rank for NCCL's buffers between processes of a node. Docker grants 64 MiB in
+all by default; without room NCCL fails with `unhandled system error`."""
 
-SPARE_FILES = 256
-"""Open files beside those of the images: libraries, sockets, logs."""
+OTHER_OPEN_FILES = 256
+"""Open files apart from images: libraries, sockets, logs."""
 
 CHECKPOINT_S = 30.0
-"""Slurm and torchrun kill what has not ended 30 s after the signal: a save must be done by then."""
+"""Slurm and torchrun kill a process 30 s after the signal, so a save must finish within that."""
 
 CACHE_GIB = {"yellow": 1.0, "red": 0.05}
-"""Free: kernels and graphs of one network and two image sizes take some 100 MiB."""
+"""Free space for caches: the kernels and graphs of one network at two image sizes take some
+100 MiB."""
 
 SMALL_SET_S = 1.0
-"""A set that is read through in less keeps nobody waiting, and is in memory from then on."""
+"""A data set that is read in less time delays nobody, and is in memory afterwards."""
 
 MEMORY_USED_GIB = 1.0
-"""A GPU holds less while nobody computes on it: somebody does."""
+"""An idle GPU holds less memory; more means that another process computes on it."""
 
 POWER_CAP = 0.95
-"""Of the default power limit; below it the clocks under load are lower than others publish."""
+"""Share of the default power limit below which clocks under load fall short of published ones."""
 
 SLOW_GPU = 0.9
-"""Of the median GPU of the job: the slowest sets the pace for all."""
+"""Share of the median GPU's speed below which a GPU is slow: the slowest sets the pace for all."""
 
 CLOCK_SKEW_S = 1.0
-"""Beyond it the times in logs and records of several hosts cannot be put in order."""
+"""With a larger offset the times in several hosts' logs and records cannot be put in order."""
 
-NETWORK_DISKS = frozenset(
+NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "cifs", "smb3", "9p", "afs"}
 )
-"""File systems on which compiling into one cache from many processes is slow and races."""
+"""File systems on which many processes compiling into one cache are slow and race."""
 
-# How much is tried, and for how long, so that all of it stays under a minute.
+# Sizes and time limits of the measurements, so that all of them take under a minute.
 RUN_FOLDER_MIB, CACHE_MIB = 64, 16
 WRITE_S, WRITE_DEADLINE_S = 2.0, 10.0
 READ_FILES, READ_S, READ_DEADLINE_S = 2000, 3.0, 15.0
 COMPUTE_S = 0.5
-ALL_REDUCE_S = 0.5  # per size of bucket
-NAME_S, CONNECT_S = 6.0, 3.0
-PORT_S = 30.0  # rank 0 may be importing still
+ALL_REDUCE_S = 0.5  # per bucket size
+LOOKUP_S, CONNECT_S = 6.0, 3.0
+PORT_S = 30.0  # rank 0 may still be importing
 NVML_S = 15.0  # without persistence mode the driver first wakes each GPU
 GROUP_S = 60.0
-WHOLE_S = 120.0  # on a healthy machine it takes a tenth of this
+TOTAL_S = 120.0  # a healthy machine takes a tenth of this
 
 OUTLIERS = {
     "matmul_tflops": 10.0,
@@ -63,8 +64,8 @@ OUTLIERS = {
     "temporary_folder_mb_per_s": 50.0,
     "all_reduce_gb_per_s": 20.0,
 }
-"""`doctor nodes`: how many percent below the median of the other nodes a rate may lie. Disks that
-others use vary; processors of one model do not."""
+"""`doctor nodes`: how far, in percent, a rate may lie below the median of the other nodes. Shared
+disks vary; processors of one model do not."""
 
 CPU_OUTLIER_PCT = 30.0
-"""The same for the matrix product on a CPU, whose cores are shared with whatever else runs."""
+"""The same limit for the matrix product on a CPU, whose cores other processes use too."""

@@ -1,4 +1,4 @@
-"""The machine: looked at by every rank, each for its share, judged by rank 0, before a run."""
+"""Check the machines of a run before it starts: every rank measures, rank 0 judges all facts."""
 
 from __future__ import annotations
 
@@ -16,197 +16,199 @@ from harness import distributed
 from harness.config import Config
 from harness.distributed import process_group
 from harness.doctor import compute, files, gpus, limits, network, software
-from harness.doctor.check import Asked, Facts
-from harness.doctor.report import Node, Report, compared, show, verdict_of
+from harness.doctor.check import Facts, PlannedRun
+from harness.doctor.report import Node, Report, comparable_facts, overall_status, show
 from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
 from harness.system.console import err, track
 from harness.system.process import process_age_s
 
-ALONE: dict[str, Callable[[Asked], Facts]] = {
-    "software": software.look,
-    "disks and data": files.look,
-    "network": network.look,
-    "GPUs": gpus.look,
-    "matrix product": compute.look,
+COLLECTORS: dict[str, Callable[[PlannedRun], Facts]] = {
+    "software": software.collect,
+    "disks and data": files.collect,
+    "network": network.collect,
+    "GPUs": gpus.collect,
+    "matrix product": compute.collect,
 }
-"""What a rank finds out by itself. Those that fork come before the first that uses a GPU."""
+"""What each rank measures by itself. Collectors that fork precede the first that uses a GPU."""
 
 JUDGES = (gpus.judge, software.judge, compute.judge, files.judge, network.judge)
-JUDGES_OF_ALL = (software.judge_all, network.judge_all)
+JOB_JUDGES = (software.judge_all, network.judge_all)
 
 NAME_THE_NETWORK = (
     "if nodes do not reach each other, name their network: GLOO_SOCKET_IFNAME and "
     "NCCL_SOCKET_IFNAME, or HARNESS_NIC in slurm/site.sh; "
 )
-"""NCCL finds one by itself; gloo takes what the host's name resolves to, maybe a loopback."""
+"""NCCL finds an interface by itself; gloo uses the one that the hostname resolves to, which may be
+the loopback."""
 
 
 class Alarm:
-    """Ends this process, with the name of what it is at, if it has not come to its end in time."""
+    """End this process, naming the check that hangs, if `stop` is not called in time."""
 
     def __init__(self, limit_s: float, rank: int) -> None:
         self.at = "the start"
-        self._limit_s, self._who = limit_s, f"{socket.gethostname()}, rank {rank}"
+        self._limit_s, self._process = limit_s, f"{socket.gethostname()}, rank {rank}"
         self._timer = threading.Timer(limit_s, self._ring)
         self._timer.daemon = True
         self._timer.start()
 
     def stop(self) -> None:
-        """All is well."""
+        """Cancel the alarm: the checks have finished."""
         self._timer.cancel()
 
     def _ring(self) -> None:
         err.print(
-            f"error: {self._who}: no end within {self._limit_s:.0f} s, at: {self.at}; take this "
-            "node out, or find out what hangs"
+            f"error: {self._process}: not finished within {self._limit_s:.0f} s, at: {self.at}; "
+            "leave this node out, or find out what hangs"
         )
         os._exit(EXIT_FAILED)
 
 
 def check_machine(
-    config: Config, words: Sequence[str], *, expect_gpus: int | None, as_json: bool
+    config: Config, args: Sequence[str], *, expect_gpus: int | None, as_json: bool
 ) -> int:
-    """Look at this machine, or with all ranks of a job at all of its machines; print what is found.
+    """Check this machine, or under a launcher all machines of the job; print the report.
 
     Args:
-        words: from which the config was read, to be shown again.
-        expect_gpus: on each node; by default what Slurm gave.
+        args: the arguments that describe the config, for the suggested next command.
+        expect_gpus: GPUs that each node must have; by default what Slurm granted.
+        as_json: print one JSON object instead of the table.
 
     Returns:
-        Exit code: 1 on red; on every rank the same.
+        Exit code, the same on every rank: 1 on red.
 
     Raises:
-        RunFailed: the ranks do not come together.
+        RunFailed: the ranks cannot form a process group, or a collective fails.
     """
-    asked = ask(config, expect_gpus, os.environ)
-    size = asked.world.size
-    alarm = Alarm(limits.WHOLE_S, asked.world.rank)
+    run = plan_run(config, expect_gpus, os.environ)
+    size = run.world.size
+    alarm = Alarm(limits.TOTAL_S, run.world.rank)
     try:
-        report, code = examine(asked, alarm, quiet=as_json)
+        report, code = examine(run, alarm, quiet=as_json)
     except HarnessError as error:
         if size == 1:
             raise
         err.print(f"error: {' '.join(str(error).split())}")
         sys.stderr.flush()
-        os._exit(error.exit_code)  # threads of a broken process group could hold this process
+        os._exit(error.exit_code)  # threads of a broken process group could keep this process alive
     alarm.stop()
     if report is not None:
         if as_json:
             print(report.model_dump_json())
         else:
-            show(report, _next(words, report))
+            show(report, _next_command(args, report))
     sys.stdout.flush()
     return code
 
 
-def ask(config: Config, expect_gpus: int | None, environ: Mapping[str, str]) -> Asked:
-    """What is needed here, and who this process is; a GPU that is missing is found out later.
+def plan_run(config: Config, expect_gpus: int | None, environ: Mapping[str, str]) -> PlannedRun:
+    """Return what the run needs on this node, and this process's rank; missing GPUs do not raise.
 
-    Without torchrun's names this is a process by itself, in whatever job.
+    Without torchrun's variables this is a single process, also within a job.
     """
     local_size = int(environ.get("LOCAL_WORLD_SIZE", 1))
-    there, device = torch.cuda.device_count(), config.engine.device
+    gpus_visible, device = torch.cuda.device_count(), config.engine.device
     may_share = config.engine.backend == "gloo"
     expected = 0
     if device != "cpu":
-        of_slurm = environ.get("SLURM_GPUS_ON_NODE", "")
-        expected = int(of_slurm) if of_slurm.isdigit() else 0
+        granted = environ.get("SLURM_GPUS_ON_NODE", "")
+        expected = int(granted) if granted.isdigit() else 0
         expected = expect_gpus if expect_gpus is not None else expected
-        if there or device == "cuda":
+        if gpus_visible or device == "cuda":
             expected = max(expected, 1 if may_share else local_size)
-    known = environ if "RANK" in environ else {}
+    rank_environ = environ if "RANK" in environ else {}
     usable = device != "cpu" and torch.cuda.is_available()
-    place = distributed.from_environment(
-        "auto" if usable else "cpu", known, "gloo" if may_share or there < local_size else "auto"
-    )
-    return Asked(config, place, expected, environ)
+    backend = "gloo" if may_share or gpus_visible < local_size else "auto"
+    world = distributed.from_environment("auto" if usable else "cpu", rank_environ, backend)
+    return PlannedRun(config, world, expected, environ)
 
 
 def examine(
-    asked: Asked, alarm: Alarm | None = None, *, quiet: bool = True
+    run: PlannedRun, alarm: Alarm | None = None, *, quiet: bool = True
 ) -> tuple[Report | None, int]:
-    """The report, on rank 0, and the exit code, on every rank; a collective call.
+    """Run all checks; return the report, on rank 0 only, and the exit code; a collective call.
 
     Raises:
-        RunFailed: the ranks do not come together.
+        RunFailed: the ranks cannot form a process group, or a collective fails.
     """
     facts: Facts = {}
-    looks = ALONE.items()
-    if asked.world.is_main and not quiet:
-        looks = track(looks, total=len(ALONE), what="examining this machine")  # type: ignore[assignment]
-    for name, look in looks:
+    collectors = COLLECTORS.items()
+    if run.world.is_main and not quiet:
+        what = "examining this machine"
+        collectors = track(collectors, total=len(COLLECTORS), what=what)  # type: ignore[assignment]
+    for name, collect in collectors:
         if alarm:
             alarm.at = name
-        facts |= look(asked)
-    if asked.world.size == 1:
-        report = judge([facts], asked)
+        facts |= collect(run)
+    if run.world.size == 1:
+        report = judge([facts], run)
         return report, _code(report)
-    if blocked := _blocked(facts, asked):
-        return _alone(facts, asked, blocked)
-    return _together(facts, asked, alarm)
+    if obstacle := _obstacle(facts, run):
+        return _report_node(facts, run, obstacle)
+    return _report_job(facts, run, alarm)
 
 
-def judge(ranks: Sequence[Facts], asked: Asked) -> Report:
-    """The report on all ranks, in their order."""
+def judge(ranks: Sequence[Facts], run: PlannedRun) -> Report:
+    """Return the report from the facts of all ranks, in rank order."""
     hosts: dict[str, list[Facts]] = {}
     for facts in ranks:
         hosts.setdefault(facts["host"], []).append(facts)
     nodes = []
-    for host, here in hosts.items():
-        checks = [found for judge_one in JUDGES for found in judge_one(here, asked)]
-        named = [found.model_copy(update={"host": host}) for found in checks]
-        nodes.append(Node(host=host, facts=compared(here), checks=named))
+    for host, of_host in hosts.items():
+        checks = [check for judge_one in JUDGES for check in judge_one(of_host, run)]
+        checks = [check.model_copy(update={"host": host}) for check in checks]
+        nodes.append(Node(host=host, facts=comparable_facts(of_host), checks=checks))
     first, *others = nodes
-    of_all = [found for judge_one in JUDGES_OF_ALL for found in judge_one(ranks, asked)]
-    checks = [*first.checks, *of_all]
+    job_checks = [check for judge_one in JOB_JUDGES for check in judge_one(ranks, run)]
+    checks = [*first.checks, *job_checks]
     return Report(
         host=first.host,
         facts=first.facts,
         checks=checks,
-        verdict=verdict_of([*checks, *(found for node in others for found in node.checks)]),
+        verdict=overall_status([*checks, *(check for node in others for check in node.checks)]),
         ranks=len(ranks),
         took_s=process_age_s(),
         other_nodes=others,
     )
 
 
-def _blocked(facts: Facts, asked: Asked) -> str | None:
-    """Why the ranks cannot come together, if this rank knows it beforehand."""
+def _obstacle(facts: Facts, run: PlannedRun) -> str | None:
+    """Return why this rank knows already that the process group cannot be opened, or None."""
     if "error" in facts["rank_0"]:
         return f"rank 0 cannot be reached: {facts['rank_0']['error']}"
-    if asked.gpus > facts["gpus_of_torch"]:
-        return f"{facts['gpus_of_torch']} of {asked.gpus} GPUs"
+    if run.gpus > facts["torch_gpus"]:
+        return f"{facts['torch_gpus']} of {run.gpus} GPUs"
     return None
 
 
-def _alone(facts: Facts, asked: Asked, blocked: str) -> tuple[Report | None, int]:
-    """This node's report by itself, from its first rank; the launcher ends the others."""
-    if asked.world.local_rank == 0:
-        return judge([facts], asked), EXIT_FAILED
-    time.sleep(5)  # the first rank speaks for the node, and must not be ended before
-    raise RunFailed(f"{facts['host']}, rank {asked.world.rank}: {blocked}")
+def _report_node(facts: Facts, run: PlannedRun, obstacle: str) -> tuple[Report | None, int]:
+    """Return this node's own report on local rank 0; the other ranks raise after a delay."""
+    if run.world.local_rank == 0:
+        return judge([facts], run), EXIT_FAILED
+    time.sleep(5)  # local rank 0 must print its report before the launcher ends it
+    raise RunFailed(f"{facts['host']}, rank {run.world.rank}: {obstacle}")
 
 
-def _together(facts: Facts, asked: Asked, alarm: Alarm | None) -> tuple[Report | None, int]:
-    """What all ranks measure with each other, and the judgement of all that they found."""
-    alarm = alarm or Alarm(limits.WHOLE_S, asked.world.rank)
+def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm | None) -> tuple[Report | None, int]:
+    """Measure what takes all ranks, and return the report on rank 0 and the exit code."""
+    alarm = alarm or Alarm(limits.TOTAL_S, run.world.rank)
     alarm.at = "opening the process group"
     try:
-        with process_group(asked.world, limits.GROUP_S):
+        with process_group(run.world, limits.GROUP_S):
             alarm.at = "clock skew"
-            facts |= network.look_together(asked)
+            facts |= network.measure_clock_offset(run)
             alarm.at = "all-reduce"
-            facts |= network.all_reduce(asked, asked.world.from_main(facts["bucket_bytes"]))
-            alarm.at = "gathering what all ranks found"
-            ranks = asked.world.gather(facts)
-            report = judge(ranks, asked) if asked.world.is_main else None
-            code = asked.world.from_main(_code(report) if report else None)
+            facts |= network.all_reduce(run, run.world.from_main(facts["bucket_bytes"]))
+            alarm.at = "gathering the facts of all ranks"
+            ranks = run.world.gather(facts)
+            report = judge(ranks, run) if run.world.is_main else None
+            code = run.world.from_main(_code(report) if report else None)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:300]
-        several = asked.world.size > asked.world.local_size
+        message = " ".join(str(error).split())[:300]
+        several_nodes = run.world.size > run.world.local_size
         raise RunFailed(
-            f"{facts['host']}, rank {asked.world.rank} of {asked.world.size}: {alarm.at} failed: "
-            f"{said}; {NAME_THE_NETWORK if several else ''}NCCL_DEBUG=INFO tells more"
+            f"{facts['host']}, rank {run.world.rank} of {run.world.size}: {alarm.at} failed: "
+            f"{message}; {NAME_THE_NETWORK if several_nodes else ''}NCCL_DEBUG=INFO prints more"
         ) from None
     alarm.stop()
     return report, int(code)
@@ -216,9 +218,9 @@ def _code(report: Report) -> int:
     return EXIT_FAILED if report.verdict == "red" else EXIT_GOOD
 
 
-def _next(words: Sequence[str], report: Report) -> str:
-    what = shlex.join(["launch/train.py", *words])
+def _next_command(args: Sequence[str], report: Report) -> str:
+    command = shlex.join(["launch/train.py", *args])
     if report.other_nodes:
-        return f"the same launcher with {what} for -m harness doctor"
-    several = f"--nproc-per-node {report.ranks} " if report.ranks > 1 else ""
-    return f"torchrun {several}{what}"
+        return f"the same launcher with {command} in place of -m harness doctor"
+    ranks = f"--nproc-per-node {report.ranks} " if report.ranks > 1 else ""
+    return f"torchrun {ranks}{command}"

@@ -1,4 +1,4 @@
-"""Nodes: the reports of several machines in one table, and which of them is unlike the others."""
+"""Join the reports of several nodes into one table, and name the nodes that are outliers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.text import Text
 
 from harness.doctor import limits
 from harness.doctor.check import Check, Status, worst
-from harness.doctor.report import COLOURS, Node, Report
+from harness.doctor.report import COLORS, Node, Report
 from harness.doctor.software import MUST_AGREE, SHOULD_AGREE
 from harness.errors import EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.system.console import count, out
 
 SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)
-"""Facts in which all nodes of a job should be equal."""
+"""Facts that should be equal on all nodes of a job."""
 
 COLUMNS = {
     "gpus": "GPUs",
@@ -32,40 +32,41 @@ COLUMNS = {
     "temporary_folder_mb_per_s": "temporary MB/s",
     "driver": "driver",
 }
-"""Fact -> heading of its column."""
+"""The table's columns: fact -> heading."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A node, and what is wrong with it or unlike the others."""
+    """One fault of a node, or one way in which it differs from the others."""
 
     host: str
     status: Status
-    words: str
+    message: str
 
 
 def join(paths: Sequence[Path]) -> int:
-    """Print the table of all nodes and the outliers; the exit code: 1 on red.
+    """Print the table of all nodes and the outliers; return the exit code, 1 on red.
 
     Raises:
-        BadInput: a file that cannot be read.
+        BadInput: a file cannot be read.
     """
     nodes = [node for path in paths for node in read(path)]
-    found = [*_red(nodes), *outliers(nodes)]
+    findings = [*_red(nodes), *outliers(nodes)]
     _print_table(nodes)
-    for each in found:
-        out.print(Text(f"{each.status}: {each.host}: {each.words}", COLOURS[each.status]))
-    bad = {each.host for each in found if each.status == "red"}
-    unlike = {each.host for each in found} - bad
+    for finding in findings:
+        text = f"{finding.status}: {finding.host}: {finding.message}"
+        out.print(Text(text, COLORS[finding.status]))
+    bad = {finding.host for finding in findings if finding.status == "red"}
+    unlike = {finding.host for finding in findings} - bad
     out.print(Text(_verdict(nodes, bad, unlike), "red" if bad else "yellow" if unlike else "green"))
     return EXIT_FAILED if bad else EXIT_GOOD
 
 
 def read(path: Path) -> list[Node]:
-    """The nodes of one report; one that does not say what it must is a node that failed.
+    """Return the nodes of one report; a file without a valid report is one node with a red check.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -75,41 +76,41 @@ def read(path: Path) -> list[Node]:
     try:
         report = Report.model_validate_json(lines[-1] if lines else "")
     except ValidationError:
-        said = text.strip().splitlines()[-1][:200] if text.strip() else "the file is empty"
+        last_line = text.strip().splitlines()[-1][:200] if text.strip() else "the file is empty"
         check = Check(
-            name="report", status="red", value=f"{path} holds none: {said}",
-            do="the doctor did not come to its end there: see its log, or leave the node out",
+            name="report", status="red", value=f"{path} holds no report: {last_line}",
+            do="harness doctor did not finish there: see its log, or leave the node out",
         )  # fmt: skip
         return [Node(host=path.stem, facts={}, checks=[check])]
     return [Node(host=report.host, facts=report.facts, checks=report.checks), *report.other_nodes]
 
 
 def outliers(nodes: Sequence[Node]) -> list[Finding]:
-    """Nodes that are unlike the others: other software or hardware, or slower by a stated margin.
+    """Return how nodes differ from the others: software, hardware, or slower by a stated margin.
 
-    A rate is held against the median of the *other* nodes, so that one bad node of two shows too.
+    A rate is compared with the median of the *other* nodes, so that one bad node of two shows too.
     """
-    there = [node for node in nodes if node.facts]
-    found = []
+    nodes = [node for node in nodes if node.facts]
+    findings = []
     for name in SAME:
-        found += _unequal(there, name)
+        findings += _unequal(nodes, name)
     for name, margin_pct in limits.OUTLIERS.items():
         rates = [
-            (node.host, node.facts[name]) for node in there if node.facts.get(name) is not None
+            (node.host, node.facts[name]) for node in nodes if node.facts.get(name) is not None
         ]
-        on_cpu = any(node.facts.get("gpus") == "none" for node in there)
+        on_cpu = any(node.facts.get("gpus") == "none" for node in nodes)
         if name == "matmul_tflops" and on_cpu:
             margin_pct = limits.CPU_OUTLIER_PCT
         for number, (host, rate) in enumerate(rates):
             others = [other for _, other in rates[:number] + rates[number + 1 :]]
             if others and rate < (1 - margin_pct / 100) * statistics.median(others):
                 below = 100 * (1 - rate / statistics.median(others))
-                words = (
+                message = (
                     f"{name} {rate:,.4g}, {below:.0f} % below the median of the others, "
                     f"{statistics.median(others):,.4g} (margin {margin_pct:.0f} %)"
                 )
-                found.append(Finding(host, "yellow", words))
-    return found
+                findings.append(Finding(host, "yellow", message))
+    return findings
 
 
 def _red(nodes: Sequence[Node]) -> list[Finding]:
@@ -122,22 +123,22 @@ def _red(nodes: Sequence[Node]) -> list[Finding]:
 
 
 def _unequal(nodes: Sequence[Node], name: str) -> list[Finding]:
-    values = Counter(_word(node.facts.get(name)) for node in nodes)
-    if len(values) < 2:
+    values = [(node.host, _text(node.facts.get(name))) for node in nodes]
+    counts = Counter(value for _, value in values)
+    if len(counts) < 2:
         return []
-    (usual, most), (_, second) = values.most_common(2)
-    # Where no value has the majority, nobody can say who is wrong: all are named.
+    (usual, most), (_, second) = counts.most_common(2)
+    # If no value has the majority, it is unknown which nodes are wrong: all are named.
     of_others = usual if most > second else "another"
     status: Status = "red" if name in MUST_AGREE else "yellow"
-    found = ((node.host, _word(node.facts.get(name))) for node in nodes)
     return [
         Finding(host, status, f"{name} is {value}, on others {of_others}")
-        for host, value in found
+        for host, value in values
         if value != usual or most == second
     ]
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
@@ -151,7 +152,7 @@ def _print_table(nodes: Sequence[Node]) -> None:
         bad = [check.name for check in node.checks if check.status in ("red", "yellow")]
         facts = (_cell(node.facts.get(name)) for name in shown)
         table.add_row(
-            Text(node.host), Text(status, COLOURS[status]), *map(Text, facts), Text(", ".join(bad))
+            Text(node.host), Text(status, COLORS[status]), *map(Text, facts), Text(", ".join(bad))
         )
     out.print(table)
 
@@ -166,7 +167,7 @@ def _verdict(nodes: Sequence[Node], bad: set[str], unlike: set[str]) -> str:
     total = count(len(nodes), "node")
     if bad:
         left_out = ",".join(sorted(bad))
-        return f"red: {len(bad)} of {total}: mend them, or leave out: sbatch --exclude {left_out}"
+        return f"red: {len(bad)} of {total}: fix or leave them out: sbatch --exclude {left_out}"
     if unlike:
         return f"yellow: of {total}, unlike the others: {', '.join(sorted(unlike))}"
     return f"green: {total}, all alike"

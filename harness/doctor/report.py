@@ -1,4 +1,4 @@
-"""Report: everything that the doctor found, as one JSON object and as one screen."""
+"""The report of `harness doctor`: all checks and facts, as one JSON object or one table."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from harness.doctor.check import SEVERITY, Check, Facts, Status, worst
 from harness.system.console import count, out
 
 SCHEMA_VERSION = 1
-COLOURS: dict[Status, str] = {
+COLORS: dict[Status, str] = {
     "green": "green", "yellow": "yellow", "red": "bold red", "not checked": "dim",
 }  # fmt: skip
 
 
 class Node(BaseModel):
-    """One host.
+    """The checks and the facts of one host.
 
     Attributes:
-        facts: what `doctor nodes` compares: flat, unit in each name, null where not known.
+        facts: what `doctor nodes` compares: flat, unit in each name, null where unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,12 +33,13 @@ class Node(BaseModel):
 
 
 class Report(Node):
-    """What `harness doctor --json` prints: the first host, the checks of all together, the others.
+    """What `harness doctor --json` prints: the first host, the job-wide checks, the other hosts.
 
     Attributes:
         verdict: the worst status of all checks.
         ranks: processes that took part, on all hosts.
-        other_nodes: the hosts of a job on several, besides that of rank 0.
+        took_s: age of the printing process.
+        other_nodes: the hosts of the job other than that of rank 0.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -48,14 +49,14 @@ class Report(Node):
     other_nodes: list[Node] = []
 
     def all_checks(self) -> list[Check]:
-        """Of all hosts, those of the first host first."""
+        """Return the checks of all hosts, those of the first host first."""
         return [*self.checks, *(check for node in self.other_nodes for check in node.checks)]
 
 
-def compared(ranks: Sequence[Facts]) -> dict[str, Any]:
-    """The facts of a node that can be compared with another's, from those of its ranks.
+def comparable_facts(ranks: Sequence[Facts]) -> dict[str, Any]:
+    """Return the facts of a node that `doctor nodes` compares, merged from its ranks' facts.
 
-    Rates of reading add up over the ranks; of the matrix product, the slowest counts.
+    Read rates are summed over the ranks; for the matrix product, the slowest counts.
     """
     first = ranks[0]
     reads = [facts["data"] for facts in ranks]
@@ -65,10 +66,10 @@ def compared(ranks: Sequence[Facts]) -> dict[str, Any]:
         for disk in ("run_folder", "cache_folder", "temporary_folder")
         for fact, key in (("free_gib", "free_gib"), ("mb_per_s", "write_mb_per_s"))
     }
-    together = ("all_reduce_ms", "all_reduce_gb_per_s", "all_reduce_latency_us")
+    collectives = ("all_reduce_ms", "all_reduce_gb_per_s", "all_reduce_latency_us")
     return {
         "local_ranks": first["local_ranks"],
-        "gpus": f"{first['gpus_of_torch']} x {' and '.join(names)}" if names else "none",
+        "gpus": f"{first['torch_gpus']} x {' and '.join(names)}" if names else "none",
         "cores": len(set().union(*(facts["cores"] for facts in ranks))),
         "matmul_tflops": min(min(facts["matmul_tflops"]) for facts in ranks),
         "precision": first["precision"],
@@ -79,7 +80,7 @@ def compared(ranks: Sequence[Facts]) -> dict[str, Any]:
         "read_images_per_second": _sum(reads, "images_per_second"),
         "read_mb_per_s": _sum(reads, "mb_per_s"),
         "read_cached_pct": reads[0].get("cached_pct"),
-        **{name: first.get(name) for name in together},
+        **{name: first.get(name) for name in collectives},
         "clock_offset_s": first.get("clock_offset_s", [None])[0],
         **first["versions"],
         "driver": first["driver"] or first["versions"]["driver"],
@@ -87,30 +88,30 @@ def compared(ranks: Sequence[Facts]) -> dict[str, Any]:
 
 
 def show(report: Report, command: str) -> None:
-    """One line per check, the worst host's; the verdict last, with what to type next."""
+    """Print one line per check, where it is worst; then the verdict and next command."""
     lines = [_line(report, name) for name in _names(report)]
     if out.is_terminal:
         table = Table(box=None, pad_edge=False, show_header=False)
         for status, name, text in lines:
-            table.add_row(Text(status, COLOURS[status]), name, Text(text))
+            table.add_row(Text(status, COLORS[status]), name, Text(text))
         out.print(table)
     else:
         for status, name, text in lines:
             out.print(Text(f"{status:<12}{name:<19}{text}"))
-    out.print(Text(verdict(report, command), COLOURS[report.verdict]))
+    out.print(Text(_verdict(report, command), COLORS[report.verdict]))
 
 
-def verdict(report: Report, command: str) -> str:
-    """The last line: how it stands, and what to type next."""
+def _verdict(report: Report, command: str) -> str:
+    """Return the last line: the worst status, the checks that have it, the next command."""
     bad = {
         status: [check.name for check in report.all_checks() if check.status == status]
         for status in ("red", "yellow")
     }
     where = count(1 + len(report.other_nodes), "node") + ", " + count(report.ranks, "rank")
     took = f"({where}, {report.took_s:.0f} s)"
-    names = {status: ", ".join(dict.fromkeys(found)) for status, found in bad.items()}
+    names = {status: ", ".join(dict.fromkeys(checks)) for status, checks in bad.items()}
     if bad["red"]:
-        return f"red: {names['red']} {took}; mend this, then look again: harness doctor"
+        return f"red: {names['red']} {took}; fix this, then run harness doctor again"
     if bad["yellow"]:
         return f"yellow: {names['yellow']} {took}; it will run. next: {command}"
     return f"green {took}. next: {command}"
@@ -121,15 +122,16 @@ def _names(report: Report) -> list[str]:
 
 
 def _line(report: Report, name: str) -> tuple[Status, str, str]:
-    """Status, name, and text of the check of this name where it is worst."""
+    """Return status, name and text of the check with this name, for the host where it is worst."""
     checks = [check for check in report.all_checks() if check.name == name]
-    shown = max(checks, key=lambda check: SEVERITY[check.status])
-    text = f"{shown.value}; -> {shown.do}" if shown.do else shown.value
-    if report.other_nodes and shown.host:
-        alike = sum(check.status == shown.status for check in checks) - 1
-        others = f" (and {count(alike, 'node')} more {shown.status})" if alike else ""
-        text = f"{shown.host}{others}: {text}"
-    return shown.status, name, text
+    worst_check = max(checks, key=lambda check: SEVERITY[check.status])
+    status, host, text = worst_check.status, worst_check.host, worst_check.value
+    text += f"; -> {worst_check.do}" if worst_check.do else ""
+    if report.other_nodes and host:
+        alike = sum(check.status == status for check in checks) - 1
+        others = f" (and {count(alike, 'node')} more {status})" if alike else ""
+        text = f"{host}{others}: {text}"
+    return status, name, text
 
 
 def _sum(reads: Sequence[Facts], name: str) -> float | None:
@@ -137,7 +139,7 @@ def _sum(reads: Sequence[Facts], name: str) -> float | None:
     return sum(values) if values else None
 
 
-def verdict_of(checks: Sequence[Check]) -> Status:
-    """The worst status, where nothing checked is nothing bad."""
-    found = worst(checks)
-    return "green" if found == "not checked" else found
+def overall_status(checks: Sequence[Check]) -> Status:
+    """Return the worst status; green if nothing was checked."""
+    status = worst(checks)
+    return "green" if status == "not checked" else status

@@ -182,7 +182,7 @@ def test_equal_bits_on_a_gpu_are_asked_of_the_cpu_decoder(
     def decoded(*more: str) -> str:
         words = [*TINY[: TINY.index("--data.decode")], "--data.source", "synthetic", *more]
         made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
-        return load.load(made.words, prog="x").data.decode
+        return load.load(made.args, prog="x").data.decode
 
     assert decoded("--engine.device", "auto") == "cpu"
     assert decoded("--engine.device", "cpu") == "auto"

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import harness.__main__ as command
 from harness.doctor.chaos import plan, processes
-from harness.doctor.chaos.compare import compare, losses_apart_pct
+from harness.doctor.chaos.compare import compare, loss_difference_pct
 from harness.doctor.chaos.kills import KINDS
 from harness.logging.schema import Repeats, Result, Row, fields_that_repeat
 
@@ -151,7 +151,7 @@ def test_other_fields_of_a_row(finished_run: Path, other: Path, field: str) -> N
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        (lambda rows: [*rows[:1], *rows], "train row of step 5: stands 2 times"),
+        (lambda rows: [*rows[:1], *rows], "train row of step 5: occurs 2 times"),
         (lambda rows: rows[1:], "train row of step 5: missing"),
         (lambda rows: rows[::-1], "val row of step 5: out of order"),
         (
@@ -204,7 +204,7 @@ def test_within_a_bound(finished_run: Path, other: Path) -> None:
     change_row(other, 0, loss=1.01 * loss, train_top1_pct=99.0)
     change(other / "checkpoints" / "final.pt", lambda s: flip_last_bit(s["model"]["fc.weight"]))
     assert found(finished_run, other, bound_pct=2.0) == []
-    assert losses_apart_pct(finished_run, other) == pytest.approx(1.0)
+    assert loss_difference_pct(finished_run, other) == pytest.approx(1.0)
     (only,) = found(finished_run, other, bound_pct=0.5)
     assert "train row of step 5: loss: " in only
     change_row(other, 0, loss=loss, lr=0.3)
@@ -304,7 +304,7 @@ def test_buckets_of_a_trial_are_as_small_as_what_is_compiled_takes(
     monkeypatch.setattr(plan, "_resolved", lambda *_: None)
     words = ["--model.name", "resnet20", "--data.source", "synthetic", *asked]
     made = plan.make(words, ranks=2, steps=4, folder=tmp_path)
-    assert made.words[made.words.index("--engine.bucket-mb") + 1] == bucket_mb
+    assert made.args[made.args.index("--engine.bucket-mb") + 1] == bucket_mb
 
 
 def doctor(

@@ -25,9 +25,9 @@ from wandb_standin import StandIn
 from harness.data.image_folder import TreeFiles
 from harness.data.index import Bytes
 from harness.doctor import files, limits, machine, network, software
-from harness.doctor.check import Asked
+from harness.doctor.arguments import read_config
+from harness.doctor.check import PlannedRun
 from harness.doctor.report import Report
-from harness.doctor.words import read_config
 from harness.monitor import probes
 
 NEEDED = {
@@ -82,14 +82,14 @@ def value(report: Report, name: str) -> str:
     return found
 
 
-def asked_of(words: list[str], expect_gpus: int | None = None, **environ: str) -> Asked:
+def planned_run(words: list[str], expect_gpus: int | None = None, **environ: str) -> PlannedRun:
     """As the command asks, where `environ` and the W&B account are all of the environment."""
     account = {name: text for name, text in os.environ.items() if name.startswith("WANDB")}
-    return machine.ask(read_config(words), expect_gpus, account | environ)
+    return machine.plan_run(read_config(words), expect_gpus, account | environ)
 
 
 def look(words: list[str], expect_gpus: int | None = None, **environ: str) -> Report:
-    report, code = machine.examine(asked_of(words, expect_gpus, **environ))
+    report, code = machine.examine(planned_run(words, expect_gpus, **environ))
     assert report is not None
     assert code == (report.verdict == "red")
     return report
@@ -102,7 +102,7 @@ def healthy(icons: Path) -> Report:
 
 
 def changed(healthy: Report, faulty: Report) -> dict[str, str]:
-    """What a fault has made another colour."""
+    """What a fault has made another color."""
     before, after = statuses(healthy), statuses(faulty)
     assert before.keys() == after.keys()
     return {name: status for name, status in after.items() if status != before[name]}
@@ -272,7 +272,7 @@ def test_data_that_comes_slowly(
     report = look(flags(icons))
     assert changed(healthy, report) == {"training data": "yellow"}
     (check,) = [check for check in report.checks if check.name == "training data"]
-    assert "images/s could be trained on: copy the data to a local disk" in check.do
+    assert "images/s: copy the data to a local disk" in check.do
 
 
 @pytest.mark.parametrize("kind", ["missing", "flat", "file", "nothing given"])
@@ -312,7 +312,7 @@ def test_rank_0_has_no_address(healthy: Report, icons: Path) -> None:
 
 
 def _healthy() -> Any:
-    return mock.patch.object(limits, "NAME_S", limits.NAME_S)
+    return mock.patch.object(limits, "LOOKUP_S", limits.LOOKUP_S)
 
 
 def _other_commit() -> Any:
@@ -353,9 +353,9 @@ def _examine_with_faults(words: list[str], ports: list[int]) -> list[tuple[str |
     found = []
     for (rank, fault, _), port in zip(RANK_FAULTS.values(), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        asked = machine.ask(read_config(words), None, os.environ)
-        with fault() if asked.world.rank == rank else _healthy():
-            report, code = machine.examine(asked)
+        run = machine.plan_run(read_config(words), None, os.environ)
+        with fault() if run.world.rank == rank else _healthy():
+            report, code = machine.examine(run)
         found.append((report.model_dump_json() if report else None, code))
     return found
 
@@ -387,13 +387,13 @@ def test_the_alarm_rings_and_names_what_hangs(icons: Path, tmp_path: Path) -> No
 import time
 from harness.__main__ import main
 from harness.doctor import limits, machine
-limits.WHOLE_S = 3.0
-machine.ALONE["GPUs"] = lambda _: time.sleep(600)
+limits.TOTAL_S = 3.0
+machine.COLLECTORS["GPUs"] = lambda _: time.sleep(600)
 main()
 """
     done = doctor(*flags(icons), cwd=tmp_path, script=script)
     assert done.returncode == 1
-    assert "no end within 3 s, at: " in done.stderr
+    assert "not finished within 3 s, at: " in done.stderr
 
 
 @pytest.mark.gpu

@@ -20,10 +20,10 @@ from helpers import TINY
 import harness.__main__ as command
 from harness.distributed import World
 from harness.doctor import gpus, machine, nodes, software
-from harness.doctor.check import Asked, Check, Facts
-from harness.doctor.inventory import Driver, DriverFails, gpu_facts, inventory
+from harness.doctor.arguments import read_config
+from harness.doctor.check import Check, Facts, PlannedRun
+from harness.doctor.inventory import Driver, DriverError, gpu_facts, inventory
 from harness.doctor.report import Report
-from harness.doctor.words import read_config
 from harness.errors import RunFailed
 from harness.monitor.gpus import Nvml
 
@@ -113,7 +113,7 @@ def test_an_old_driver_is_read_and_what_it_lacks_is_null(read: Read) -> None:
     assert (gpu.memory_gib, gpu.memory_used_gib, gpu.mig) == (None, None, False)
     uncapped = {name: value for name, value in T4.items() if name != "EnforcedPowerLimit"}
     assert read(uncapped).gpus[0].power_cap_w == 70
-    assert read({}).gpus[0].name == "GPU of no name"
+    assert read({}).gpus[0].name == "unnamed GPU"
 
 
 def test_links_that_are_down_are_counted_and_those_that_lead_nowhere_are_not(read: Read) -> None:
@@ -127,9 +127,9 @@ def test_links_that_are_down_are_counted_and_those_that_lead_nowhere_are_not(rea
 
 def test_a_driver_that_fails_or_is_not_there(read: Read) -> None:
     assert read(error=("NVMLError_LibraryNotFound", "NVML Shared Library Not Found")) is None
-    with pytest.raises(DriverFails, match=r"^Driver Not Loaded$"):
+    with pytest.raises(DriverError, match=r"^Driver Not Loaded$"):
         read(error=("NVMLError", "Driver Not Loaded"))
-    with pytest.raises(DriverFails, match=r"^no answer within 1 s$"):
+    with pytest.raises(DriverError, match=r"^no answer within 1 s$"):
         read(fake_h100("1A", Name=lambda: time.sleep(600)), limit_s=1.0)
 
 
@@ -159,10 +159,10 @@ def facts_of(gpus: Sequence[FakeGpu] = HEALTHY, **more: Any) -> Facts:
     """Facts of local rank 0 on a node with these GPUs."""
     listed = [vars(gpu_facts(Nvml(handle=gpu))) for gpu in gpus]
     facts: Facts = {
-        "gpus": listed, "gpus_of_torch": len(listed), "gpus_expected": len(listed), "smi": None,
-        "cuda_error": None, "driver": "580.65.06", "driver_cuda": "13.0",
+        "gpus": listed, "torch_gpus": len(listed), "gpus_expected": len(listed),
+        "driver_error": None, "cuda_error": None, "driver": "580.65.06", "driver_cuda": "13.0",
         "dali": dali_of(12), "compiler": None, "own_gpu": {},
-        "nccl_there": True, "host": "node1", "rank": 0,
+        "nccl_available": True, "host": "node1", "rank": 0,
         "versions": software.versions() | {
             "cuda": "13.0", "harness": "1", "git_commit": None, "git_dirty": None
         },
@@ -176,19 +176,19 @@ def fake_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked() -> Asked:
-    return machine.ask(read_config([*TINY]), None, {})
+def run() -> PlannedRun:
+    return machine.plan_run(read_config([*TINY]), None, {})
 
 
-def bad(facts: Facts, asked: Asked) -> dict[str, Check]:
+def bad(facts: Facts, run: PlannedRun) -> dict[str, Check]:
     """Checks of GPUs and software that are yellow or red."""
-    checks = [*gpus.judge([facts], asked), *software.judge([facts], asked)]
+    checks = [*gpus.judge([facts], run), *software.judge([facts], run)]
     return {check.name: check for check in checks if check.status in ("yellow", "red")}
 
 
-def test_healthy_gpus_are_green(asked: Asked) -> None:
-    assert bad(facts_of(), asked) == {}
-    by_name = {check.name: check.value for check in gpus.judge([facts_of()], asked)}
+def test_healthy_gpus_are_green(run: PlannedRun) -> None:
+    assert bad(facts_of(), run) == {}
+    by_name = {check.name: check.value for check in gpus.judge([facts_of()], run)}
     assert by_name["GPUs"] == f"2 x {H100}, 80 GiB each"
     assert by_name["GPU clocks, power"] == (
         "345 MHz now, at most 1,980 MHz, power cap 700 W of 700 W"
@@ -214,44 +214,46 @@ def test_healthy_gpus_are_green(asked: Asked) -> None:
         ({"NvLinkState": links(3)}, "NVLink", "yellow"),
     ],
 )
-def test_a_sick_gpu_is_named(asked: Asked, sick: FakeGpu, name: str, status: str) -> None:
-    found = bad(facts_of([fake_h100("1A"), fake_h100("1B", **sick)]), asked)
+def test_a_sick_gpu_is_named(run: PlannedRun, sick: FakeGpu, name: str, status: str) -> None:
+    found = bad(facts_of([fake_h100("1A"), fake_h100("1B", **sick)]), run)
     assert {each: check.status for each, check in found.items()} == {name: status}
     if not {"Name", "MigMode"} & sick.keys():
         assert "GPU 1" in found[name].value
 
 
-def test_other_ranks_that_compute_already_are_no_fault(asked: Asked) -> None:
+def test_other_ranks_that_compute_already_are_no_fault(run: PlannedRun) -> None:
     """While local rank 0 waits for the driver, they hold memory and are at their power caps."""
     at_work = {"MemoryInfo": memory(used_mib=1124), "CurrentClocksEventReasons": SW_POWER_CAP}
     busy = [fake_h100(bus, **at_work) for bus in ("1A", "1B")]
-    alone = bad(facts_of(busy), asked)
+    alone = bad(facts_of(busy), run)
     assert {each: check.status for each, check in alone.items()} == {"GPUs": "yellow"}
     own = [{"uuid": f"GPU-{bus}", "memory_used_gib": 0.01, "slowed": ()} for bus in ("1A", "1B")]
     ranks = [facts_of(busy, own_gpu=own[0]), {"own_gpu": own[1]}]
-    assert all(check.status == "green" for check in gpus.judge(ranks, asked))
+    assert all(check.status == "green" for check in gpus.judge(ranks, run))
     own[1] |= {"memory_used_gib": 40.0, "slowed": ("sw_thermal_slowdown", "sw_power_cap")}
-    by_name = {check.name: check for check in gpus.judge(ranks, asked)}
+    by_name = {check.name: check for check in gpus.judge(ranks, run)}
     assert "GPU 1: 40.0 GiB in use" in by_name["GPUs"].value
     assert by_name["GPU throttling"].value == "GPU 1: too hot (driver)"
 
 
-def test_each_rank_looks_at_its_gpu_itself(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> None:
+def test_each_rank_looks_at_its_gpu_itself(
+    monkeypatch: pytest.MonkeyPatch, run: PlannedRun
+) -> None:
     monkeypatch.setattr(gpus, "gpu_uuid", lambda device: f"GPU-{device.index}")
     slowed, used = (), 0.5
     told = SimpleNamespace(slowed=lambda: slowed, memory_used_gib=lambda: used)
     monkeypatch.setattr(gpus, "Nvml", lambda device: told)
-    world = replace(asked.world, local_rank=1, device=torch.device("cuda", 1))
-    facts = gpus.look(replace(asked, world=world))
+    world = replace(run.world, local_rank=1, device=torch.device("cuda", 1))
+    facts = gpus.collect(replace(run, world=world))
     assert facts["own_gpu"] == {"uuid": "GPU-1", "memory_used_gib": 0.5, "slowed": ()}
     slowed = used = None  # an old driver: what local rank 0 has read stands
-    assert gpus.look(replace(asked, world=world))["own_gpu"] == {"uuid": "GPU-1"}
-    on_cpu = replace(asked.world, local_rank=1, device=torch.device("cpu"))
-    assert gpus.look(replace(asked, world=on_cpu))["own_gpu"] == {}
+    assert gpus.collect(replace(run, world=world))["own_gpu"] == {"uuid": "GPU-1"}
+    on_cpu = replace(run.world, local_rank=1, device=torch.device("cpu"))
+    assert gpus.collect(replace(run, world=on_cpu))["own_gpu"] == {}
 
 
-def test_a_link_that_is_down_is_named(asked: Asked) -> None:
-    found = bad(facts_of([fake_h100("1A", NvLinkState=links(3)), fake_h100("1B")]), asked)
+def test_a_link_that_is_down_is_named(run: PlannedRun) -> None:
+    found = bad(facts_of([fake_h100("1A", NvLinkState=links(3)), fake_h100("1B")]), run)
     assert "17 to 18 links up of 18 per GPU; fewer: GPU 0" in found["NVLink"].value
 
 
@@ -259,11 +261,11 @@ def test_a_link_that_is_down_is_named(asked: Asked) -> None:
     ("more", "name", "said"),
     [
         ({"gpus_expected": 8}, "GPUs", "2 of 8 expected"),
-        ({"smi": "no answer"}, "GPUs", "the NVIDIA driver fails: no answer"),
-        ({"cuda_error": "unknown error", "gpus_of_torch": 0}, "versions",
+        ({"driver_error": "no answer"}, "GPUs", "the NVIDIA driver fails: no answer"),
+        ({"cuda_error": "unknown error", "torch_gpus": 0}, "versions",
          "the driver lists 2 GPUs, torch sees none: unknown error"),
-        ({"driver_cuda": "12.4", "cuda_error": "too old", "gpus_of_torch": 0}, "versions",
-         "the driver knows CUDA 12.4, torch needs 13.0"),
+        ({"driver_cuda": "12.4", "cuda_error": "too old", "torch_gpus": 0}, "versions",
+         "the driver supports CUDA 12.4, torch needs 13.0"),
         ({"dali": dali_of(14)}, "versions", "the driver knows CUDA 13, DALI needs 14"),
         ({"dali": dali_of()}, "versions", "DALI is not installed"),
         ({"dali": dali_of(12, 13)}, "versions",
@@ -271,9 +273,9 @@ def test_a_link_that_is_down_is_named(asked: Asked) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_red_once(
-    asked: Asked, more: dict[str, Any], name: str, said: str
+    run: PlannedRun, more: dict[str, Any], name: str, said: str
 ) -> None:
-    found = bad(facts_of(**more), asked)
+    found = bad(facts_of(**more), run)
     assert {each: check.status for each, check in found.items()} == {name: "red"}
     assert said in found[name].value
     assert found[name].do
@@ -283,16 +285,16 @@ def test_what_does_not_fit_is_red_once(
 
 
 def test_nodes_that_do_not_reach_each_other_are_told_how_to_name_the_network(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    run: PlannedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("Gloo connectFullMesh failed with ... connect error")
 
     monkeypatch.setattr(machine, "process_group", fail)
-    monkeypatch.setattr(machine, "ALONE", {"software": lambda _: facts_of()})
-    monkeypatch.setattr(machine, "_blocked", lambda *_: None)
+    monkeypatch.setattr(machine, "COLLECTORS", {"software": lambda _: facts_of()})
+    monkeypatch.setattr(machine, "_obstacle", lambda *_: None)
     for size, said in ((8, False), (16, True)):
-        many = replace(asked, world=World(0, 0, size, 8, torch.device("cpu")))
+        many = replace(run, world=World(0, 0, size, 8, torch.device("cpu")))
         with pytest.raises(RunFailed, match="connectFullMesh") as raised:
             machine.examine(many, SimpleNamespace())
         assert ("GLOO_SOCKET_IFNAME" in str(raised.value)) is said
@@ -301,7 +303,7 @@ def test_nodes_that_do_not_reach_each_other_are_told_how_to_name_the_network(
 @pytest.fixture(scope="module")
 def report(icons: Path) -> Report:
     words = [*TINY, "--data.train", str(icons), "--engine.device", "cpu"]
-    found, _ = machine.examine(machine.ask(read_config(words), None, {}))
+    found, _ = machine.examine(machine.plan_run(read_config(words), None, {}))
     assert found is not None
     return found
 
@@ -358,7 +360,7 @@ def test_another_version_is_red(
     code, said = joined(capsys, *write(tmp_path, report, node2={"torch": "2.13.0"}))
     assert code == 1
     assert f"red: node2: torch is 2.13.0, on others {torch.__version__}" in said
-    assert said.splitlines()[-1].endswith("leave out: sbatch --exclude node2")
+    assert said.splitlines()[-1].endswith("leave them out: sbatch --exclude node2")
 
 
 def test_a_node_without_a_report_is_red_and_the_others_are_shown(
@@ -369,7 +371,7 @@ def test_a_node_without_a_report_is_red_and_the_others_are_shown(
     Path(files[0]).write_text('error: node1, rank 0: no end within 90 s, at: disks\n{"host": 3}\n')
     code, said = joined(capsys, *files)
     assert code == 1
-    assert f"red: node4: report: {files[3]} holds none: the file is empty" in said
+    assert f"red: node4: report: {files[3]} holds no report: the file is empty" in said
     assert said.splitlines()[-1].endswith("sbatch --exclude node1,node4")
 
 

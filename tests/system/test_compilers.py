@@ -17,7 +17,7 @@ from torch._inductor import cpp_builder
 from harness.config import load
 from harness.distributed import from_environment
 from harness.doctor import software
-from harness.doctor.check import Asked
+from harness.doctor.check import PlannedRun
 from harness.errors import BadInput
 from harness.system import compilers
 from harness.trainer import run
@@ -148,7 +148,7 @@ def test_it_is_the_one_that_inductor_chooses(
     assert (found if shutil.which(found[0]) else []) == chosen
 
 
-def asked(on: str, compile: str) -> Asked:
+def planned_run(on: str, compile: str) -> PlannedRun:
     words = [
         *TINY,
         "--engine.device",
@@ -158,7 +158,7 @@ def asked(on: str, compile: str) -> Asked:
         "--data.source",
         "synthetic",
     ]
-    return Asked(load.load(words), from_environment("cpu", {}), 0, {})
+    return PlannedRun(load.load(words), from_environment("cpu", {}), 0, {})
 
 
 def test_training_refuses_before_anything_is_opened(
@@ -171,10 +171,10 @@ def test_training_refuses_before_anything_is_opened(
     with pytest.raises(
         BadInput, match=r"engine.compile: C\+\+ compiler /no/such/compiler: No such"
     ):
-        run.run(asked("cpu", "true").config, world)
+        run.run(planned_run("cpu", "true").config, world)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(pytest.fail.Exception, match="opened"):
-        run.run(asked("cpu", "false").config, world)
+        run.run(planned_run("cpu", "false").config, world)
 
 
 def test_the_doctor_tries_it_where_the_run_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_the_doctor_tries_it_where_the_run_compiles(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compilers, "attempt", attempt)
     for compile, expected in (("false", []), ("auto", []), ("true", [False])):
         calls.clear()
-        software.look(asked("cpu", compile))
+        software.collect(planned_run("cpu", compile))
         assert calls == expected
     judge = software.judge_compiler
     assert judge(None).status == "not checked"
@@ -199,8 +199,10 @@ def test_the_doctor_tries_it_where_the_run_compiles(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_doctor_tries_it_by_default() -> None:
-    on_gpu = Asked(asked("auto", "auto").config, from_environment("cuda", {}), 1, os.environ)
+    on_gpu = PlannedRun(
+        planned_run("auto", "auto").config, from_environment("cuda", {}), 1, os.environ
+    )
     assert on_gpu.compiles
-    trial = software.look(on_gpu)["compiler"]
+    trial = software.collect(on_gpu)["compiler"]
     assert trial is not None
     assert subprocess.run([trial[0].split()[0], "--version"], capture_output=True).returncode == 0

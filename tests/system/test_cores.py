@@ -12,7 +12,7 @@ import torch
 from harness.config import Config
 from harness.distributed import World
 from harness.doctor import compute
-from harness.doctor.check import Asked
+from harness.doctor.check import PlannedRun
 from harness.system import cores
 from launch import numa
 
@@ -90,10 +90,10 @@ def test_a_rank_takes_its_own_cores_or_its_part_of_the_nodes(case: Case) -> None
 
 def test_the_doctor_judges_what_the_run_will_take(case: Case) -> None:
     world = World(0, 0, case.ranks, case.ranks, torch.device("cpu"))
-    asked = Asked(Config(), world, 0, case.environ)
-    assert asked.loader_threads == world.cores()
-    facts = {"cores": [0], "cores_quota": case.quota, "cores_of_rank": asked.cores}
-    check = compute.judge_cores([facts, facts | {"cores_of_rank": 999}], asked)
+    run = PlannedRun(Config(), world, 0, case.environ)
+    assert run.loader_threads == world.cores()
+    facts = {"cores": [0], "cores_quota": case.quota, "cores_of_rank": run.cores}
+    check = compute.judge_cores([facts, facts | {"cores_of_rank": 999}], run)
     assert check.value.startswith(f"{case.want:.3g} per rank")
     assert check.status == ("green" if case.want >= 1 else "yellow")
 

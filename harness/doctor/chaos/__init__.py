@@ -1,1 +1,1 @@
-"""Kill a run again and again, and compare its bits with an undisturbed one's."""
+"""Kill a run repeatedly, and compare its results with those of an undisturbed run, bit by bit."""

@@ -1,4 +1,4 @@
-"""Compare: what differs between a run that was killed and one that was not."""
+"""Compare the folders of a run that was killed and of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -15,132 +15,138 @@ from harness.checkpoint.store import ASIDE
 from harness.logging.schema import Result, Row, fields_that_repeat
 from harness.run_folder import folder as run_folder
 
-NOT_OF_TRAINING = ("clock", "rows_bytes", "of")
-"""Parts of a checkpoint that hold times, the length of texts with times, or the run's name."""
+IGNORED_STATE = ("clock", "rows_bytes", "of")
+"""Parts of a checkpoint that hold times, the length of a file with times, or the run's name."""
 
 
 class Difference(NamedTuple):
-    """One place in which two runs are not the same."""
+    """One difference between two runs, or one fault in the record of a run.
+
+    Attributes:
+        bits: a value differs; if false, the record of the run is wrong, whatever its values.
+    """
 
     where: str
     what: str
-    bits: bool = True  # else the record is wrong, whatever the bits are
+    bits: bool = True
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
 
 
 def compare(undisturbed: Path, killed: Path, *, bound_pct: float | None = None) -> list[Difference]:
-    """All that differs between the folders of two finished runs; the most telling comes first.
+    """Return all differences between the folders of two finished runs, the most important first.
 
     Args:
-        bound_pct: how far losses may lie apart where equal bits are not promised.
+        bound_pct: how far losses may differ; None if equal bits are guaranteed.
     """
-    found = [*record_of(killed), *_rows(undisturbed, killed, bound_pct)]
-    there, here = (json.loads((path / "result.json").read_text()) for path in (undisturbed, killed))
+    differences = [*check_record(killed), *_rows(undisturbed, killed, bound_pct)]
+    expected, actual = (
+        json.loads((path / "result.json").read_text()) for path in (undisturbed, killed)
+    )
     fields = fields_that_repeat(Result, "same")
     if bound_pct is None:
         fields += fields_that_repeat(Result, "bits")
-    found += [
-        Difference(f"result.json: {key}", _both(there[key], here[key]))
+    differences += [
+        Difference(f"result.json: {key}", _both(expected[key], actual[key]))
         for key in fields
-        if repr(there[key]) != repr(here[key])
+        if repr(expected[key]) != repr(actual[key])
     ]
     if bound_pct is None:
         for pattern in ("final.pt", "step-*.pt"):
-            found += _states(pattern, undisturbed / "checkpoints", killed / "checkpoints")
-    return found
+            differences += _states(pattern, undisturbed / "checkpoints", killed / "checkpoints")
+    return differences
 
 
-def record_of(path: Path) -> list[Difference]:
-    """What is wrong with the record of a finished run by itself."""
-    found = []
+def check_record(path: Path) -> list[Difference]:
+    """Return what is wrong with the record of a finished run, without another run."""
+    faults = []
     if (state := run_folder.read_state(path)) != "finished":
-        found.append(Difference("state", f"{state}, not finished", bits=False))
+        faults.append(Difference("state", f"{state}, not finished", bits=False))
     if (path / "failure.json").exists():
-        found.append(Difference("failure.json", "there, though the run has finished", bits=False))
-    tries = run_folder.attempts(path)
+        faults.append(Difference("failure.json", "exists, but the run has finished", bits=False))
+    attempts = run_folder.attempts(path)
     lines = len((path / "attempts.jsonl").read_text().splitlines())
-    numbers = [each["attempt"] for each in tries]
-    if lines != len(tries) or numbers != list(range(1, lines + 1)):
-        found.append(Difference("attempts.jsonl", f"{lines} lines: {numbers}", bits=False))
-    steps = [each["from_step"] for each in tries]
+    numbers = [attempt["attempt"] for attempt in attempts]
+    if lines != len(attempts) or numbers != list(range(1, lines + 1)):
+        faults.append(Difference("attempts.jsonl", f"{lines} lines: {numbers}", bits=False))
+    steps = [attempt["from_step"] for attempt in attempts]
     if steps != sorted(steps):
-        found.append(Difference("attempts.jsonl", f"went back: from steps {steps}", bits=False))
-    said = json.loads((path / "result.json").read_text())["attempt"]
-    if said != len(tries):
-        found.append(Difference("result.json: attempt", _both(len(tries), said), bits=False))
-    return found
+        faults.append(Difference("attempts.jsonl", f"went back: from steps {steps}", bits=False))
+    last = json.loads((path / "result.json").read_text())["attempt"]
+    if last != len(attempts):
+        faults.append(Difference("result.json: attempt", _both(len(attempts), last), bits=False))
+    return faults
 
 
-def put_aside(path: Path) -> int:
-    """How many checkpoints were torn when the run was killed: they were never used."""
+def torn_checkpoints(path: Path) -> int:
+    """Return how many checkpoints a kill left incomplete; a resumed run never loads them."""
     return len(list((path / "checkpoints" / ASIDE).glob("*.pt")))
 
 
-def losses_apart_pct(undisturbed: Path, killed: Path) -> float:
-    """How far the losses of two runs lie apart at most."""
-    there, here = ({_name(row): row for row in _lines(path)} for path in (undisturbed, killed))
-    pairs = [(there[name].get(key), here[name].get(key))
-             for name in there.keys() & here.keys() for key in ("loss", "val_loss")]  # fmt: skip
+def loss_difference_pct(undisturbed: Path, killed: Path) -> float:
+    """Return the largest relative difference in a loss between two runs, in percent."""
+    a_rows, b_rows = ({_name(row): row for row in _lines(path)} for path in (undisturbed, killed))
+    pairs = [(a_rows[name].get(key), b_rows[name].get(key))
+             for name in a_rows.keys() & b_rows.keys() for key in ("loss", "val_loss")]  # fmt: skip
     return max((_apart_pct(a, b) for a, b in pairs if a is not None and b is not None), default=0.0)
 
 
 def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[Difference]:
-    there, here = _lines(undisturbed), _lines(killed)
-    expected, found = [_name(row) for row in there], [_name(row) for row in here]
-    times = Counter(found)
-    for name in dict.fromkeys([*expected, *found]):
+    expected_rows, actual_rows = _lines(undisturbed), _lines(killed)
+    expected, actual = [_name(row) for row in expected_rows], [_name(row) for row in actual_rows]
+    times = Counter(actual)
+    for name in dict.fromkeys([*expected, *actual]):
         if times[name] != 1:
-            what = f"stands {times[name]} times" if times[name] else "missing"
+            what = f"occurs {times[name]} times" if times[name] else "missing"
             yield Difference(f"rows.jsonl: {name}", what, bits=False)
         elif name not in expected:
             yield Difference(f"rows.jsonl: {name}", "not in the other run", bits=False)
-    if sorted(expected) == sorted(found) and expected != found:
-        first = next(b for a, b in zip(expected, found, strict=True) if a != b)
+    if sorted(expected) == sorted(actual) and expected != actual:
+        first = next(b for a, b in zip(expected, actual, strict=True) if a != b)
         yield Difference(f"rows.jsonl: {first}", "out of order", bits=False)
-    by_name = {_name(row): row for row in here}
-    for row in there:
+    by_name = {_name(row): row for row in actual_rows}
+    for row in expected_rows:
         if other := by_name.get(_name(row)):
             yield from _fields(row, other, bound_pct)
 
 
-def _fields(there: dict[str, Any], here: dict[str, Any], bound_pct: float | None
+def _fields(expected: dict[str, Any], actual: dict[str, Any], bound_pct: float | None
             ) -> Iterator[Difference]:  # fmt: skip
-    """What differs in a row that both runs have."""
-    of_bits = fields_that_repeat(Row, "bits")
-    for key in [*fields_that_repeat(Row, "same"), *of_bits]:
-        a, b = there.get(key), here.get(key)
-        if bound_pct is not None and key in of_bits:
-            near = key not in ("loss", "val_loss") or _apart_pct(a or 0.0, b or 0.0) <= bound_pct
+    """Yield the differences in a row that both runs have."""
+    numeric = fields_that_repeat(Row, "bits")
+    for key in [*fields_that_repeat(Row, "same"), *numeric]:
+        a, b = expected.get(key), actual.get(key)
+        if bound_pct is not None and key in numeric:
+            same = key not in ("loss", "val_loss") or _apart_pct(a or 0.0, b or 0.0) <= bound_pct
         else:
-            near = repr(a) == repr(b)  # == would take -0 for 0
-        if not near:
-            yield Difference(f"rows.jsonl: {_name(there)}: {key}", _both(a, b))
+            same = repr(a) == repr(b)  # 0 == -0, but their bits differ
+        if not same:
+            yield Difference(f"rows.jsonl: {_name(expected)}: {key}", _both(a, b))
 
 
-def _states(pattern: str, there: Path, here: Path) -> Iterator[Difference]:
-    """What differs between two states: the newest of that name in each folder."""
-    paths = [sorted(folder.glob(pattern)) for folder in (there, here)]
+def _states(pattern: str, undisturbed: Path, killed: Path) -> Iterator[Difference]:
+    """Yield the differences between the newest checkpoints of that pattern in two folders."""
+    paths = [sorted(folder.glob(pattern)) for folder in (undisturbed, killed)]
     if not all(paths):
         yield Difference(pattern, "missing", bits=False)
         return
-    newest = [found[-1] for found in paths]
+    newest = [matches[-1] for matches in paths]
     if newest[0].name != newest[1].name:
         yield Difference(pattern, _both(newest[0].name, newest[1].name), bits=False)
         return
     a, b = (dict(_leaves(torch.load(path, weights_only=True))) for path in newest)
     for name in [*a, *(name for name in b if name not in a)]:
-        if name.split(".")[0] in NOT_OF_TRAINING:
+        if name.split(".")[0] in IGNORED_STATE:
             continue
         if name not in a or name not in b:
             yield Difference(f"{newest[0].name}: {name}", "only in one of the two")
-        elif said := _leaf_differs(a[name], b[name]):
-            yield Difference(f"{newest[0].name}: {name}", said)
+        elif what := _leaf_difference(a[name], b[name]):
+            yield Difference(f"{newest[0].name}: {name}", what)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What a state holds, each under its full name."""
+    """Yield every value of a nested state with its full dotted name."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
@@ -149,12 +155,14 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _leaf_differs(a: Any, b: Any) -> str | None:
+def _leaf_difference(a: Any, b: Any) -> str | None:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return None if repr(a) == repr(b) else _both(a, b)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return _both(f"{a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)}")
-    differ = (_bytes(a) != _bytes(b)).any(dim=1)  # as bytes, NaN is NaN and -0 is not 0
+    differ = (_bytes(a) != _bytes(b)).any(
+        dim=1
+    )  # compared as bytes: NaN equals NaN, -0 differs from 0
     if not (number := int(differ.sum())):
         return None
     first = int(differ.nonzero()[0])
@@ -163,12 +171,12 @@ def _leaf_differs(a: Any, b: Any) -> str | None:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """Raw bytes of each value, [values, bytes]."""
+    """Return the raw bytes of each value, [values, bytes]."""
     return tensor.contiguous().flatten().view(torch.uint8).view(-1, tensor.element_size())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The rows; a line that is none is a row by the name of its number."""
+    """Return the rows of a run; a line that is not JSON becomes a row named after its number."""
     rows = []
     for number, line in enumerate((path / "rows.jsonl").read_text().splitlines(), start=1):
         try:

@@ -1,4 +1,4 @@
-"""Kills: one run after another, killed at random moments in every way that a cluster knows."""
+"""Kill runs at random moments, in every way in which they are killed on a cluster."""
 
 from __future__ import annotations
 
@@ -21,60 +21,61 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLL_S, POLL_SAVING_S = 0.01, 0.001
 SAVING_S = 20.0
-"""So long a checkpoint is waited for; then any moment will do."""
+"""How long to wait for a checkpoint to be written; after that, any moment will do."""
 ORPHANS_S = 20.0
-"""So long a row is waited for that ranks write without their launcher."""
+"""How long to wait for a row that ranks write without their launcher."""
 
 
 @dataclass
 class Kill:
-    """One of them; what came after it is known later."""
+    """One kill; the fields with defaults are filled in once a later start has resumed."""
 
     number: int
     kind: Kind
-    what: str
-    at_step: int | None  # that its start had come to; none before it went on from anywhere
-    from_step: int | None = None  # where a later start went on
+    what: str  # the kind with its details, for messages
+    at_step: int | None  # reached by the killed start; None if it had not resumed yet
+    from_step: int | None = None  # from which a later start resumed
     first_row_s: float | None = None  # from the command to the first new row of the next start
 
     @property
     def lost_steps(self) -> int | None:
-        """Steps that had to be trained again, as far as rows tell."""
+        """Steps that had to be trained again, as far as rows and checkpoints show."""
         if self.from_step is None or self.at_step is None:
             return None
         return max(0, self.at_step - self.from_step)
 
 
 class Killer:
-    """Starts runs of a plan until they have finished, and kills them while kills are left.
+    """Start runs of a plan until they have finished, and kill them while kills are left.
 
     Args:
-        mark: of all processes that it starts.
-        scratch: for their temporary files.
+        mark: the beginning of the marks of all processes that it starts.
+        scratch: folder for their temporary files.
+        seed: seed of the kinds and the moments of the kills.
     """
 
     def __init__(self, plan: Plan, mark: str, scratch: Path, seed: int) -> None:
         self.done: list[Kill] = []
-        self.second_starts = 0  # while orphans lived: all were refused
+        self.second_starts = 0  # starts while orphans ran; all were refused
         self._plan, self._mark, self._scratch = plan, mark, scratch
         self._random = random.Random(seed)
-        self._kinds = self._in_turn()
+        self._kinds = self._shuffled_kinds()
         self._kind = next(self._kinds)  # of the next kill
         self._kills = self._starts = 0
         self._period_s = 0.0
-        self.start_up_s = math.inf  # the shortest, from a command to its first row
-        self._open: list[Kill] = []  # nothing has gone on since
-        self._unmeasured: list[Kill] = []  # something has, but has not trained yet
+        self.start_up_s = math.inf  # the shortest time from a command to its first row
+        self._open: list[Kill] = []  # kills after which no start has resumed yet
+        self._unmeasured: list[Kill] = []  # kills after which a start resumed, but has no row yet
 
     def allow(self, kills: int, period_s: float) -> None:
-        """From here on, kill so many times; rows come with this period."""
+        """Allow this number of kills from now on; `period_s` is the time between two rows."""
         self._kills, self._period_s = kills, period_s
 
     def run(self, name: str) -> None:
-        """Start the run of this name, again and again, until it has finished.
+        """Start the run of this name until it has finished, with kills in between.
 
         Raises:
-            CannotTell: it ended by itself before it had finished, or hangs.
+            CannotTell: the run failed by itself or hangs.
         """
         watch = Watch(self._plan.folder / name)
         while not watch.finished:
@@ -93,8 +94,8 @@ class Killer:
     def _left(self) -> int:
         return self._kills - len(self.done)
 
-    def _in_turn(self) -> Iterator[Kind]:
-        """Each kind once, in random order, then again."""
+    def _shuffled_kinds(self) -> Iterator[Kind]:
+        """Yield all kinds in random order, again and again."""
         while True:
             yield from self._random.sample(KINDS, len(KINDS))
 
@@ -106,13 +107,14 @@ class Killer:
         return Start(self._plan.command(name), log, mark, self._scratch)
 
     def _killed(self, start: Start, watch: Watch, kind: Kind | None) -> bool:
-        """Wait for the moment, and kill; without a kind, or if the run is faster: wait for its end.
+        """Wait for a random moment and kill; return whether it was killed.
 
-        In both cases the start is over then, or its ranks are orphans.
+        Without a kind, or if the run finishes first, wait for its end. Afterwards the start has
+        ended, or its ranks are orphans.
         """
         moment = self._moment(start, watch, kind)
         reached = self._wait(start, watch, moment, POLL_S)
-        ranks = start.ranks()  # before it is waited for a save, which is short
+        ranks = start.ranks()  # read before the wait for a save: a save is too short for it
         if kind == "while saving":
             self._wait(start, watch, _within(SAVING_S, watch.saving), POLL_SAVING_S)
         elif reached and kind != "start-up":
@@ -124,24 +126,24 @@ class Killer:
         what = self._strike(start, watch, kind, ranks)
         start.kill_all()
         self._notice(start, watch)
-        kill = Kill(len(self.done) + 1, kind, what, watch.reached)
+        kill = Kill(len(self.done) + 1, kind, what, watch.last_step)
         if kind == "while saving":
             torn = [name.removeprefix(".").removesuffix(".part") for name in watch.saving()]
-            kill.what += f" ({' and '.join(torn)} half written)" if torn else " (none was caught)"
+            kill.what += f" ({' and '.join(torn)} half written)" if torn else " (no save caught)"
         self.done.append(kill)
         self._open.append(kill)
         return True
 
     def _moment(self, start: Start, watch: Watch, kind: Kind | None) -> Callable[[], bool]:
-        """What to wait for."""
+        """Return the condition to wait for before this kind of kill."""
         if kind is None:
             return lambda: False
         if kind == "start-up":
-            if self._random.random() < 0.5:  # the moments in which it takes the folder
-                return _later(lambda: watch.taken, self._random.uniform(0, 0.1))
+            if self._random.random() < 0.5:  # soon after it takes the folder
+                return _later(lambda: watch.lease_taken, self._random.uniform(0, 0.1))
             until = start.began + self._random.uniform(0, self.start_up_s)
             return lambda: time.monotonic() >= until
-        # In the mean, kills are spread over the run, and each start leaves a checkpoint or two.
+        # On average, kills are spread over the run, and each start saves a checkpoint or two.
         mean = max(self._plan.steps / (self._kills + 1), 2 * self._plan.save_every)
         ahead = self._random.uniform(0, 2 * mean)
 
@@ -154,8 +156,8 @@ class Killer:
     def _wait(
         self, start: Start, watch: Watch, until: Callable[[], object], every_s: float
     ) -> bool:
-        """Whether it came true before the start was over."""
-        while not start.over:
+        """Wait until the condition is true or the start ends; return whether it became true."""
+        while not start.ended:
             if until():
                 return True
             self._notice(start, watch)
@@ -165,9 +167,9 @@ class Killer:
         return False
 
     def _strike(self, start: Start, watch: Watch, kind: Kind, ranks: dict[int, int]) -> str:
-        """Kill; returns what exactly."""
+        """Kill in the given way; return the details as text."""
         if kind == "launcher":
-            return self._launcher(start, watch, ranks)
+            return self._kill_launcher(start, watch, ranks)
         if kind in ("everything", "start-up"):
             start.kill_all()
             return kind
@@ -180,36 +182,40 @@ class Killer:
         start.wait_for_end("all ranks were killed")
         return kind
 
-    def _launcher(self, start: Start, watch: Watch, ranks: dict[int, int]) -> str:
-        """Kill torchrun alone: its ranks train on, and no second start may join them."""
+    def _kill_launcher(self, start: Start, watch: Watch, ranks: dict[int, int]) -> str:
+        """Kill torchrun alone: its ranks go on training, and a second start must be refused."""
         before = watch.new_step
         processes.kill([start.launcher.pid])
         start.launcher.wait()
         until = time.monotonic() + ORPHANS_S
         while watch.new_step == before and not watch.finished and time.monotonic() < until:
             time.sleep(POLL_S)
-        went_on = "trained on" if watch.new_step != before else "stood still"
-        # Held up by a rank that is frozen, they cannot finish while the second start gets ready;
-        # rank 0, which holds the lease, is not the frozen one if there is another.
+        progress = "trained on" if watch.new_step != before else "made no progress"
+        # A frozen rank keeps the orphans from finishing before the second start is ready. It is not
+        # rank 0, which holds the lease, if there is another.
         processes.kill([ranks[max(ranks)]], signal.SIGSTOP)
         if not watch.finished:
-            self._start_beside(watch, ranks[0])
+            self._expect_refusal(watch, ranks[0])
         if watch.finished:
             return "launcher (its orphans finished)"
         self.second_starts += 1
-        return f"launcher (its orphans {went_on}, a second start was refused)"
+        return f"launcher (its orphans {progress}, a second start was refused)"
 
-    def _start_beside(self, watch: Watch, owner: int) -> None:
-        """The same command, while a run is at work: must be refused."""
-        beside = Watch(watch.path)
+    def _expect_refusal(self, watch: Watch, owner: int) -> None:
+        """Start the same command while process `owner` runs in the folder.
+
+        Raises:
+            NotRefused: the second start was not refused.
+        """
+        second_watch = Watch(watch.path)
         second = self._start(watch.path.name)
         try:
             until = time.monotonic() + HANG_S
-            while not (second.over or beside.attempt) and time.monotonic() < until:
+            while not (second.ended or second_watch.attempt) and time.monotonic() < until:
                 time.sleep(POLL_S)
-            said = second.log.read_text(errors="replace")
-            refused = f"pid {owner} on " in said and "has been working in it" in said
-            if not (watch.finished or (second.over and second.launcher.returncode and refused)):
+            text = second.log.read_text(errors="replace")
+            refused = f"pid {owner} on " in text and "has been working in it" in text
+            if not (watch.finished or (second.ended and second.launcher.returncode and refused)):
                 raise NotRefused(
                     f"{watch.path}: a second start was not refused while pid {owner}, an orphan, "
                     "worked in it",
@@ -219,11 +225,11 @@ class Killer:
             second.kill_all()
 
     def _notice(self, start: Start, watch: Watch) -> None:
-        """Where this start went on from, and when it wrote its first row."""
+        """Record from where this start resumed, and when it wrote its first row."""
         if self._open and watch.from_step is not None:
             for kill in self._open:
                 kill.from_step = watch.from_step
-                self._say(kill, f"went on from step {watch.from_step}")
+                self._print(kill, f"resumed from step {watch.from_step}")
             self._unmeasured, self._open = self._open[-1:], []
         if start.first_row_s is None and watch.new_step is not None:
             start.first_row_s = time.monotonic() - start.began
@@ -234,12 +240,12 @@ class Killer:
 
     def _forget_open(self) -> None:
         for kill in self._open:
-            self._say(kill, "nothing was left to do")
+            self._print(kill, "nothing was left to do")
         self._open, self._unmeasured = [], []
 
-    def _say(self, kill: Kill, then: str) -> None:
-        at = "before it had begun" if kill.at_step is None else f"at step {kill.at_step}"
-        out.print(f"kill {kill.number}/{self._kills}: {kill.what} {at}; {then}")
+    def _print(self, kill: Kill, outcome: str) -> None:
+        at = "before the first step" if kill.at_step is None else f"at step {kill.at_step}"
+        out.print(f"kill {kill.number}/{self._kills}: {kill.what} {at}; {outcome}")
 
 
 def _expect_finished(start: Start, watch: Watch) -> None:
@@ -249,18 +255,19 @@ def _expect_finished(start: Start, watch: Watch) -> None:
 
 
 def _within(seconds: float, condition: Callable[[], object]) -> Callable[[], bool]:
-    """True when the condition is, or when the time is over."""
+    """Return a condition that is true when the given one is, or after so many seconds."""
     until = time.monotonic() + seconds
     return lambda: bool(condition()) or time.monotonic() > until
 
 
 def _later(condition: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """True some time after the condition has first been so."""
-    since: list[float] = []
+    """Return a condition that is true so many seconds after the given one is first true."""
+    since: float | None = None
 
     def passed() -> bool:
-        if not since and condition():
-            since.append(time.monotonic())
-        return bool(since) and time.monotonic() - since[0] >= seconds
+        nonlocal since
+        if since is None and condition():
+            since = time.monotonic()
+        return since is not None and time.monotonic() - since >= seconds
 
     return passed

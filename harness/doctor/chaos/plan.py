@@ -1,4 +1,4 @@
-"""Plan: the command of a trial, found good before any process is started."""
+"""Plan the runs of a trial: check the command and settle its config before a process starts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from harness.trainer.resolve import Resolved, resolve
 
 TRAIN = Path(harness.__file__).parent.parent / "launch" / "train.py"
 RANKS_ON_CPU = 3
-"""Two ranks would hide it if sums were taken in another order: a + b is b + a."""
+"""Three, as two ranks would hide a change in the order of sums: a + b is b + a."""
 LOG_EVERY, SAVE_EVERY = 3, 2
-"""Steps; prime to each other, so that checkpoints fall everywhere within log periods."""
+"""In steps; coprime, so that checkpoints fall at every position within the log periods."""
 
-SET_HERE = {
+RESERVED_FLAGS = {
     "--run.root": "; give --keep DIR",
     "--run.name": "",
     "--run.mode": "",
@@ -37,88 +37,92 @@ SET_HERE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run, as often as needed, under several names in one folder."""
+    """The command of the trial's runs, which differ only in their names."""
 
-    words: list[str]  # for launch/train.py
-    resolved: Resolved  # as the last rank sees it
-    folder: Path
+    args: list[str]  # arguments of launch/train.py
+    resolved: Resolved  # as the last rank resolves it
+    folder: Path  # for the run folders
     notes: list[str]
 
     @property
     def ranks(self) -> int:
-        """Processes that train."""
+        """The number of ranks."""
         return self.resolved.world.size
 
     @property
     def steps(self) -> int:
-        """Length of each run."""
+        """The number of steps of each run."""
         return self.resolved.total_steps
 
     @property
     def exact(self) -> bool:
-        """Whether equal bits are promised."""
+        """Whether equal bits are guaranteed."""
         return not self.resolved.world.on_gpu or self.resolved.config.engine.deterministic
 
     @property
     def save_every(self) -> int:
-        """Steps from checkpoint to checkpoint."""
+        """Steps from one checkpoint to the next."""
         every, epoch = self.resolved.config.checkpoint.every_steps, self.resolved.steps_per_epoch
         return min(every, epoch) if every else epoch
 
     def command(self, name: str) -> list[str]:
-        """The start of the run of this name: for the first time, and to go on with it."""
+        """Return the command that starts the run of this name, or resumes it."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
-        return [sys.executable, *launcher, str(TRAIN), *self.words, "--run.name", name]
+        return [sys.executable, *launcher, str(TRAIN), *self.args, "--run.name", name]
 
 
-def make(words: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -> Plan:
-    """Check all that a start would check, and settle what makes the trial a hard one.
+def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -> Plan:
+    """Return the plan of a trial, after all checks that starting a run would do.
+
+    Frequent checkpoints and small buckets make the trial a hard one.
 
     Args:
-        words: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
+        args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
         ranks: by default one per GPU, or three on the CPU.
-        folder: for the run folders.
+        steps: length of each run.
+        folder: parent of the run folders.
 
     Raises:
-        BadInput: these words, that data or this machine cannot train.
+        BadInput: the arguments, the data or the machine do not allow training.
     """
     if not TRAIN.exists():
-        raise BadInput(f"{TRAIN}: not there; run harness doctor from a checkout")
-    given = {word.split("=")[0] for word in words if word.startswith("--")}
-    if mine := sorted(SET_HERE.keys() & given):
-        raise BadInput(f"{mine[0]}: harness doctor resume sets it by itself{SET_HERE[mine[0]]}")
-    asked = load.load(words, prog="harness doctor resume")
-    if asked.run.mode == "eval":
+        raise BadInput(f"{TRAIN}: does not exist; run harness doctor from a checkout")
+    given = {arg.split("=")[0] for arg in args if arg.startswith("--")}
+    if reserved := sorted(RESERVED_FLAGS.keys() & given):
+        do = RESERVED_FLAGS[reserved[0]]
+        raise BadInput(f"{reserved[0]}: harness doctor resume sets it by itself{do}")
+    requested = load.load(args, prog="harness doctor resume")
+    if requested.run.mode == "eval":
         raise BadInput("run.mode: eval trains no step that could be lost; give a training config")
-    on_gpu = asked.engine.device != "cpu" and torch.cuda.is_available()
+    on_gpu = requested.engine.device != "cpu" and torch.cuda.is_available()
     ranks = ranks or (torch.cuda.device_count() if on_gpu else RANKS_ON_CPU)
-    flags = _flags(asked, ranks, compiled=compiles(asked.engine, on_gpu=on_gpu))
+    flags = _flags(requested, ranks, compiled=compiles(requested.engine, on_gpu=on_gpu))
     flags = {flag: text for flag, text in flags.items() if flag not in given}
     if on_gpu and "--engine.deterministic" not in given:
         flags["--engine.deterministic"] = "true"
-    if on_gpu and asked.data.decode == "auto" and "--data.decode" not in given:
-        # nvJPEG shares images out among decoders that do not give the same pixels.
+    if on_gpu and requested.data.decode == "auto" and "--data.decode" not in given:
+        # nvJPEG spreads images over decoders whose pixels differ.
         flags["--data.decode"] = "cpu"
     flags |= {"--run.root": str(folder), "--run.dry-run": "false", "--run.restart": "false"}
     flags |= {"--schedule.max-steps": str(steps)}
-    all_words = [*words, *(word for flag in flags.items() for word in flag)]
-    config = load.load([*all_words, "--run.name", "plan"], prog="harness doctor resume")
+    all_args = [*args, *(arg for flag in flags.items() for arg in flag)]
+    config = load.load([*all_args, "--run.name", "plan"], prog="harness doctor resume")
     notes = []
-    if config.train.global_batch != asked.train.global_batch:
+    if config.train.global_batch != requested.train.global_batch:
         notes.append(
             f"train.global_batch {config.train.global_batch}: "
-            f"{asked.train.global_batch} does not divide over {ranks} ranks"
+            f"{requested.train.global_batch} does not divide over {ranks} ranks"
         )
-    return Plan(all_words, _resolved(config, ranks), folder, notes)
+    return Plan(all_args, _resolved(config, ranks), folder, notes)
 
 
-def _flags(asked: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, str]:
-    """What is set for the trial unless the command says otherwise."""
-    batch = asked.train.global_batch
-    # Several buckets, as the order of their sums must survive: small ones for small networks.
-    small = 0.05 if asked.model.name in cfg.CIFAR_MODELS else 2.0
-    least = 1.0 if compiled else 0.0
-    bucket_mb = max(min(asked.engine.bucket_mb, small), least)
+def _flags(requested: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, str]:
+    """Return the flags of the trial, used unless the command gives them."""
+    batch = requested.train.global_batch
+    # Small networks get small buckets: the order of sums over several buckets must survive.
+    cap = 0.05 if requested.model.name in cfg.CIFAR_MODELS else 2.0
+    floor = 1.0 if compiled else 0.0
+    bucket_mb = max(min(requested.engine.bucket_mb, cap), floor)
     return {
         "--log.wandb": "offline",
         "--log.every-steps": str(LOG_EVERY),
@@ -129,7 +133,7 @@ def _flags(asked: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, str]:
 
 
 def _resolved(config: cfg.Config, ranks: int) -> Resolved:
-    """What the last rank would find: data, weights and devices are there, batches divide."""
+    """Resolve the config as the last rank would; checks data, weights, devices and batch sizes."""
     last = {"RANK": ranks - 1, "LOCAL_RANK": ranks - 1,
             "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}  # fmt: skip
     environ = {key: str(n) for key, n in last.items()}

@@ -1,7 +1,7 @@
-"""The processes of a trial, told by a variable in their environment, wherever they went.
+"""Find and kill the processes of a trial by a variable in their environment.
 
-Ranks and their helpers live in sessions of their own and lose their parent when it is killed; the
-environment that they were started with stays. Run as a file, this is the guard (below).
+Ranks and their helpers run in sessions of their own and lose their parent when it is killed, but
+they keep the environment that they were started with. Run as a script, this file is the guard.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARK = "HARNESS_DOCTOR"
-END_S = 60.0
-"""A process that is killed while it holds a GPU takes seconds to go."""
+KILL_TIMEOUT_S = 60.0
+"""How long to wait for killed processes: one that holds a GPU takes seconds to disappear."""
 
 
 class Process(NamedTuple):
-    """A living process that carries the mark."""
+    """A running process that has the mark in its environment."""
 
     pid: int
     parent: int
-    rank: int | None  # its own, or that of the rank that started it
+    rank: int | None  # of this process, or of the rank that started it
 
 
 def marked(mark: str) -> list[Process]:
-    """All living processes whose mark begins so; zombies have no environment left."""
-    found = []
+    """Return all running processes whose mark begins with `mark`; zombies have no environment."""
+    matches = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
-            # It may have gone meanwhile, or be another user's.
+            # The process may have ended meanwhile, or be another user's.
             with suppress(OSError):
-                words = (folder / "environ").read_bytes().split(b"\0")
-                if any(word.startswith(f"{MARK}={mark}".encode()) for word in words):
-                    ranks = [int(word[5:]) for word in words if word.startswith(b"RANK=")]
+                environ = (folder / "environ").read_bytes().split(b"\0")
+                if any(entry.startswith(f"{MARK}={mark}".encode()) for entry in environ):
+                    ranks = [int(entry[5:]) for entry in environ if entry.startswith(b"RANK=")]
                     stat = (folder / "stat").read_bytes().rpartition(b")")[2].split()
                     rank = ranks[0] if ranks else None
-                    found.append(Process(int(folder.name), int(stat[1]), rank))
-    return found
+                    matches.append(Process(int(folder.name), int(stat[1]), rank))
+    return matches
 
 
 def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
-    """Send a signal to processes, some of which may have gone already."""
+    """Send a signal to processes, some of which may have ended already."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def end(mark: str) -> list[Process]:
-    """Kill all whose mark begins so; returns those that would not go."""
-    until = time.monotonic() + END_S
+def kill_marked(mark: str) -> list[Process]:
+    """Kill all processes whose mark begins with `mark`; return those that did not end in time."""
+    until = time.monotonic() + KILL_TIMEOUT_S
     while left := marked(mark):
         kill(process.pid for process in left)
         if time.monotonic() > until:
@@ -64,7 +64,7 @@ def end(mark: str) -> list[Process]:
 
 
 class Guard:
-    """A process that outlives this one for a moment: ends all that is marked if this one dies."""
+    """A process that kills all marked processes if this one dies without doing so."""
 
     def __init__(self, mark: str) -> None:
         self._process = subprocess.Popen(
@@ -73,12 +73,12 @@ class Guard:
         )  # fmt: skip
 
     def close(self) -> None:
-        """All is ended: let the guard go."""
+        """End the guard; it kills the marked processes that are left."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 if __name__ == "__main__":
-    sys.stdin.read()  # ends when the process that is guarded ends, in whichever way
-    end(sys.argv[1])
+    sys.stdin.read()  # returns when the guarded process ends, in whichever way
+    kill_marked(sys.argv[1])

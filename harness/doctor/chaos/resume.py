@@ -1,4 +1,4 @@
-"""Resume: a run that is killed any number of times ends in the bits of one that is not."""
+"""Check that a run that is killed any number of times ends in the bits of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from harness.doctor.chaos import plan as plans
 from harness.doctor.chaos import processes
-from harness.doctor.chaos.compare import Difference, compare, losses_apart_pct, put_aside
+from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct, torn_checkpoints
 from harness.doctor.chaos.kills import KINDS, Kill, Killer
 from harness.doctor.chaos.plan import Plan
 from harness.doctor.chaos.starts import CannotTell
@@ -29,7 +29,7 @@ RUNS_WITHOUT_A_KILL = 5
 
 
 def check(
-    words: Sequence[str],
+    args: Sequence[str],
     *,
     ranks: int | None,
     steps: int,
@@ -38,29 +38,29 @@ def check(
     keep: Path | None,
     loss_bound_pct: float,
 ) -> int:
-    """Train undisturbed, train again under kills, compare.
+    """Train undisturbed, train again under kills, compare; print the verdict.
 
     Args:
-        words: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
-        keep: a new folder for the runs; by default one that is removed if all is good.
-        loss_bound_pct: where equal bits are not promised, how far losses may lie apart.
+        args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
+        keep: a new folder for the runs; by default a temporary one, removed on a good verdict.
+        loss_bound_pct: how far losses may differ if equal bits are not guaranteed.
 
     Returns:
-        Exit code: the same, or not.
+        Exit code: 0 the same, 1 not the same, 3 undisturbed runs differ too.
 
     Raises:
-        BadInput: before anything is started.
+        BadInput: the input does not allow the trial; nothing was started.
         CannotTell: a run failed or hangs.
     """
     folder = _new_folder(keep)
     try:
-        plan = plans.make(words, ranks=ranks, steps=steps, folder=folder)
+        plan = plans.make(args, ranks=ranks, steps=steps, folder=folder)
     except BaseException:
         folder.rmdir()
         raise
     code, mark = EXIT_CANNOT_TELL, uuid.uuid4().hex
     try:
-        with _nothing_left(mark) as scratch:
+        with _cleaned_up(mark) as scratch:
             code = _trial(plan, Killer(plan, mark, scratch, seed), kills, loss_bound_pct)
     except CannotTell as error:
         if error.log:
@@ -89,37 +89,37 @@ def _new_folder(keep: Path | None) -> Path:
 
 
 @contextmanager
-def _nothing_left(mark: str) -> Iterator[Path]:
-    """End all processes of the trial, whichever way it ends; SIGTERM and SIGHUP end it as Ctrl-C.
+def _cleaned_up(mark: str) -> Iterator[Path]:
+    """Kill all processes of the trial when it ends; SIGTERM and SIGHUP end it as Ctrl-C does.
 
-    Yields a folder for temporary files; it is removed.
+    Yields a folder for temporary files, which is removed at the end.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # Under nohup, SIGHUP is ignored, and stays so.
-    ends = [each for each in (signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(each) is not signal.SIG_IGN]  # fmt: skip
-    before = [signal.signal(each, interrupt) for each in ends]
+    # nohup ignores SIGHUP, which must remain so.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP)
+               if signal.getsignal(number) is not signal.SIG_IGN]  # fmt: skip
+    old_handlers = [signal.signal(number, interrupt) for number in numbers]
     guard = processes.Guard(mark)
-    # Not within the runs' folder: sockets lie in it, whose paths must be short.
+    # Not within the runs' folder: it holds sockets, whose paths must be short.
     scratch = Path(tempfile.mkdtemp(prefix="hd-"))
     try:
         yield scratch
     finally:
-        processes.end(mark)
+        processes.kill_marked(mark)
         shutil.rmtree(scratch, ignore_errors=True)
         guard.close()
-        for each, handler in zip(ends, before, strict=True):
-            signal.signal(each, handler)
+        for number, handler in zip(numbers, old_handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
-    """The runs, the table, the verdict."""
+    """Do all runs of the trial; print the table and the verdict; return the exit code."""
     bound = None if plan.exact else bound_pct
-    facts = plan.resolved.lines()[:-1]  # all but the folder
-    out.print("\n".join([*facts, *(f"{'note':>12}: {note}" for note in plan.notes)]))
+    lines = plan.resolved.lines()[:-1]  # all but the folder
+    out.print("\n".join([*lines, *(f"{'note':>12}: {note}" for note in plan.notes)]))
     undisturbed = plan.folder / "undisturbed"
     killer.run(undisturbed.name)
     result = Result.model_validate_json((undisturbed / "result.json").read_text())
@@ -129,62 +129,66 @@ def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
         f"the first row after {killer.start_up_s:.1f} s"
     )
     killer.allow(kills, period_s)
-    found = _killed_runs(plan, killer, kills, bound)
+    differences = _killed_runs(plan, killer, kills, bound)
     _print_table(killer.done, plan)
     if killer.second_starts:
         out.print(
-            f"starts while orphans of a killed launcher lived: {killer.second_starts}, all refused"
+            f"starts while orphans of a killed launcher ran: {killer.second_starts}, all refused"
         )
-    torn = sum(put_aside(plan.folder / name) for name in found)
+    torn = sum(torn_checkpoints(plan.folder / name) for name in differences)
     if torn:
-        out.print(f"torn while saving, put aside and never used: {count(torn, 'checkpoint')}")
-    return _verdict(plan, killer, found, bound)
+        out.print(f"torn by a kill, put aside and never used: {count(torn, 'checkpoint')}")
+    return _verdict(plan, killer, differences, bound)
 
 
 def _killed_runs(
     plan: Plan, killer: Killer, kills: int, bound: float | None
 ) -> dict[str, list[Difference]]:
-    """Runs until all kills are done; how each differs from the undisturbed one."""
-    found: dict[str, list[Difference]] = {}
-    in_vain = 0
+    """Run until all kills are done; return each run's differences from the undisturbed one."""
+    differences: dict[str, list[Difference]] = {}
+    runs_without_kill = 0
     while len(killer.done) < kills:
-        name, before = f"killed-{len(found) + 1}" if found else "killed", len(killer.done)
+        name = f"killed-{len(differences) + 1}" if differences else "killed"
+        before = len(killer.done)
         killer.run(name)
-        found[name] = compare(plan.folder / "undisturbed", plan.folder / name, bound_pct=bound)
-        here = len(killer.done) - before
-        differ = count(len(found[name]), "difference") if found[name] else "no difference"
-        out.print(f"{name}: finished after {count(here, 'kill')}; {differ}")
-        in_vain = 0 if here else in_vain + 1
-        if in_vain == RUNS_WITHOUT_A_KILL:
+        entries = compare(plan.folder / "undisturbed", plan.folder / name, bound_pct=bound)
+        differences[name] = entries
+        new_kills = len(killer.done) - before
+        text = count(len(entries), "difference") if entries else "no difference"
+        out.print(f"{name}: finished after {count(new_kills, 'kill')}; {text}")
+        runs_without_kill = 0 if new_kills else runs_without_kill + 1
+        if runs_without_kill == RUNS_WITHOUT_A_KILL:
             raise CannotTell("the runs end before they can be killed: give more --steps")
-    return found
+    return differences
 
 
 def _verdict(
-    plan: Plan, killer: Killer, found: dict[str, list[Difference]], bound: float | None
+    plan: Plan, killer: Killer, differences: dict[str, list[Difference]], bound: float | None
 ) -> int:
-    """The last word; before a bad one, whether runs differ here even if nobody kills them."""
+    """Print the verdict and return its exit code; a bad one needs two equal undisturbed runs."""
     undisturbed = plan.folder / "undisturbed"
     what = "the same bits" if bound is None else f"the same losses within {bound:g} %"
-    all_found = [f"{name}: {each}" for name, differ in found.items() for each in differ]
-    if not all_found:
-        runs = count(len(found), "killed run")
+    lines = [f"{name}: {entry}" for name, entries in differences.items() for entry in entries]
+    if not lines:
+        runs = count(len(differences), "killed run")
         parts = "weights, momentum, BatchNorm, rows, validation, digests"
         if bound is not None:
-            apart = max(losses_apart_pct(undisturbed, plan.folder / name) for name in found)
-            parts = f"{apart:.2g} % apart at most; rows and digests complete"
+            largest_pct = max(
+                loss_difference_pct(undisturbed, plan.folder / name) for name in differences
+            )
+            parts = f"{largest_pct:.2g} % apart at most; rows and digests complete"
         out.print(f"{what}: yes ({runs} against the undisturbed one: {parts})")
         return EXIT_GOOD
-    out.print("\n".join(all_found[:MOST_SHOWN]))
-    if len(all_found) > MOST_SHOWN:
-        out.print(f"and {len(all_found) - MOST_SHOWN:,} more")
-    if all(each.bits for differ in found.values() for each in differ):
+    out.print("\n".join(lines[:MOST_SHOWN]))
+    if len(lines) > MOST_SHOWN:
+        out.print(f"and {len(lines) - MOST_SHOWN:,} more")
+    if all(entry.bits for entries in differences.values() for entry in entries):
         out.print("control: a second undisturbed run")
         killer.run("control")
-        if differ := compare(undisturbed, plan.folder / "control", bound_pct=bound):
-            out.print(f"{what}: cannot tell: undisturbed runs differ here too: {differ[0]}")
+        if entries := compare(undisturbed, plan.folder / "control", bound_pct=bound):
+            out.print(f"{what}: cannot tell: undisturbed runs differ here too: {entries[0]}")
             return EXIT_CANNOT_TELL
-    out.print(f"{what}: no: {all_found[0]}")
+    out.print(f"{what}: no: {lines[0]}")
     return EXIT_FAILED
 
 
@@ -193,19 +197,19 @@ def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for kind in (*KINDS, "all"):
-        these = [kill for kill in kills if kind in (kill.kind, "all")]
-        lost = [kill.lost_steps for kill in these if kill.lost_steps is not None]
-        to_row_s = [kill.first_row_s for kill in these if kill.first_row_s is not None]
+        of_kind = [kill for kill in kills if kind in (kill.kind, "all")]
+        lost = [kill.lost_steps for kill in of_kind if kill.lost_steps is not None]
+        to_row_s = [kill.first_row_s for kill in of_kind if kill.first_row_s is not None]
         table.add_row(
-            kind, str(len(these)), *_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f")
+            kind, str(len(of_kind)), *_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f")
         )
     every = plan.resolved.config.log.every_steps
     out.print(table)
     out.print(
-        f"steps lost: from the last row or checkpoint to where it went on; a row comes every "
-        f"{every} steps. first row: from the next command to what it wrote first"
+        f"steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
+        f"written every {every} steps. first row: from the next command to its first row"
     )
 
 
-def _mean_and_most(values: Sequence[float], form: str) -> tuple[str, str]:
-    return (f"{np.mean(values):.1f}", f"{max(values):{form}}") if values else ("", "")
+def _mean_and_most(values: Sequence[float], spec: str) -> tuple[str, str]:
+    return (f"{np.mean(values):.1f}", f"{max(values):{spec}}") if values else ("", "")
