@@ -1,4 +1,4 @@
-"""The `harness` command: everything around a training run."""
+"""The `harness` command: data, checks, results and benchmarks; launch/train.py trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.logging import rank_log
 from harness.system.console import err
 
 app = group(
-    help="Data, results and measurements around launch/train.py. --version says which.",
+    help="Data, results and measurements around launch/train.py. --version prints the version.",
     epilog="exit codes: 0 good, 1 bad verdict or failed, 2 bad input, 3 cannot tell",
 )
 for module in (data, doctor, show, compare, publish, bench):
@@ -21,13 +21,13 @@ for module in (data, doctor, show, compare, publish, bench):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb; errors are one line and an exit code."""
+    """Run a verb; an error is printed as one line and sets the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:  # as an option of typer, it would have every --help import pydantic
+    if args == ["--version"]:  # as a typer option, it would make every --help import pydantic
         print(__version__)
         return
     try:
-        run(app, doctor.with_verb(args))
+        run(app, doctor.with_default_verb(args))
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         code, message = known[0], " ".join(known[1].split())
         rank_log.tell_torchrun(message)
-        if rank_log.speaks_first():  # a bench has several ranks
+        if rank_log.speaks_first():  # under torchrun, only one rank prints the error
             err.print(f"error: {message}")
         sys.exit(code)
 

@@ -1,1 +1,1 @@
-"""Verbs of the `harness` command: their words, and what they call; imported when they run."""
+"""Verbs of the `harness` command: arguments and help; the code they call is imported late."""

@@ -1,4 +1,4 @@
-"""`harness bench`: measure."""
+"""The verb `harness bench`: measure the loop, the loader, the parts of a step, and scaling."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
 
 
 LADDER = """\
-The step of training, taken apart: reading, decoding, the loader, forward, backward, optimizer, sums
-over ranks, each alone and then together, beside what this machine can do at most. The last lines
-say what binds and what to change first. Takes the words of launch/train.py:
+The parts of a training step: reading, decoding, the loader, forward, backward, optimizer, sums
+over ranks, first alone and then together, each with the limit of this machine. The last lines say
+which part limits the speed and what to change first. Takes the arguments of launch/train.py:
 
   harness bench ladder                                        the quickstart
   harness bench ladder configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
   torchrun --nproc-per-node 8 -m harness bench ladder ...     all GPUs of a node
   sbatch slurm/bench.sh ...                                   of several nodes
 
-Nothing is trained and no run is written; ladder.json and ladder.html come into --out."""
+No run is written; ladder.json and ladder.html are written to --out."""
 
 DATA = """\
-Random training crops, decoded and nothing else. The harness reads each DIR; DALI's own reader,
-torchvision's ImageFolder and the decoding alone read the last one that is a folder tree.
+Loads and decodes random training crops; nothing is trained. The harness reads each DIR; DALI's own
+reader, torchvision's ImageFolder and decoding alone read the last DIR that is a folder tree.
 
-  harness bench data /data/imagenet/train                     a tree, or
-  harness bench data shards/train shards-256/train tree/train shards of it too
+  harness bench data /data/imagenet/train                     a folder tree
+  harness bench data shards/train shards-256/train tree/train   shards too
   harness bench data --cold shards/train                      from the disk"""
 
 
 RANKS = "several ranks: torchrun --nproc-per-node 3 -m harness bench ... (images are per rank then)"
 
-# What a bench of the training loop trains.
+# Options of both benches of the training loop.
 BATCH = Option(32, min=1, help="images")
 THREADS = Option(0, min=0, help="CPU threads per rank (0: cores)")
 EAGER = Option(False, "--eager", help="without torch.compile")
 
-app = group("bench", "Measure: the loop, the loader, each part of a step, switches, ranks.")
+app = group("bench", "Measure the loop, the loader, the parts of a step, and scaling.")
 
 
 @verb(app, epilog=RANKS)
@@ -57,7 +57,7 @@ def overhead(
     eager: bool = EAGER,
     steps: int = Option(60, min=1, help="steps per turn"),
 ) -> None:
-    """The harness's training loop against a bare loop, in turns."""
+    """Compare the harness's training loop with a bare loop, in turns."""
     work = _work(model, image_px, batch, steps, turns, threads, eager=eager)
     from harness.bench import overhead
 
@@ -76,7 +76,7 @@ def checkpoint(
     folder: Path = Option(Path(), metavar="DIR", show_default="the current folder",
         help="on the disk to measure; left as it was"),
 ) -> None:  # fmt: skip
-    """The training loop with checkpoints against without, in turns."""
+    """Compare training with and without checkpoints, in turns."""
     from harness.bench import checkpoint
 
     steps = every * checkpoint.SAVES
@@ -106,11 +106,11 @@ def data(
     read: Literal["mmap", "pread"] = Option("mmap", help="as data.read"),
     read_ahead: int = Option(4, min=0, metavar="BATCHES", help="as data.read_ahead_batches"),
     cold: bool = Option(False, "--cold",
-        help="have the files dropped from memory before each turn: with read-ahead and without"),
+        help="drop the files from memory before each turn; measure with and without read-ahead"),
     slow_read_ms: float = Option(0.0, metavar="MS",
-        help="with --cold: put so much into the first read of each image, as a slow disk would"),
+        help="with --cold: delay the first read of each image by this, like a slow disk"),
 ) -> None:  # fmt: skip
-    """The harness's loader against DALI's own reader and torchvision's, in turns."""
+    """Compare the harness's loader with DALI's own reader and torchvision's, in turns."""
     from harness.bench import data
     from harness.bench.loaders import Load
 
@@ -127,10 +127,10 @@ def ladder(
     minutes: float = Option(10.0, callback=positive, help="at most, compiling included"),
     out: Path = Option(Path("bench/ladder"), metavar="DIR", help="for ladder.json and ladder.html"),
 ) -> None:
-    """What holds this machine back: each part of a step, and its limit."""
+    """Measure each part of a step and its limit on this machine."""
     from harness.config import load
 
-    # A typo is refused before torch is imported, which takes seconds.
+    # Check the config before torch is imported, which takes seconds.
     config = load.load(context.args, prog="harness bench ladder")
     from harness.bench.ladder import show_ladder
 

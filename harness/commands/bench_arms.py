@@ -1,4 +1,4 @@
-"""`harness bench sweep` and `scaling`: measures that start ranks of their own."""
+"""The verbs `harness bench sweep` and `scaling`, which start their own ranks."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
     from harness.bench.sweep.process import Arm
 
 SWEEP = """\
-The switches that people argue about, each beside the run as it was asked for: both are started
-together and train in turns, A B B A ..., so that a drift of the machine hits both alike. What is
-faster beyond doubt is put together, measured anew, and written as a config that training takes.
-Takes the words of launch/train.py:
+Compares the given config with variants that change one setting each. Both are started together and
+train in turns, A B B A ..., so that drift of the machine affects both alike. The settings that are
+certainly faster are combined, measured again, and written as a config for launch/train.py.
+Takes the arguments of launch/train.py:
 
   harness bench sweep                                         the quickstart
   harness bench sweep --ranks 8 configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
 
-or only what you name, which may be another environment (torch) or another commit of this checkout:
+or compares only the variants you name; one may be another environment or commit of this checkout:
 
   harness bench sweep --arm engine.bucket-mb=100 --arm "engine.compile=true engine.threads=4" ...
   harness bench sweep --arm python=/envs/torch-nightly/bin/python --arm commit=v1.2 ...
 
-No run is written; sweep.json, best.yaml and what the ranks print come into --out. Switches that
-may change the accuracy (precision, local batch) are measured, but not put into best.yaml."""
+No run is written; sweep.json, best.yaml and the output of the ranks are written to --out. Settings
+that may change the accuracy (precision, local batch) are measured, but not put into best.yaml."""
 
 SCALING = """\
-The same training on 1, 2, 4 ... ranks: weak, each rank with the same local batch, and strong, all
-together with the same global batch. With the most ranks it is the training that is asked for. Each
-rank has as many threads as it has with all of them. Takes the words of launch/train.py:
+The same training on 1, 2, 4 ... ranks: weak scaling keeps the local batch of each rank, strong
+scaling keeps the global batch. The largest number of ranks runs the given config unchanged. Each
+rank has as many threads as with the largest number. Takes the arguments of launch/train.py:
 
   harness bench scaling configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
   harness bench scaling --ranks 1,2,4,8 ...
   sbatch --nodes 4 slurm/scaling.sh ...                       over several nodes
 
-Each number of ranks has the machine for itself, in rounds, so that a drift hits all alike. No run
-is written; scaling.json, scaling.html and what the ranks print come into --out."""
+Each number of ranks has the machine for itself, in rounds, so that drift affects all alike. No run
+is written; scaling.json, scaling.html and the output of the ranks are written to --out."""
 
 
 LAUNCH = Option(
-    None, metavar="CMD", help="what starts ranks on several nodes, as slurm/ranks.sh does"
+    None, metavar="CMD", help="command that starts ranks on several nodes, such as slurm/ranks.sh"
 )
 HOST = Option(
-    None, metavar="NAME", show_default="its name",
-    help="with --launch: this host, as other nodes know it",
+    None, metavar="NAME", show_default="host name",
+    help="with --launch: the name by which other nodes reach this host",
 )  # fmt: skip
 
 
@@ -64,22 +64,22 @@ app = group()
 def sweep(
     context: Context,
     minutes: float = Option(20.0, callback=positive,
-        help="at most, if three pairs of turns of what is begun fit into that"),
+        help="time limit; a variant that has started still gets three pairs of turns"),
     ranks: int | None = Option(None, min=1, metavar="N",
         help="on this node (default: its GPUs, or 1)"),
     arm: list[str] = Option([], metavar="WHAT",
         help="section.key=value, python=PATH, commit=REV, or several in quotes; may be repeated"),
     may_change_result: bool = Option(False, "--may-change-result",
-        help="let switches that may change the accuracy be among the best"),
+        help="allow settings that may change the accuracy in best.yaml"),
     out: Path = Option(Path("bench/sweep"), metavar="DIR",
         help="for sweep.json, best.yaml and logs"),
     launch: str | None = LAUNCH,
     host: str | None = HOST,
 ) -> None:  # fmt: skip
-    """Switches in turns beside the run as it was asked for; the best."""
+    """Compare variants of a config in turns, and write the fastest."""
     from harness.config import load
 
-    # A typo is refused before torch is imported, which takes seconds.
+    # Check the config before torch is imported, which takes seconds.
     load.load(context.args, prog="harness bench sweep")
     from harness.bench.sweep import show_sweep
 
@@ -92,21 +92,22 @@ def sweep(
 @verb(app, SCALING, passes_flags=True)
 def scaling(
     context: Context,
-    minutes: float = Option(15.0, callback=positive, help="at most, if three rounds fit into that"),
+    minutes: float = Option(15.0, callback=positive,
+        help="time limit; three rounds are always measured"),
     ranks: str | None = Option(None, metavar="N,N,...",
         help="numbers of ranks (default: 1, 2, 4 ... up to this node's GPUs, or cores)"),
     per_node: int | None = Option(None, min=1, metavar="N",
-        help="ranks of a node, which share its cores (default: all of them)"),
+        help="ranks of a node, which share its cores (default: all ranks)"),
     out: Path = Option(Path("bench/scaling"), metavar="DIR",
         help="for scaling.json, scaling.html and logs"),
     launch: str | None = LAUNCH,
     host: str | None = HOST,
 ) -> None:  # fmt: skip
-    """1, 2, 4 ... ranks, weak and strong, and how efficient they are."""
+    """Measure weak and strong scaling on 1, 2, 4 ... ranks."""
     from harness.config import load
 
     numbers = _numbers(ranks) if ranks else []
-    # A typo is refused before torch is imported, which takes seconds.
+    # Check the config before torch is imported, which takes seconds.
     load.load(context.args, prog="harness bench scaling")
     from harness.bench.sweep import show_scaling
 
@@ -121,7 +122,7 @@ def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) ->
     from harness.bench.sweep.process import Arm
 
     if "RANK" in os.environ:
-        raise BadInput("under torchrun: this starts its ranks itself; give --ranks instead")
+        raise BadInput("torchrun: this verb starts its ranks itself; run it directly, with --ranks")
     arm = Arm("base", tuple(flags), ranks=ranks)
     if launch is None:
         return arm
@@ -129,7 +130,7 @@ def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) ->
 
 
 def _numbers(text: str) -> list[int]:
-    """`1,2,4`, sorted."""
+    """Return the numbers of a text such as `1,2,4`, sorted."""
     try:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -139,9 +140,9 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _doubling(most: int) -> list[int]:
-    """1, 2, 4 ... up to the most, which is among them."""
-    return sorted({*(2**n for n in range(most.bit_length())), most})
+def _doubling(largest: int) -> list[int]:
+    """Return 1, 2, 4 ... up to and including the largest number."""
+    return sorted({*(2**n for n in range(largest.bit_length())), largest})
 
 
 def _gpus() -> int:

@@ -1,4 +1,4 @@
-"""`harness compare`: is this better, worse or the same, and how sure is that?"""
+"""The verb `harness compare`: verdicts on runs, and gates for CI."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from harness.results.stats.reproduce import Reproduction
 
 DESCRIPTION = """\
-Compare runs with runs, or with published results. NEW is judged, BASE is what it is held against;
-of several sides the last is the base.
+Compare runs with runs, or with published results. The last side is the base, with which every
+other side is compared.
 
   harness compare runs/a-s0 runs/b-s0                     two runs
   harness compare 'runs/a-s*' 'runs/b-s*'                 seeds of two recipes
-  harness compare runs/a-s* vs runs/b-s*                  the same, as a shell spreads it
+  harness compare runs/a-s* vs runs/b-s*                  the same, without quotes
   harness compare 'runs/a-s*' ref:goyal2017-resnet50-b256 does it reproduce?
-  harness compare 'wandb:team/bench?group=G' runs/b-s0    out of W&B
+  harness compare 'wandb:team/bench?group=G' runs/b-s0    a run group from W&B
   harness compare NEW BASE --max-slowdown-pct 3           as a gate
   harness compare runs/a-s0 --html a.html                 the report of one run
 
-A single run says little: start each side three times or more. As a gate, exit code 0 says that it
-holds, 1 that it does not, 3 that it cannot be told."""
+A single run says little: start each side three times or more. With a gate, the exit code is 0 if
+it holds, 1 if it does not, 3 if that cannot be decided."""
 
 
 app = group()
@@ -42,29 +42,30 @@ app = group()
 @verb(app, DESCRIPTION)
 def compare(
     addresses: list[str] = Argument(metavar="ADDRESS",
-        help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` divides sides"),
+        help="run folder, glob, wandb:..., offline W&B folder, ref:ID; `vs` separates sides"),
     testing: list[str] = Option([], metavar="KEY",
         help="what is meant to differ, such as engine.compile or torch; may be repeated"),
     primary: str = Option("images_per_second", metavar="METRIC",
-        help="the metric that is asked for first; the others' verdicts are adjusted for their "
-        "number"),
+        help="the metric that matters most; verdicts on the others are adjusted for their number"),
     margin: list[str] = Option([], metavar="METRIC=VALUE",
         help="what counts as equal: points for accuracy, percent for the rest, as top1=0.25"),
     assume_std: list[str] = Option([], metavar="METRIC=VALUE",
-        help="standard deviation from run to run, where no side has repeats"),
+        help="standard deviation between runs, used if no side has repeats"),
     target_top1_pct: float | None = Option(None, metavar="PCT",
-        help="compare the training time to this"),
+        help="compare the training time to this accuracy"),
     anyway: bool = Option(False, "--anyway",
-        help="judge even what is not comparable (else exit 3)"),
-    max_slowdown_pct: float | None = Option(None, metavar="PCT", help="gate: of throughput"),
-    min_top1_pct: float | None = Option(None, metavar="PCT", help="gate: mean of the new runs"),
+        help="give verdicts even if the sides are not comparable (else exit 3)"),
+    max_slowdown_pct: float | None = Option(None, metavar="PCT",
+        help="gate: largest loss of throughput"),
+    min_top1_pct: float | None = Option(None, metavar="PCT",
+        help="gate: least mean top-1 of the new runs"),
     junit: Path | None = Option(None, metavar="FILE", help="gate: write the checks as JUnit XML"),
     html: Path | None = Option(None, metavar="FILE",
-        help="write a page: one file, no network needed; of one side alone, its report"),
+        help="write an HTML page: one file, no network needed; for one side alone, its report"),
 ) -> None:  # fmt: skip
-    """Compare runs with runs or with published results: verdicts and how sure they are."""
+    """Compare runs with runs or with published results: verdicts with confidence intervals."""
     from harness.results import show_compare
-    from harness.results.sides import arms, check_testing
+    from harness.results.sides import check_testing, read_sides
     from harness.results.stats import gate, metrics
 
     write_page = _page_writer() if html else None
@@ -72,27 +73,26 @@ def compare(
     known = metrics.with_settings(
         metrics.metrics(target_top1_pct), margins, _pairs("--assume-std", assume_std)
     )
-    known = metrics.first(known, primary)
-    sides = arms(addresses, report=bool(html))
+    known = metrics.put_first(known, primary)
+    sides = read_sides(addresses, report=bool(html))
     check_testing(testing, sides.cells)
-    told = _comparisons(sides, known, primary)
+    comparisons = _comparisons(sides, known, primary)
     reproductions = _reproductions(sides, margins)
-    for each in told:
-        show_compare.show_comparison(each, testing, judge=anyway or not each.doubts)
-    for one in reproductions:
-        show_compare.show_reproduction(one, judge=anyway or not one.doubts)
-    unlike = [each.doubts for each in told] + [one.doubts for one in reproductions]
-    doubts = dict.fromkeys(doubt for found in unlike for doubt in found)
+    for comparison in comparisons:
+        show_compare.show_comparison(comparison, testing, judge=anyway or not comparison.doubts)
+    for result in reproductions:
+        show_compare.show_reproduction(result, judge=anyway or not result.doubts)
+    parts = [item.doubts for item in comparisons] + [item.doubts for item in reproductions]
+    doubts = dict.fromkeys(doubt for part in parts for doubt in part)
     checks = [gate.comparable(list(doubts), anyway)]
-    checks += [gate.reproduced(each) for each in reproductions]
-    checks += _gates(max_slowdown_pct, min_top1_pct, sides, told)
+    checks += [gate.reproduced(result) for result in reproductions]
+    checks += _gates(max_slowdown_pct, min_top1_pct, sides, comparisons)
     if junit:
         gate.write_junit(junit, checks)
-    _say(checks, told)
+    _print_verdict(checks, comparisons)
     if write_page:
         write_page(
-            html, sides.cells, told, reproductions, testing=testing,
-            judge=anyway,
+            html, sides.cells, comparisons, reproductions, testing=testing, judge=anyway,
         )  # fmt: skip
         out.print(f"page: {html}")
     if code := gate.exit_code(checks):
@@ -100,10 +100,10 @@ def compare(
 
 
 def _page_writer() -> Callable[..., None]:
-    """Found before any work.
+    """Import the writer of pages, before any work is done.
 
     Raises:
-        BadInput: matplotlib, an extra, is not there.
+        BadInput: matplotlib, an optional dependency, is not installed.
     """
     try:
         from harness.results.page.page import write_page
@@ -115,7 +115,7 @@ def _page_writer() -> Callable[..., None]:
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, float]:
-    """`top1=0.25` of each text."""
+    """Return name and value of each text such as `top1=0.25`."""
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -132,14 +132,14 @@ def _comparisons(sides: Any, known: dict[str, Metric], primary: str) -> list[Com
     from harness.results.stats.compare import compare_cells
 
     *new, base = sides.cells
-    told = [compare_cells(each, base, known, primary) for each in new]
-    for each in told:
-        if not each.findings:
+    comparisons = [compare_cells(cell, base, known, primary) for cell in new]
+    for comparison in comparisons:
+        if not comparison.findings:
             raise BadInput(
-                f"{each.new.label}, {base.label}: have no metric in common; compare runs that "
-                "trained, or that validated on images"
+                f"{comparison.new.label}, {base.label}: have no metric in common; compare runs "
+                "that trained, or that validated on images"
             )
-    return told
+    return comparisons
 
 
 def _reproductions(sides: Any, margins: dict[str, float]) -> list[Reproduction]:
@@ -153,36 +153,39 @@ def _reproductions(sides: Any, margins: dict[str, float]) -> list[Reproduction]:
 
 
 def _gates(
-    max_slowdown_pct: float | None, min_top1_pct: float | None, sides: Any, told: list[Comparison]
+    max_slowdown_pct: float | None,
+    min_top1_pct: float | None,
+    sides: Any,
+    comparisons: list[Comparison],
 ) -> list[Check]:
     from harness.results.stats import gate
 
     checks = []
     if max_slowdown_pct is not None:
-        if not told:
-            raise BadInput("--max-slowdown-pct: needs a second side to hold the first against")
-        checks += [gate.max_slowdown(each, max_slowdown_pct) for each in told]
+        if not comparisons:
+            raise BadInput("--max-slowdown-pct: needs two sides; name a second address")
+        checks += [gate.max_slowdown(item, max_slowdown_pct) for item in comparisons]
     if min_top1_pct is not None:
-        judged = [each.new for each in told] or sides.cells
-        checks += [gate.min_top1(cell, min_top1_pct) for cell in judged]
+        cells = [item.new for item in comparisons] or sides.cells
+        checks += [gate.min_top1(cell, min_top1_pct) for cell in cells]
     return checks
 
 
-def _say(checks: list[Check], told: list[Comparison]) -> None:
-    """All in one line."""
+def _print_verdict(checks: list[Check], comparisons: list[Comparison]) -> None:
+    """Print all checks or verdicts in one line."""
     from harness.results.stats import gate
 
     code = gate.exit_code(checks)
     if len(checks) > 1 or code != EXIT_GOOD:
         word = {0: "good", 1: "FAILED"}.get(code, "cannot tell")
-        telling = checks[:1] if checks[0].exit_code else checks[1:]
-        said = "; ".join(check.message for check in telling)
-        hint = " (--anyway judges it all the same)" if checks[0].exit_code else ""
-        (out if code == EXIT_GOOD else err).print(f"{word}: {said}{hint}")
-    elif told:
-        out.print("; ".join(_sentence(each) for each in told))
+        decisive = checks[:1] if checks[0].exit_code else checks[1:]
+        messages = "; ".join(check.message for check in decisive)
+        hint = " (--anyway compares them all the same)" if checks[0].exit_code else ""
+        (out if code == EXIT_GOOD else err).print(f"{word}: {messages}{hint}")
+    elif comparisons:
+        out.print("; ".join(_verdicts(comparison) for comparison in comparisons))
 
 
-def _sentence(told: Comparison) -> str:
-    said = ", ".join(f"{found.metric.title} {found.word}" for found in told.findings)
-    return f"{told.new.label}: {said}"
+def _verdicts(comparison: Comparison) -> str:
+    verdicts = (f"{item.metric.title} {item.verdict}" for item in comparison.findings)
+    return f"{comparison.new.label}: {', '.join(verdicts)}"

@@ -1,4 +1,4 @@
-"""`harness data`: make, pack and check data sets."""
+"""The verb `harness data`: make, download, pack and check data sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE is one of
       ILSVRC2012_devkit_t12.tar.gz in a folder; they need not be unpacked
   Kaggle's ImageNet: the folder with ILSVRC/Data/CLS-LOC and LOC_val_solution.csv
   CIFAR-10 or CIFAR-100 as torchvision downloads it: becomes lossless PNG
-  tar shards in WebDataset's form, whoever made them"""
+  tar shards in WebDataset's format, also those of other tools"""
 
 GET = """\
 CIFAR-10 or CIFAR-100 by torchvision's downloader, as DIR/train and DIR/test, one folder of PNG
@@ -35,19 +35,19 @@ Pack images into tar shards, which any disk reads fast, with an index for exact 
 
 {SOURCES}
 
-Bytes stay as they are unless asked otherwise, so that training on the shards gives the same
-batches as on the tree. What was killed goes on where it stopped: give the same command again.
+Images are copied byte by byte unless an option changes them, so training on the shards gives the
+same batches as on the tree. After an interruption, the same command continues where it stopped.
 Without DEST nothing is copied: only the index of a tree or of shards is made.
 
   harness data pack ~/Downloads/imagenet /data/imagenet
   harness data pack /data/tree /data/imagenet-256 --shorter-px 256"""
 
 CHECK = f"""\
-Check images before they are trained on: classes, counts, every header, images of val in train.
+Check images before training: classes, counts, every header, images of val in train.
 
 {SOURCES.replace("SOURCE", "PATH")}
 
-Exit code 1 where training would be wrong. With --decode every image is decoded."""
+Exit code 1 if training on them would be wrong. With --decode every image is decoded."""
 
 
 app = group("data", "Make, pack and check data sets.")
@@ -69,7 +69,7 @@ def get(
     name: Literal["cifar10", "cifar100"] = Argument(metavar="SET", help="cifar10 or cifar100"),
     folder: Path = Argument(metavar="DIR", help="a new folder"),
     archive: Path | None = Option(None, metavar="FILE",
-        help="the set's .tar.gz, if it is on a disk already: nothing is downloaded then"),
+        help="the set's .tar.gz, if already downloaded"),
 ) -> None:  # fmt: skip
     """Download a public set as PNG files."""
     from harness.data.prepare import cifar
@@ -88,18 +88,18 @@ def pack(
     source: Path = Argument(metavar="SOURCE", help="see above"),
     dest: Path | None = Argument(None, metavar="DEST",
         help="folder for the shards: DEST/train and DEST/val where the source has both"),
-    split: Literal["train", "val"] | None = Option(None, help="only this one; else all"),
+    split: Literal["train", "val"] | None = Option(None, help="only this split (default: all)"),
     shorter_px: int | None = Option(None, min=1, metavar="N", help="shorter side at most N px"),
     longer_px: int | None = Option(None, min=1, metavar="N", help="longer side at most N px"),
     quality: int | None = Option(None, min=1, max=100, metavar="Q",
         help="encode every JPEG again with this quality, 1 to 100; by default only those that are "
-        "made smaller, with 90"),
+        "resized, with 90"),
     shard_images: int = Option(5000, min=1, metavar="N",
-        help="images per shard; 5000 of ImageNet are half a GB"),
+        help="images per shard; 5000 of ImageNet take half a GB"),
     shuffle_seed: int | None = Option(None, min=0, metavar="N", show_default="0",
-        help="of the order within and among shards, for readers that go from end to end; the "
-        "harness shuffles exactly whatever it is"),
-    in_order: bool = Option(False, "--in-order", help="keep the order of the classes"),
+        help="seed of the order of images in the shards, for sequential readers; the harness "
+        "shuffles all images in any case"),
+    in_order: bool = Option(False, "--in-order", help="keep images sorted by class"),
     workers: int = Option(0, min=0, help="threads (0: cores); the shards do not depend on it"),
 ) -> None:  # fmt: skip
     """Pack images into tar shards."""
@@ -114,28 +114,28 @@ def pack(
         _index_in_place(source)
         return
     if dest.resolve() == source.resolve():
-        raise BadInput(f"{dest}: is the source too; without DEST, it is indexed in place")
-    how = pack.Packing(
+        raise BadInput(f"{dest}: is also the source; leave DEST out to index it in place")
+    packing = pack.Packing(
         shard_images,
         None if in_order else shuffle_seed or 0,
         Encoding(shorter_px, longer_px, quality),
     )
     flags = []
-    for each in _chosen(source, split):
-        folder = dest / each.split
-        told = pack.pack(each, folder, how, workers or cores.of_rank())
+    for part in _choose(source, split):
+        folder = dest / part.split
+        packed = pack.pack(part, folder, packing, workers or cores.of_rank())
         dataset = open_folder(folder)
-        if len(dataset) != told.images:
+        if len(dataset) != packed.images:
             raise RunFailed(
-                f"{folder}: {told.images:,} images were packed, and {len(dataset):,} are found in "
-                "it; please report this"
+                f"{folder}: {packed.images:,} images were packed, but it holds {len(dataset):,}; "
+                "please report this"
             )
-        total = sum(shard.bytes for shard in told.shards.values())
+        total = sum(shard.bytes for shard in packed.shards.values())
         out.print(
-            f"{folder}: {told.images:,} images of {len(dataset.classes):,} classes in "
-            f"{len(told.shards):,} shards, {total / 1e9:,.2f} GB; {manifest.NAME} lists them"
+            f"{folder}: {packed.images:,} images of {len(dataset.classes):,} classes in "
+            f"{len(packed.shards):,} shards, {total / 1e9:,.2f} GB; {manifest.NAME} lists them"
         )
-        flags.append(f"--data.{each.split or 'train'} {folder}")
+        flags.append(f"--data.{part.split or 'train'} {folder}")
     out.print(f"train on them: torchrun launch/train.py CONFIG.yaml {' '.join(flags)}")
 
 
@@ -155,8 +155,8 @@ def _index_in_place(root: Path) -> None:
     out.print("train on it: torchrun launch/train.py CONFIG.yaml --data.train DIR --data.val DIR")
 
 
-def _chosen(root: Path, split: str | None) -> list[Source]:
-    """The splits that are asked for, alone at DEST where there is but one without a name."""
+def _choose(root: Path, split: str | None) -> list[Source]:
+    """Return the sources of the given split, or all if none is given."""
     from harness.data.prepare.sources import open_sources
 
     sources = open_sources(root)
@@ -172,11 +172,11 @@ def _chosen(root: Path, split: str | None) -> list[Source]:
 @verb(app, CHECK)
 def check(
     path: Path = Argument(metavar="PATH", help="see above"),
-    decode: bool = Option(False, "--decode", help="decode every image to its end"),
-    json: Path | None = Option(None, metavar="FILE", help="write all that was found"),
+    decode: bool = Option(False, "--decode", help="decode every image completely"),
+    json: Path | None = Option(None, metavar="FILE", help="write all findings"),
     workers: int = Option(0, min=0, help="threads (0: cores)"),
 ) -> None:
-    """Find what is wrong with images."""
+    """Check images for mistakes before training."""
     from harness.data.prepare import check, show_check
     from harness.data.prepare.sources import open_sources
 
@@ -186,7 +186,7 @@ def check(
     show_check.show(report)
     if json:
         show_check.write_json(report, json)
-        out.print(f"all that was found: {json}")
+        out.print(f"all findings: {json}")
     out.print(show_check.last_line(report, path))
     if report.wrong:
         sys.exit(EXIT_FAILED)

@@ -1,4 +1,4 @@
-"""`harness doctor`: is this machine fit for a run, and does a killed run go on exactly?"""
+"""The verb `harness doctor`: check this machine, and that a killed run resumes exactly."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from harness.commands.parser import group, verb
 
 VERBS = ("machine", "resume", "nodes")
 MACHINE = """\
-GPUs, software, cores, limits, disks, data, network: is this machine fit for the run, and how fast
-is it? In under a minute; nothing is left behind.
+Check whether this machine is fit for the run, and how fast it is: GPUs, software, cores, limits,
+disks, data, network. Takes under a minute and leaves nothing behind.
 
 CONFIG.yaml and --section.key as launch/train.py takes them; by default the quickstart.
 
 also:
-  torchrun --nproc-per-node 8 -m harness doctor ...   all ranks of a job, and what joins them
-  harness doctor nodes FILE...   what --json printed on several nodes, in one table with outliers
-  harness doctor resume          does a run that is killed end in the same bits? (see its --help)
+  torchrun --nproc-per-node 8 -m harness doctor ...   all ranks of a job and their network
+  harness doctor nodes FILE...   join the --json output of several nodes; name the outliers
+  harness doctor resume          check that a killed run ends in the same bits (see its --help)
 
 exit codes: 0 good or yellow, 1 red, 2 bad input"""
 
@@ -28,11 +28,12 @@ CONFIG.yaml and --section.key as launch/train.py takes them; by default the quic
 0 the same, 1 not the same, 2 bad input, 3 cannot tell."""
 
 
-def with_verb(words: list[str]) -> list[str]:
-    """`doctor` alone is `doctor machine`: typer would take the CONFIG after it for a verb."""
-    if words[:1] == ["doctor"] and (len(words) < 2 or words[1] not in VERBS):
-        return ["doctor", "machine", *words[1:]]
-    return words
+def with_default_verb(argv: list[str]) -> list[str]:
+    """Return the arguments with `machine` after `doctor`, where no verb is given."""
+    # Typer would take the CONFIG after `doctor` for a verb.
+    if argv[:1] == ["doctor"] and (len(argv) < 2 or argv[1] not in VERBS):
+        return ["doctor", "machine", *argv[1:]]
+    return argv
 
 
 app = group("doctor", "Look at this machine before a run.")
@@ -43,12 +44,12 @@ def machine(
     context: Context,
     json: bool = Option(False, "--json", help="print one JSON object instead"),
     expect_gpus: int | None = Option(None, min=0, metavar="N",
-        help="on each node (default: what Slurm gave)"),
+        help="number on each node (default: as many as Slurm allocated)"),
 ) -> None:  # fmt: skip
-    """Is this machine fit for a run, and how fast is it? The default."""
+    """Check whether this machine is fit for a run, and how fast it is; the default."""
     from harness.doctor.arguments import read_config
 
-    config = read_config(context.args)  # a typo is refused before torch is imported
+    config = read_config(context.args)  # checked before torch is imported
     from harness.doctor import machine
 
     sys.exit(machine.check_machine(config, context.args, expect_gpus=expect_gpus, as_json=json))
@@ -56,9 +57,9 @@ def machine(
 
 @verb(app, epilog="exit codes: 0 good or yellow, 1 red, 2 bad input")
 def nodes(
-    files: list[Path] = Argument(metavar="FILE", help="what harness doctor --json printed"),
+    files: list[Path] = Argument(metavar="FILE", help="output of harness doctor --json"),
 ) -> None:
-    """Join the reports of several nodes, and name the outliers."""
+    """Join the reports of several nodes in one table, and name the outliers."""
     from harness.doctor import nodes
 
     sys.exit(nodes.join(files))
@@ -69,14 +70,14 @@ def resume(
     context: Context,
     ranks: int | None = Option(None, min=1, metavar="N",
         help="default: one per GPU, or 3 on the CPU"),
-    steps: int = Option(60, min=1, help="of each run"),
-    kills: int = Option(5, min=1, help="in all"),
-    seed: int = Option(0, help="of the kills"),
+    steps: int = Option(60, min=1, help="steps of each run"),
+    kills: int = Option(5, min=1, help="number of kills in total"),
+    seed: int = Option(0, help="seed that sets when runs are killed"),
     keep: Path | None = Option(None, metavar="DIR", help="keep runs and logs, in a new DIR"),
     loss_bound_pct: float = Option(2.0, metavar="PCT",
         help="on a GPU with engine.deterministic off: how far losses may differ"),
 ) -> None:  # fmt: skip
-    """Whether a run that is killed ends in the same bits as one that is not."""
+    """Check that a run that is killed and resumed ends in the same bits as one that is not."""
     from harness.doctor.chaos import resume
 
     sys.exit(

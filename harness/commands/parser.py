@@ -1,4 +1,4 @@
-"""How the verbs' arguments are read: typer, with one line for each mistake."""
+"""Read the arguments of the verbs with typer, and report each mistake in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REWORDED = {
     r"^Option '(.+?)'": r"\1:",
     r"\.$": "",
 }
-"""What typer and pydantic say -> as all our errors: the argument, what is wrong, what to do."""
+"""Messages of typer and pydantic -> our form: the argument, what is wrong, what to do."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -35,7 +35,7 @@ FLAGS = "[CONFIG.yaml] [OPTIONS] [--section.key VALUE ...]"
 
 
 def group(name: str | None = None, help: str | None = None, epilog: str | None = None) -> Typer:
-    """A command that only holds others."""
+    """Return a command that only holds other commands."""
     return Typer(
         name=name, help=help, epilog=epilog, add_completion=False, rich_markup_mode=None,
         context_settings=SETTINGS,
@@ -45,11 +45,11 @@ def group(name: str | None = None, help: str | None = None, epilog: str | None =
 def verb(
     app: Typer, text: str = "", *, epilog: str = "", passes_flags: bool = False
 ) -> Callable[[Verb], Verb]:
-    """Make a function a verb: its parameters are the options, its docstring what the list says.
+    """Make a function a verb: its parameters become options, its docstring the summary.
 
     Args:
-        text: what its own --help says, printed as it is written, with examples.
-        passes_flags: arguments that it does not know are for launch/train.py: `context.args`.
+        text: the text of its --help, printed as it is written; by default the docstring.
+        passes_flags: whether unknown arguments are passed on, in `context.args`.
     """
 
     def add(function: Verb) -> Verb:
@@ -72,7 +72,7 @@ def run(app: Typer, argv: Sequence[str]) -> None:
         SystemExit: after --help.
     """
     command, path, rest = get_command(app), "harness", list(argv)
-    # Typer would import pydantic to read that a group was given no --help.
+    # Descend to the verb directly: typer would import pydantic to parse the options of a group.
     while rest and (inner := getattr(command, "commands", {}).get(rest[0])):
         command, path, rest = inner, f"{path} {rest[0]}", rest[1:]
     try:
@@ -85,14 +85,14 @@ def run(app: Typer, argv: Sequence[str]) -> None:
 
 
 def positive(number: float) -> float:
-    """A callback of an option that takes a time or a size."""
+    """Return the number, or refuse one that is not above 0: a callback of options."""
     if not 0 < number < float("inf"):
         raise BadParameter(f"must be more than 0, not {number:g}")
     return number
 
 
 def _one_line(error: TyperException) -> str:
-    """`--steps: must be at least 1, got 0; see: harness bench overhead --help`."""
+    """Return an error as: `--steps: must be at least 1, got 0; see: harness VERB --help`."""
     close = getattr(error, "possibilities", None)
     message = error.message if close else error.format_message()
     for pattern, ours in REWORDED.items():
@@ -107,5 +107,5 @@ def _one_line(error: TyperException) -> str:
 
 
 def _as_written(text: str) -> str:
-    r"""Typer fills paragraphs, except after a `\b`."""
+    r"""Return the text with a `\b` before each paragraph, which keeps typer from wrapping it."""
     return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n") if text)

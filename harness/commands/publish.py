@@ -1,4 +1,4 @@
-"""`harness publish`: finished runs into W&B, or MLPerf's log format."""
+"""The verb `harness publish`: send finished runs to W&B, or write MLPerf logs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from harness.errors import BadInput
 from harness.system.console import count, out, track
 
 DESCRIPTION = """\
-Take finished runs to where others look at them.
+Send finished runs to W&B, or write them in MLPerf's log format.
 
-  harness publish runs/a-s* --to wandb                    trained offline? now W&B has them
-  harness publish runs/a-s0 --to wandb --mode offline     for a later `wandb sync`
-  harness publish --to wandb-view --project bench         panels that compare what is there
+  harness publish runs/a-s* --to wandb                    send runs that were trained offline
+  harness publish runs/a-s0 --to wandb --mode offline     write them for `wandb sync`
+  harness publish --to wandb-view --project bench         save panels that compare runs
   harness publish runs/a-s* --to mllog --out logs/        an MLPerf training log per run
 
-wandb: what the run itself would have written, under the run's own id and the group of its cell
-(all but the seed); a second time, nothing is left to do."""
+wandb: sends what live logging would have sent, under the run's own id. Runs that differ only in
+the seed are one group. A second call has nothing to do."""
 
 BELONGS = {
     "wandb": {"project", "entity", "mode"},
     "wandb-view": {"project", "entity"},
     "mllog": {"out"},
 }
-"""Where to -> the options that belong to it."""
+"""Value of --to -> the options that belong to it."""
 
 app = group()
 
@@ -37,24 +37,25 @@ def publish(
     addresses: list[str] = Argument([], metavar="RUN", help="run folder or glob"),
     to: Literal["wandb", "wandb-view", "mllog"] = Option(help="where to"),
     project: str | None = Option(None,
-        help="W&B project (the run's log.project; for a view the default of log.project)"),
-    entity: str | None = Option(None, help="W&B user or team (the run's log.entity, or your own)"),
+        help="W&B project (default: the run's log.project; for a view that setting's default)"),
+    entity: str | None = Option(None,
+        help="W&B user or team (default: the run's log.entity, or your own)"),
     mode: Literal["online", "offline"] | None = Option(None,
         help="wandb: send now (default), or write for `wandb sync` into the run folder"),
     folder: Path | None = Option(None, "--out", metavar="DIR", help="mllog: a new folder"),
 ) -> None:  # fmt: skip
-    """Publish finished runs into W&B, a W&B workspace, or MLPerf logs."""
-    belong = BELONGS[to]
+    """Send finished runs to W&B, save a W&B workspace, or write MLPerf logs."""
+    allowed = BELONGS[to]
     for name, value in {"project": project, "entity": entity, "mode": mode, "out": folder}.items():
-        if value is not None and name not in belong:
-            has = ", ".join(f"--{each}" for each in sorted(belong))
+        if value is not None and name not in allowed:
+            has = ", ".join(f"--{option}" for option in sorted(allowed))
             raise BadInput(f"--{name}: does not belong to --to {to}, which has {has}")
     if to == "wandb-view":
         if addresses:
             raise BadInput("--to wandb-view: shows all runs of a project; name no run")
         _view(project, entity)
         return
-    if "out" in belong and folder is None:
+    if "out" in allowed and folder is None:
         raise BadInput(f"--to {to}: name a new folder: --out DIR")
     if not addresses:
         raise BadInput(f"--to {to}: name at least one run folder; list them: harness show runs")
@@ -65,25 +66,29 @@ def publish(
 
 
 def _wandb(
-    addresses: list[str], mode: Literal["online", "offline"], own: str | None, user: str | None
+    addresses: list[str],
+    mode: Literal["online", "offline"],
+    project: str | None,
+    entity: str | None,
 ) -> None:
     from harness.results.publish import publish, publish_wandb
 
-    runs = publish.folders(addresses, "wandb")
+    runs = publish.finished_runs(addresses, "wandb")
     done = []
     for run, known in track(runs, total=len(runs), what="publishing"):
-        each = publish_wandb.to_wandb(run, known, mode, own, user)
-        out.print(f"{run.path.name}: {each.said}: {each.where}")
-        done.append(each)
-    groups, places = {each.group for each in done}, {each.place for each in done}
-    said = f"{count(len(done), 'run')} in {count(len(groups), 'group')}"
+        result = publish_wandb.to_wandb(run, known, mode, project, entity)
+        out.print(f"{run.path.name}: {result.action}: {result.where}")
+        done.append(result)
+    groups, places = {result.group for result in done}, {result.place for result in done}
+    summary = f"{count(len(done), 'run')} in {count(len(groups), 'group')}"
     if mode == "offline":
-        out.print(f"{said}, written but not sent: give each its `wandb sync`, above")
+        out.print(f"{summary}, written but not sent: run each `wandb sync` above")
         return
-    # Without a project of one's own there may be several, each with its own panels.
-    entity, _, project = str(done[-1].place).partition("/")
-    view = f"harness publish --to wandb-view --project {project} --entity {entity}"
-    out.print(f"{said}, in {', '.join(sorted(map(str, places)))}; panels that compare them: {view}")
+    # Without --project, runs may go to several projects; the hint names the last one's.
+    last_entity, _, last_project = str(done[-1].place).partition("/")
+    view = f"harness publish --to wandb-view --project {last_project} --entity {last_entity}"
+    where = ", ".join(sorted(map(str, places)))
+    out.print(f"{summary}, in {where}; panels that compare them: {view}")
 
 
 def _view(project: str | None, entity: str | None) -> None:
@@ -98,7 +103,7 @@ def _mllog(addresses: list[str], folder: Path) -> None:
     from harness.results.publish import publish
     from harness.results.publish.publish_mllog import RULES, to_mllog
 
-    runs = publish.folders(addresses, "mllog")
+    runs = publish.finished_runs(addresses, "mllog")
     to_mllog(runs, folder)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
     out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")

@@ -1,4 +1,4 @@
-"""`harness show`: runs, networks and published results, for a person."""
+"""The verb `harness show`: show runs, networks and published results."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from harness.system.console import out
 app = group()
 
 DESCRIPTION = """\
-Show a run, the history of all runs, a network, or published results.
+Show a run, a table of all runs, a network, or published results.
 
-  harness show runs/a-s0                         one run in full, also if it has not finished
-  harness show wandb:team/bench/RUN_ID           one out of W&B; also an offline W&B folder
+  harness show runs/a-s0                         one run in full, also an unfinished one
+  harness show wandb:team/bench/RUN_ID           a run from W&B; also an offline W&B folder
   harness show ref:goyal2017-resnet50-b256       a published result
-  harness show runs                              the history: all runs in runs/, a line each
-  harness show runs /shared/runs 'old/a-s*'      of other folders, or of some runs
+  harness show runs                              all runs in runs/, a line each
+  harness show runs /shared/runs 'old/a-s*'      runs of other folders, or some runs
   harness show runs --only model=resnet50 --only state=finished --sort top1 --reverse
   harness show runs --only 'train.global_batch=8*' --only seed=0
   harness show runs --markdown > history.md      as a table to paste
   harness show model resnet50 --layers           a network
   harness show references --model resnet50       published results
 
-In the history `left` is the time that a run still needs, by its speed so far; `<`: or less, as it
-stops at a target. A run is `silent` if it says it is running and has given no sign of life for two
-minutes: it was killed, or its disk hangs. One that cannot be read is named on stderr."""
+In the table of runs, `left` is the time that a run still needs at its speed so far; `<` means that
+it may stop earlier, at a target. A run is `silent` if its state is `running` but it has given no
+sign of life for two minutes: it was killed, or its disk hangs. Runs that cannot be read are named
+on stderr."""
 
 
 @verb(app, DESCRIPTION)
@@ -35,14 +36,14 @@ def show(
         help="`runs`, `model`, `references`, or a run: folder, glob, wandb:..., ref:ID"),
     names: list[str] = Argument([], metavar="NAME",
         help="runs: folders of runs, run folders or globs (default runs/); model: its name; "
-        "references: ids, for all of each"),
+        "references: ids, to show them in full"),
     only: list[str] = Option([], metavar="KEY=VALUE",
-        help="runs: with this state, model, device, seed or section.key setting; * and ? stand "
-        "for anything; may be repeated, then all must hold"),
+        help="runs: with this state, model, device, seed or section.key setting; * and ? are "
+        "wildcards; may be repeated, then all must hold"),
     sort: str | None = Option(None, metavar="KEY",
         help="runs: by name (default), state, epoch, top1, images_per_second, left or active: "
-        "lowest first, unknown last"),
-    reverse: bool = Option(False, "--reverse", help="runs: highest first"),
+        "ascending, unknown last"),
+    reverse: bool = Option(False, "--reverse", help="runs: sort in descending order"),
     markdown: bool = Option(False, "--markdown", help="runs: print a Markdown table"),
     layers: bool = Option(False, "--layers", help="model: every layer, not every stage"),
     image_px: int = Option(0, show_default="224, or 32", help="model: input side, px"),
@@ -50,7 +51,7 @@ def show(
     model: str | None = Option(None, metavar="NAME", help="references: only for this network"),
     metric: str | None = Option(None, help="references: only of this kind, such as top1"),
 ) -> None:  # fmt: skip
-    """Show a run, all runs, a network, or published results."""
+    """Show a run, a table of runs, a network, or published results."""
     if what != "references" and (model or metric):
         raise BadInput(f"show {what}: --model and --metric belong to `show references`")
     if what != "runs" and (only or sort or reverse or markdown):
@@ -68,7 +69,7 @@ def show(
             names or ["runs"], only=only, sort=sort or "name", reverse=reverse, markdown=markdown
         )
     elif names:
-        raise BadInput(f"show {what}: takes one run folder; several in a table: show runs")
+        raise BadInput(f"show {what}: takes one run folder; for several, use: show runs")
     else:
         from harness.results import show
 
@@ -89,9 +90,9 @@ def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> Non
 def _show_references(names: list[str], model: str | None, metric: str | None) -> None:
     from harness.results import references, show_references
 
-    shelf = references.load_shelf()
+    known = references.load_references()
     for name in names:
-        show_references.show_reference(references.find(shelf, name))
+        show_references.show_reference(references.find(known, name))
     if not names:
-        rows = references.pick(shelf, model=model, metric=metric)
+        rows = references.pick(known, model=model, metric=metric)
         show_references.show_references(rows)

@@ -1,1 +1,1 @@
-"""Results: what runs left behind, read back and shown."""
+"""Read, show, compare and publish the results of runs."""

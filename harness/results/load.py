@@ -1,4 +1,4 @@
-"""Reading run folders back: state, rows, result; also of runs that failed or are still going."""
+"""Read run folders: state, rows, result and failure, also of unfinished and failed runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ M = TypeVar("M", bound=BaseModel)
 Rows = TypeAdapter(list[Row])
 
 SILENT = "silent"
-"""State of a run that says it is running and gives no sign of life: killed, or its disk hangs."""
-SILENT_S = 120.0  # its heartbeat comes every 5 s; this leaves room for clocks that differ
+"""State of a run that is `running` but has no heartbeat: it was killed, or its disk hangs."""
+SILENT_S = 120.0  # a heartbeat comes every 5 s; this leaves room for clocks that differ
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a run, as the rank tells that failed first, and the end of that rank's log."""
+    """The error of the rank that failed first, and the last lines of its log."""
 
     message: str
     rank: int | None = None
@@ -41,11 +41,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run as its folder tells it; `result` is there once it has finished.
+    """The content of a run folder; `result` is None until the run has finished.
 
     Attributes:
-        state: as the run has put it down; or `silent`, if it is not running any more as it says.
-        active_at: of its end, or of its last sign of life, in unix seconds; None if unknown.
+        state: content of the file `state`; `silent` instead of `running` if no heartbeat comes.
+        active_at: time of its end or of its last heartbeat, in Unix seconds; None if unknown.
     """
 
     path: Path
@@ -71,25 +71,25 @@ def load_run(path: Path) -> LoadedRun:
 
 
 def run_folders(roots: Iterable[Path]) -> list[Path]:
-    """Run folders in the given folders, by name; a run folder may be given itself.
+    """Return the run folders in the given folders, sorted by name, and given run folders.
 
     Raises:
         BadInput: there is none.
     """
     given = list(roots)
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for root in given:
         own = root / "config.yaml"
         configs = [own] if _is_run(root) else sorted(root.glob("*/config.yaml"))
         for config in configs:  # a run that is named twice is one run
-            found.setdefault(config.parent.resolve(), config.parent)
-    if not found:
+            folders.setdefault(config.parent.resolve(), config.parent)
+    if not folders:
         raise BadInput(f"{', '.join(map(str, given))}: holds no run; start one: launch/train.py")
-    return list(found.values())
+    return list(folders.values())
 
 
 def find_runs(roots: Iterable[Path]) -> Iterator[LoadedRun | BadInput]:
-    """All runs in the given folders, one at a time; of one that cannot be read, what is wrong.
+    """Yield the runs in the given folders; the error in place of a run that cannot be read.
 
     Raises:
         BadInput: there is none.
@@ -102,10 +102,10 @@ def find_runs(roots: Iterable[Path]) -> Iterator[LoadedRun | BadInput]:
 
 
 def config_of(path: Path) -> Config:
-    """What was asked of a run.
+    """Return the config of a run's first attempt.
 
     Raises:
-        BadInput: its config is of another version, or cannot be read.
+        BadInput: the config is of another version, or cannot be read.
     """
     try:
         return Config.model_validate(load.read_yaml(path / "config.yaml"))
@@ -114,8 +114,8 @@ def config_of(path: Path) -> Config:
         raise BadInput(f"{path}/config.yaml: {where}: was written by another version") from None
 
 
-def config_at_the_end(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
-    """The config of a run's last attempt, from config.yaml, which is that of its first."""
+def last_config(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
+    """Return the config of a run's last attempt: that of the first with all later changes."""
     changed = attempts[-1].get("changed") if attempts else None
     if not changed:
         return config
@@ -127,16 +127,16 @@ def config_at_the_end(config: Config, attempts: Sequence[Mapping[str, Any]]) -> 
 
 
 def environment(path: Path) -> Mapping[str, Any]:
-    """What a run ran on; empty where that was not written or is torn."""
+    """Return the content of environment.json; empty if the file is missing or damaged."""
     try:
-        told = json.loads((path / "environment.json").read_bytes())
+        content = json.loads((path / "environment.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_run(path: Path) -> bool:
-    return os.path.isfile(path / "config.yaml")  # no, also where a folder may not be looked into
+    return os.path.isfile(path / "config.yaml")  # False also where permission is denied
 
 
 def _load(path: Path) -> LoadedRun:
@@ -155,13 +155,13 @@ def _load(path: Path) -> LoadedRun:
 
 
 def _active_at(path: Path, result: Result | None) -> float | None:
-    """When the run ended, which copying leaves alone; else when it last wrote or beat."""
+    """Return when the run ended, as its result says; else the time of its newest file."""
     if result is not None:
         with suppress(ValueError):
             return datetime.fromisoformat(result.finished_at).timestamp()
     times_s = []
     for name in ("lease.json", "rows.jsonl", "state"):
-        # Opened, as a network disk's answer to a mere stat may be old.
+        # Open the file first: on a network disk, stat alone may return an old time.
         with suppress(OSError), (path / name).open("rb") as file:
             times_s.append(os.fstat(file.fileno()).st_mtime)
     return max(times_s, default=None)
@@ -170,25 +170,26 @@ def _active_at(path: Path, result: Result | None) -> float | None:
 def _rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # what no newline ends is still being written
-    # All at once is faster; one by one names the line, also where two make up one JSON object.
+    *lines, _ = path.read_bytes().split(b"\n")  # a line without a newline is still being written
+    # All lines at once is faster. On an error, parse them one by one to name the line; also if the
+    # number differs, as two broken lines can form one valid object.
     with suppress(ValidationError):
         rows = Rows.validate_json(b"[" + b",".join(lines) + b"]")
         if len(rows) == len(lines):
             return rows
-    return [_parse(Row, line, f"{path}: line {at}") for at, line in enumerate(lines, start=1)]
+    return [_parse(Row, line, f"{path}: line {n}") for n, line in enumerate(lines, start=1)]
 
 
 def _failure(path: Path) -> Failure:
-    """What a failure says; the machine may have stopped while it was written."""
+    """Return the content of failure.json, which may be damaged if the machine stopped."""
     file = path / "failure.json"
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        rank, message = int(told["rank"]), str(told["message"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rank, message = int(content["rank"]), str(content["message"])
     except (ValueError, KeyError, TypeError):
         return Failure(f"{file}: cannot be read")
     log, lines = rank_log.path_of(path, rank), tuple(rank_log.last_lines(path, rank))
-    return Failure(message, rank, told.get("host"), log if lines else None, lines)
+    return Failure(message, rank, content.get("host"), log if lines else None, lines)
 
 
 def _parse(model: type[M], text: bytes, where: Path | str) -> M:

@@ -1,4 +1,4 @@
-"""Measured: a finished run in the form in which runs are compared, wherever it was read from."""
+"""A finished run in the form in which runs are compared, whatever its source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDED = (
     "model", "classes", "protocol", "val_images", "val_digest", "world_size", "device", "precision",
     "compiled", "source", "val_top1_pct", "recompiles", "graph_breaks", "wall_s",
 )  # fmt: skip
-"""Fields of a Result without which there is nothing to compare."""
+"""Fields of a Result without which a run cannot be compared."""
 
 RESOLVED = {
     "engine.precision": "precision",
@@ -35,7 +35,7 @@ RESOLVED = {
     "data.threads": "loader_threads",
     "data.decode": "decode",
 }
-"""Settings that may say `auto` -> the field of a Result that tells what that came to."""
+"""Settings that may be `auto` -> the field of a Result that holds the value that was used."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Measured:
     """A finished run.
 
     Attributes:
-        address: what a person types to get it again.
+        address: from which it can be read again.
         name: of the run.
-        config: what was asked.
-        environment: software and hardware, as environment.json tells them; may be empty.
-        result: fields of schema.Result; what the source does not hold is not in it.
-        train: columns of the rows that end a log period; nan where a row does not tell.
-        val: columns of the rows that end a validation.
+        config: its settings.
+        environment: software and hardware, as in environment.json; may be empty.
+        result: fields of schema.Result; without those that the source does not hold.
+        train: columns of the rows that end a log period; nan where a row has no value.
+        val: columns of the rows that end a validation, likewise.
     """
 
     address: str
@@ -62,14 +62,14 @@ class Measured:
 
 
 def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
-    """Rows as one array per column."""
+    """Return one array per column; nan where a row has no value."""
     table = [[row.get(name) for name in names] for row in rows]
     values = np.array(table, dtype=np.float64).reshape(len(table), len(names))
     return dict(zip(names, values.T, strict=True))
 
 
 def train_and_val(rows: Sequence[Row]) -> tuple[dict[str, Column], dict[str, Column]]:
-    """The columns of both kinds of rows."""
+    """Return the columns of the train rows and those of the validation rows."""
     of_kind: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "stop": []}
     for row in rows:
         of_kind[row.kind].append(row.__dict__)
@@ -77,7 +77,7 @@ def train_and_val(rows: Sequence[Row]) -> tuple[dict[str, Column], dict[str, Col
 
 
 def facts(run: Measured) -> Facts:
-    """All that may make a difference, in groups; the seed, paths and names left out."""
+    """Return all that may explain a difference, in groups; not the seed, paths and names."""
     about, result = run.environment, run.result
     values = flat(run.config) | {
         key: result[field] for key, field in RESOLVED.items() if field in result
@@ -97,7 +97,7 @@ def facts(run: Measured) -> Facts:
 
 
 def identity(run: Measured) -> str:
-    """The cell of a run: equal for runs that may be averaged."""
+    """Return a key that is equal for runs that may be averaged: a cell."""
     return repr(
         sorted((group, sorted(part.items(), key=str)) for group, part in facts(run).items())
     )

@@ -1,4 +1,4 @@
-"""The shelf: published results, each with its protocol and its source (references.yaml)."""
+"""Published results with their protocols and sources, read from references.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.config import ModelName
 from harness.errors import BadInput
 from harness.system.console import count
 
-SHELF = Path(__file__).with_name("references.yaml")
+REFERENCES = Path(__file__).with_name("references.yaml")
 
 Metric = Literal[
     "top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
@@ -22,11 +22,11 @@ Metric = Literal[
 ]  # fmt: skip
 ACCURACIES = ("top1", "top5")
 DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
-"""Classes and validation images."""
+"""Number of classes and of validation images."""
 
 
 class Reference(BaseModel):
-    """One published number, and what one must know to compare with it."""
+    """A published number, and what is needed to compare runs with it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -43,7 +43,7 @@ class Reference(BaseModel):
         "last", description="Which accuracy of a run: the last, or the median of 5 epochs."
     )
     std: float | None = Field(None, ge=0, description="Standard deviation over n runs.")
-    n: int | None = Field(None, ge=1, description="Runs; null: not said.")
+    n: int | None = Field(None, ge=1, description="Number of runs; null: not published.")
     gpus: int | None = Field(None, ge=1)
     gpu: str | None = Field(None, min_length=1)
     precision: Literal["fp32", "tf32", "fp16", "mixed"] | None = None
@@ -54,12 +54,12 @@ class Reference(BaseModel):
     note: str | None = Field(None, min_length=1)
     source: str = Field(min_length=8, description="Publication and place in it.")
     evidence: Literal["primary", "copy", "derived"] = Field(
-        description="The number was read in the source, in a copy of it, or computed from such."
+        description="The number was read in the source, in a copy of it, or derived from it."
     )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Reference:
-        """Refuse what no such number can be, or what nobody could compare with."""
+        """Refuse values that are impossible, and rows that lack what a comparison needs."""
         rules = [
             (self.metric in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
             (self.metric in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
@@ -80,11 +80,11 @@ class Reference(BaseModel):
         return self
 
 
-def load_shelf(path: Path = SHELF) -> list[Reference]:
-    """All references of a file, in its order.
+def load_references(path: Path = REFERENCES) -> list[Reference]:
+    """Return all references of a file in their order.
 
     Raises:
-        BadInput: not such a file; names the row and what is wrong with it.
+        BadInput: the file cannot be read or a row is invalid; names the row and the mistake.
     """
     try:
         groups = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -97,22 +97,22 @@ def load_shelf(path: Path = SHELF) -> list[Reference]:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
     except (TypeError, KeyError, AttributeError):
         raise BadInput(f"{path}: must be a list of sources, each with its `rows`") from None
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     for row in rows:
         try:
             reference = Reference.model_validate(row)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            where = ".".join(["", *map(str, wrong["loc"])])
-            raise BadInput(f"{path}: {row.get('id')}{where}: {wrong['msg']}") from None
-        if reference.id in found:
+            mistake = error.errors()[0]
+            where = ".".join(["", *map(str, mistake["loc"])])
+            raise BadInput(f"{path}: {row.get('id')}{where}: {mistake['msg']}") from None
+        if reference.id in references:
             raise BadInput(f"{path}: {reference.id}: this id is given twice")
-        found[reference.id] = reference
-    return list(found.values())
+        references[reference.id] = reference
+    return list(references.values())
 
 
 def line(row: Reference) -> str:
-    """A reference in a line: `76.40 +- 0.12 % top1, 5 runs, centre crop 224 px of 256`."""
+    """Return a reference in one line: `76.40 +- 0.12 % top1, 5 runs, centre crop 224 px of 256`."""
     spread = "" if row.std is None else f" +- {row.std:g}"
     unit = "% " if row.metric in ACCURACIES else ""
     runs = f", {count(row.n, 'run')}" if row.n else ""
@@ -120,17 +120,19 @@ def line(row: Reference) -> str:
     return f"{row.value:g}{spread} {unit}{row.metric}{runs}{protocol}"
 
 
-def pick(shelf: Iterable[Reference], *, model: str | None, metric: str | None) -> list[Reference]:
-    """The references for a model and of a metric; None stands for any.
+def pick(
+    references: Iterable[Reference], *, model: str | None, metric: str | None
+) -> list[Reference]:
+    """Return the references for a model and of a metric; None stands for any.
 
     Raises:
-        BadInput: no such model or metric, with the nearest name; or no reference is both.
+        BadInput: no such model or metric, with the nearest name; or no reference matches both.
     """
-    rows = list(shelf)
+    rows = list(references)
     if model is not None:
-        _known(model, [row.model for row in rows], "--model: no reference for")
+        _check_known(model, [row.model for row in rows], "--model: no reference for")
     if metric is not None:
-        _known(metric, [row.metric for row in rows], "--metric: no reference gives")
+        _check_known(metric, [row.metric for row in rows], "--metric: no reference gives")
     picked = [row for row in rows if model in (None, row.model) and metric in (None, row.metric)]
     if not picked:
         has = dict.fromkeys(row.metric for row in rows if row.model == model)
@@ -139,20 +141,20 @@ def pick(shelf: Iterable[Reference], *, model: str | None, metric: str | None) -
 
 
 def find(
-    shelf: Iterable[Reference], name: str, what: str = "show references: no reference"
+    references: Iterable[Reference], name: str, what: str = "show references: no reference"
 ) -> Reference:
-    """The reference with this id; `what` begins the message.
+    """Return the reference with this id; `what` begins the error message.
 
     Raises:
         BadInput: there is none; names the nearest.
     """
-    rows = {row.id: row for row in shelf}
-    _known(name, list(rows), what)
+    rows = {row.id: row for row in references}
+    _check_known(name, list(rows), what)
     return rows[name]
 
 
-def _known(name: str, known: Iterable[str], what: str) -> None:
-    """Refuse a name that is not among the known ones, with the nearest of them."""
+def _check_known(name: str, known: Iterable[str], what: str) -> None:
+    """Raise BadInput, with the nearest known name, if a name is not among the known ones."""
     names = list(dict.fromkeys(known))
     if name not in names:
         near = [known for known in names if known.startswith(name)]

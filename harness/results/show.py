@@ -1,4 +1,4 @@
-"""Showing one run in full on the console."""
+"""Show one run in full on the console."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from harness.logging.schema import Result
 from harness.results import source, wandb
 from harness.results.load import SILENT, Failure, LoadedRun, load_run
 from harness.results.measured import Measured
-from harness.results.references import line, load_shelf
+from harness.results.references import line, load_references
 from harness.results.show_references import show_reference
 from harness.system.console import count, duration, out
 
 
 def show_address(address: str) -> None:
-    """What lies at an address: runs, each in full, or a published result.
+    """Show each run at an address in full, or the published result.
 
     Raises:
-        BadInput: nothing does, it cannot be read, or W&B does not answer.
+        BadInput: there is none, it cannot be read, or W&B does not answer.
     """
     if published := source.reference(address):
         show_reference(published)
@@ -45,15 +45,15 @@ def _paths(address: str) -> list[Path]:
     try:
         return source.folders_at(address)
     except BadInput:
-        return [Path(address)]  # to be refused as what it is: a file, or nothing
+        return [Path(address)]  # load_run says what is wrong with it
 
 
 def show_run(run: LoadedRun) -> None:
-    """One run: what it was, what came out, where its time went."""
-    # Text, and no markup: a path or a message may hold brackets.
+    """Show a run: settings, results, and where its time went; for a failed one, its error."""
+    # Text objects, as rich would read brackets in a path or message as markup.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
     if run.state == SILENT:
-        out.print("says it is running, without a sign of life; if it was killed, start it again")
+        out.print("is `running` without a sign of life; if it was killed, start it again")
     if run.result is None:
         _show_last_row(run)
     else:
@@ -63,10 +63,10 @@ def show_run(run: LoadedRun) -> None:
 
 
 def show_measured(run: Measured) -> None:
-    """A run out of W&B: what it was, and the facts of its result that are told there."""
+    """Show a run from W&B: settings, and the fields of its result that W&B has."""
     out.print(Text.assemble((run.address, "bold"), f"  {run.name}"))
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row(Text("config", "dim"), Text(f"{run.config.model.name}, {_asked(run.config)}"))
+    table.add_row(Text("config", "dim"), Text(f"{run.config.model.name}, {_settings(run.config)}"))
     for name, value in run.result.items():
         if isinstance(value, str | int | float):
             shown = f"{value:.6g}" if isinstance(value, float) else as_text(value)
@@ -74,7 +74,7 @@ def show_measured(run: Measured) -> None:
     out.print(table)
 
 
-def _asked(config: Config) -> str:
+def _settings(config: Config) -> str:
     return (
         f"{config.schedule.epochs} epochs, batch {config.train.global_batch}, "
         f"seed {config.run.seed}"
@@ -92,11 +92,11 @@ def _show_result(result: Result) -> None:
 
 
 def _show_failure(failure: Failure) -> None:
-    """Who failed first and why, under the end of what that rank said."""
+    """Show the last lines of the log of the rank that failed first, and its error."""
     if failure.log is not None:
         out.print(f"end of {failure.log}:")
-        for words in failure.last_lines:
-            out.print(f"    {words}")
+        for text in failure.last_lines:
+            out.print(f"    {text}")
     where = f" on {failure.host}" if failure.host else ""
     who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
     out.print(Text(f"{who}{failure.message}", "red"))
@@ -123,7 +123,8 @@ def _facts(r: Result) -> dict[str, str]:
     if r.target is not None:
         facts["target"] = r.target.in_words()
     if r.events:
-        facts["on the way"] = ", ".join(f"{each.kind} at step {each.step:,}" for each in r.events)
+        events = [f"{event.kind} at step {event.step:,}" for event in r.events]
+        facts["on the way"] = ", ".join(events)
     if r.stragglers:
         facts["slow"] = "\n".join(r.stragglers)
     if r.references:
@@ -159,10 +160,10 @@ def _facts(r: Result) -> dict[str, str]:
 
 
 def _published(names: Sequence[str]) -> str:
-    """The rows that a recipe names, a line each."""
-    shelf = {row.id: row for row in load_shelf()}
+    """Return one line for each reference that a recipe names."""
+    rows = {row.id: row for row in load_references()}
     return "\n".join(
-        f"{line(shelf[name])} ({name})" if name in shelf else f"{name}: not on the shelf"
+        f"{line(rows[name])} ({name})" if name in rows else f"{name}: not in references.yaml"
         for name in names
     )
 

@@ -1,4 +1,4 @@
-"""A comparison on the console."""
+"""Show a comparison on the console."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from harness.results.stats.reproduce import Reproduction
 from harness.results.stats.statistics import Sample
 from harness.system.console import count, out, wide
 
-COLOURS = {
+VERDICT_COLORS = {
     "better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow",
     "reproduced": "green", "not reproduced": "red", "not comparable": "yellow",
 }  # fmt: skip
 BASIS = {
-    "welch": "intervals: Welch's, from run to run on both sides",
+    "welch": "intervals: from the spread between runs on both sides (Welch)",
     "one side": "intervals: one side has a single run, taken as one more of the other side's kind",
-    "assumed": "intervals: one run each, so that nothing tells how much runs of the same thing "
-    "differ; a standard deviation of {std:g} {unit} is assumed for {title} (--assume-std "
-    "{name}=...), and repeats are better",
+    "assumed": "intervals: one run each, so how much repeats differ is not known; a "
+    "standard deviation of {std:g} {unit} is assumed for {title} (--assume-std {name}=...); "
+    "repeats are better",
     "drift": "intervals: one run each, and the halves of a run differ in {title} by more than the "
-    "{std:g} {unit} that would be assumed: that is taken for how much runs of the same thing "
-    "differ; repeats tell more",
+    "{std:g} {unit} that would be assumed, so that difference is taken for the spread between "
+    "runs; repeats are better",
 }
 NONE = "not comparable"
-MOST_WORDS = 60
+MAX_TEXT = 60
 
 
-def show_comparison(told: Comparison, testing: Sequence[str], *, judge: bool) -> None:
-    """What differs, whether it may be compared, and each metric, with its verdict or without."""
-    out.print(_head("new ", told.new))
-    out.print(_head("base", told.base))
-    show_differences(told.differences, testing)
-    show_doubts(told.doubts)
+def show_comparison(comparison: Comparison, testing: Sequence[str], *, judge: bool) -> None:
+    """Show what differs, the doubts, and each metric; with `judge`, also its verdict."""
+    out.print(_head("new ", comparison.new))
+    out.print(_head("base", comparison.base))
+    show_differences(comparison.differences, testing)
+    show_doubts(comparison.doubts)
     table = _table("new", "base", "95 % interval")
-    for found in told.findings:
-        table.add_row(*_row(found, judge))
+    for finding in comparison.findings:
+        table.add_row(*_row(finding, judge))
     wide.print(table)
-    for line in bases(told.findings):
+    for line in interval_notes(comparison.findings):
         out.print(Text(line, "dim"))
 
 
@@ -56,132 +56,139 @@ def _table(new: str, base: str, interval: str) -> Table:
     return table
 
 
-def show_differences(found: Sequence[Difference], testing: Sequence[str]) -> None:
-    """Under test, and what else is not the same."""
-    meant = [each for each in found if each.key in testing]
-    others = [each for each in found if each.key not in testing]
+def show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:
+    """Show the differences: first those under test, then all others."""
+    tested = [row for row in differences if row.key in testing]
+    others = [row for row in differences if row.key not in testing]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for what, part in (("under test", meant), ("differs" if not meant else "differs too", others)):
-        for each in part:
+    for title, rows in (("under test", tested), ("differs too" if tested else "differs", others)):
+        for row in rows:
             table.add_row(
-                Text(what, "dim"), each.group, Text(each.key), Text(words(each.new)),
-                Text("base:", "dim"), Text(words(each.base)),
+                Text(title, "dim"), row.group, Text(row.key), Text(_shorten(row.new)),
+                Text("base:", "dim"), Text(_shorten(row.base)),
             )  # fmt: skip
-    if found:
+    if differences:
         out.print(table)
     else:
         out.print("nothing differs but the seeds: settings, software, hardware and data agree")
 
 
 def show_doubts(doubts: Sequence[str]) -> None:
-    """Why the sides are not comparable."""
+    """Show the reasons why the sides are not comparable."""
     for doubt in doubts:
         out.print(Text(f"not comparable: {doubt}", "yellow"))
 
 
-def show_reproduction(told: Reproduction, *, judge: bool) -> None:
-    """The paper's number, ours, the interval, and the verdict or none."""
-    metric, reference = told.metric, told.reference
-    out.print(_head("runs", told.cell))
+def show_reproduction(result: Reproduction, *, judge: bool) -> None:
+    """Show our number, the published one, and the interval; with `judge`, also the verdict."""
+    metric, reference = result.metric, result.reference
+    out.print(_head("runs", result.cell))
     out.print(Text(f"ref:{reference.id}  {reference.source}"))
-    show_differences(told.differences, ())
-    show_doubts(told.doubts)
+    show_differences(result.differences, ())
+    show_doubts(result.doubts)
     table = _table("ours", "published", "90 % interval")
-    difference = metric.difference(told.ours.mean - told.theirs.mean)
+    difference = metric.difference(result.ours.mean - result.theirs.mean)
     table.add_row(
-        f"{metric.title}, {metric.unit}", value(metric, told.ours), value(metric, told.theirs),
-        f"{difference:+.2f} {points(metric)}", _interval(told),
-        _verdict(told.word if judge else NONE),
+        f"{metric.title}, {metric.unit}", format_sample(metric, result.ours),
+        format_sample(metric, result.theirs), f"{difference:+.2f} {difference_unit(metric)}",
+        _interval(result), _verdict(result.verdict if judge else NONE),
     )  # fmt: skip
     wide.print(table)
+    out.print(meaning_of_reproduced(metric))
+    if judge and result.verdict == "cannot tell":
+        out.print(seeds_needed(result))
+
+
+def meaning_of_reproduced(metric: Metric) -> str:
+    """Return the sentence that says what `reproduced` means."""
     worse = "below" if metric.better == "higher" else "above"
-    out.print(f"reproduced: surely not {worse} it by {metric.margin:g} {points(metric)} or more")
-    if judge and told.word == "cannot tell":
-        out.print(needs(told))
+    margin = f"{metric.margin:g} {difference_unit(metric)}"
+    return f"reproduced: certainly not {worse} it by {margin} or more"
 
 
-def needs(told: Reproduction) -> str:
-    """How many more runs would tell."""
-    if told.runs_needed is None:
-        if told.estimate is None:
+def seeds_needed(result: Reproduction) -> str:
+    """Return the sentence that says how many more seeds would decide."""
+    if result.runs_needed is None:
+        if result.estimate is None:
             return "one run here and no spread published: train more seeds"
-        return "no number of seeds would tell: the publication's own spread is too wide for that"
-    more = max(1, told.runs_needed - told.ours.n)
-    return f"needs {count(more, 'more seed')}: {told.runs_needed} in all, for a power of 80 %"
+        return "no number of seeds would tell: the spread of the publication is too wide"
+    more = max(1, result.runs_needed - result.ours.n)
+    return f"needs {count(more, 'more seed')}: {result.runs_needed} in all, for a power of 80 %"
 
 
-def value(metric: Metric, sample: Sample) -> str:
-    """Mean, spread and n: `75.91 +- 0.12 (5)`."""
-    mean = metric.outer(sample.mean)
+def format_sample(metric: Metric, sample: Sample) -> str:
+    """Return mean, spread and n: `75.91 ± 0.12 (5)`."""
+    mean = metric.inverse(sample.mean)
     digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2
     spread = ""
     if sample.std is not None:
-        told = f"{100 * sample.std:.1f} %" if metric.scale == "relative" else f"{sample.std:.2f}"
-        spread = f" ± {told}"
+        std = f"{100 * sample.std:.1f} %" if metric.scale == "relative" else f"{sample.std:.2f}"
+        spread = f" ± {std}"
     return f"{mean:,.{digits}f}{spread} ({sample.n})"
 
 
-def words(value: Any) -> str:
-    """A fact in a few words."""
+def _shorten(value: Any) -> str:
+    """Return a fact as text of at most MAX_TEXT letters."""
     text = "-" if value is None else str(value)
-    return text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 1]}…"
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
-def runs_of(cell: Cell) -> str:
-    """How many runs a side has, and their seeds."""
+def count_runs(cell: Cell) -> str:
+    """Return how many runs a side has, and their seeds."""
     runs = count(len(cell.runs), "run")
     seeds = sorted({run.config.run.seed for run in cell.runs})
     return f"{runs}, seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else runs
 
 
-def _head(which: str, cell: Cell) -> Text:
-    return Text.assemble((f"{which}  ", "dim"), (cell.label, "bold"), f"  {runs_of(cell)}")
+def _head(role: str, cell: Cell) -> Text:
+    return Text.assemble((f"{role}  ", "dim"), (cell.label, "bold"), f"  {count_runs(cell)}")
 
 
-def _row(found: Finding, judge: bool) -> tuple[str | Text, ...]:
-    metric = found.metric
+def _row(finding: Finding, judge: bool) -> tuple[str | Text, ...]:
+    metric, bounds = finding.metric, finding.interval()
     name = f"{metric.title}, {metric.unit}"
-    interval = found.interval()
-    seen = "unknown" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+    interval = "unknown" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
     return (
-        Text(name, "bold" if found.primary else ""), value(metric, found.new),
-        value(metric, found.base), f"{found.difference:+.2f} {points(metric)}", seen,
-        _verdict(found.word if judge else NONE),
+        Text(name, "bold" if finding.primary else ""), format_sample(metric, finding.new),
+        format_sample(metric, finding.base),
+        f"{finding.difference:+.2f} {difference_unit(metric)}", interval,
+        _verdict(finding.verdict if judge else NONE),
     )  # fmt: skip
 
 
-def _interval(told: Reproduction) -> str:
-    if told.estimate is None:
+def _interval(result: Reproduction) -> str:
+    if result.estimate is None:
         return "unknown"
-    low, high = map(told.metric.difference, told.estimate.interval(0.90))
+    low, high = map(result.metric.difference, result.estimate.interval(0.90))
     return f"{low:+.2f} to {high:+.2f}"
 
 
-def points(metric: Metric) -> str:
-    """The unit of a metric's differences."""
+def difference_unit(metric: Metric) -> str:
+    """Return the unit of a metric's differences."""
     return "%" if metric.scale == "relative" else "points"
 
 
-def _verdict(word: str) -> Text:
-    return Text(word, COLOURS[word])
+def _verdict(verdict: str) -> Text:
+    return Text(verdict, VERDICT_COLORS[verdict])
 
 
-def bases(findings: Sequence[Finding]) -> list[str]:
-    """Where intervals come from, each said once; and what the numbers in brackets count."""
-    lines = ["± from run to run, in brackets how many: runs, or seeds where the seed matters"]
-    seen = {}
-    for found in findings:
-        basis = found.estimate.basis if found.estimate else None
-        if basis and basis not in seen:
-            seen[basis] = BASIS[basis].format(
-                std=found.metric.assumed_std or 0, unit=points(found.metric),
-                title=found.metric.title, name=found.metric.name,
+def interval_notes(findings: Sequence[Finding]) -> list[str]:
+    """Return notes for the table: what its numbers mean and where its intervals come from."""
+    notes = {}
+    for finding in findings:
+        metric, basis = finding.metric, finding.estimate.basis if finding.estimate else None
+        if basis and basis not in notes:
+            notes[basis] = BASIS[basis].format(
+                std=metric.assumed_std or 0, unit=difference_unit(metric), title=metric.title,
+                name=metric.name,
             )  # fmt: skip
-    lines += seen.values()
-    margins = ", ".join(
-        f"{found.metric.title} {found.metric.margin:g} {points(found.metric)}" for found in findings
-    )
-    lines.append(f"equivalent: surely nearer than {margins} (--margin)")
+    metrics = [finding.metric for finding in findings]
+    margins = ", ".join(f"{m.title} {m.margin:g} {difference_unit(m)}" for m in metrics)
+    lines = [
+        "±: standard deviation between runs; in brackets: number of runs, or of seeds for accuracy",
+        *notes.values(),
+        f"equivalent: certainly nearer than {margins} (--margin)",
+    ]
     if len(findings) > 1:
-        lines.append("verdicts but the first metric's are adjusted for their number (Holm)")
+        lines.append("verdicts except the first are adjusted for the number of metrics (Holm)")
     return lines

@@ -1,4 +1,4 @@
-"""Showing published results on the console: a table, or one in full."""
+"""Show published results on the console: all in a table, or one in full."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.system.console import count, out
 
 
 def show_references(rows: list[Reference]) -> None:
-    """A line for each published result."""
+    """Show a table of published results."""
     table = Table(box=None, pad_edge=False)
     for name in ("reference", "metric", "value (n)", "batch", "epochs", "hardware"):
         table.add_column(name, no_wrap=True)
@@ -28,7 +28,7 @@ def show_references(rows: list[Reference]) -> None:
             _hardware(row),
             Text("; ".join(filter(None, [row.variant, row.note, row.protocol]))),
         )
-    # An id that is cut cannot be asked for: on a narrow terminal the lines wrap.
+    # Lines wrap on a narrow terminal, as a truncated id could not be used in a command.
     Console(width=max(out.width, 150), soft_wrap=True, highlight=False).print(table)
     out.print(
         f"{count(len(rows), 'reference')}, top1 and top5 in %; "
@@ -37,7 +37,7 @@ def show_references(rows: list[Reference]) -> None:
 
 
 def show_reference(row: Reference) -> None:
-    """All that is known of one published result."""
+    """Show all fields of a published result."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in row.model_dump(exclude_none=True).items():
         table.add_row(Text(name, "dim"), Text(str(value)))

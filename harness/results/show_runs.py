@@ -1,4 +1,4 @@
-"""The history: a table of runs, chosen, sorted, on the console or as Markdown."""
+"""Show a table of runs, filtered and sorted, on the console or as Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.schedule import ENDS
 from harness.system.console import count, duration, err, out
 
 SHORT = {"model": "model.name", "seed": "run.seed"}
-"""Short for a setting, in --only."""
+"""Short names of settings in --only."""
 
 TITLES = (
     "run", "state", "epoch", "top-1 %", "images/s", "left", "model", "devices", "last active",
@@ -36,11 +36,13 @@ NUMBERS = range(2, 6)
 
 @dataclass(frozen=True)
 class Line:
-    """What the history tells of a run; None is what cannot be told.
+    """A line of the table; None stands for what is unknown.
 
     Attributes:
-        may_end_earlier: than `left_s` says, at a target.
-        device: what it computes on, in the words that --only may use.
+        left_s: estimated seconds until the run ends.
+        may_end_earlier: whether the run stops at a target, perhaps before `left_s`.
+        devices: number and name of the devices, as shown.
+        device: names of the device that `--only device=` accepts.
     """
 
     path: Path
@@ -60,7 +62,7 @@ class Line:
 SORTS: dict[str, Callable[[Line], Any]] = {
     # Numbers in names count as numbers: seed 2 comes before seed 10.
     "name": lambda line: [
-        int(part) if at % 2 else part for at, part in enumerate(re.split(r"(\d+)", line.path.name))
+        int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", line.path.name))
     ],
     "state": lambda line: line.state,
     "epoch": lambda line: line.epoch,
@@ -79,36 +81,36 @@ def show_runs(
     reverse: bool = False,
     markdown: bool = False,
 ) -> None:
-    """A line for each run; one that cannot be read is named on stderr, and hides no other.
+    """Show a line for each run; runs that cannot be read are named on stderr.
 
     Args:
         addresses: folders of runs, run folders, or globs of either.
-        only: `KEY=VALUE`, which must all hold.
-        sort: a key of SORTS; what is not known comes last, also in reverse.
+        only: `KEY=VALUE` conditions, which must all hold.
+        sort: a key of SORTS; unknown values come last, also in reverse.
 
     Raises:
-        BadInput: no such folder or key, no run can be read, or none fits.
+        BadInput: no such folder or key, no run can be read, or no run matches.
     """
     if sort not in SORTS:
         raise BadInput(f"--sort {sort}: no such key{nearest(sort, list(SORTS))}")
-    wishes = [_wish(word) for word in only]
-    lines, refused = _read([path for address in addresses for path in _folders(address)])
-    chosen = _sorted([line for line in lines if _fits(line, wishes)], sort, reverse)
+    conditions = [_condition(text) for text in only]
+    lines, errors = _read([path for address in addresses for path in _folders(address)])
+    chosen = _sorted([line for line in lines if _matches(line, conditions)], sort, reverse)
     if chosen:
         _print(chosen, markdown)
-    for error in refused if lines else refused[:-1]:
+    for error in errors if lines else errors[:-1]:
         err.print(Text(f"left out: {' '.join(str(error).split())}"))
     if not lines:
-        raise refused[-1]
+        raise errors[-1]
     if not chosen:
-        raise BadInput(f"--only {', '.join(only)}: no run fits, of {count(len(lines), 'run')}")
+        raise BadInput(f"--only {', '.join(only)}: no run matches, of {count(len(lines), 'run')}")
 
 
 def left_s(rows: Sequence[Row], config: Config) -> float | None:
-    """Time that the run still needs from its last row on; None where nothing tells.
+    """Return the seconds that a run still needs after its last row; None if unknown.
 
-    Steps take their mean time so far, validations as long as the last one; before the first,
-    they are left out.
+    Steps are assumed to take their mean time so far, and validations the time of the last one;
+    before the first validation, they count as 0 s.
     """
     last = rows[-1] if rows else None
     if last is None or not (last.step and last.epoch and last.train_s):
@@ -119,13 +121,13 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
     schedule = config.schedule
     end = min(schedule.epochs * steps_per_epoch, schedule.max_steps or math.inf)
     if schedule.max_minutes is not None:
-        more_s = max(0.0, 60 * schedule.max_minutes - last.train_s)
-        end = min(end, last.step + math.ceil(more_s / step_s))
+        remaining_s = max(0.0, 60 * schedule.max_minutes - last.train_s)
+        end = min(end, last.step + math.ceil(remaining_s / step_s))
     scored = [row for row in rows if row.val_s is not None]
     every = config.eval.every_epochs * steps_per_epoch
     validations = math.ceil(end / every) - last.step // every if last.step < end else 0
-    due_here = last.step % every == 0 or last.step >= end
-    if due_here and not (scored and scored[-1].step == last.step):
+    due_now = last.step % every == 0 or last.step >= end
+    if due_now and not (scored and scored[-1].step == last.step):
         validations += 1
     val_s = scored[-1].val_s or 0.0 if scored else 0.0
     return max(0, end - last.step) * step_s + validations * val_s
@@ -133,7 +135,7 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
 
 def _folders(address: str) -> list[Path]:
     if Path(address).is_file():
-        return []  # a shell that spreads runs/* gives notes and lists too
+        return []  # a shell that expands runs/* also gives files, such as notes
     try:
         return source.folders_at(address)
     except BadInput:
@@ -143,26 +145,26 @@ def _folders(address: str) -> list[Path]:
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[Line], list[BadInput]]:
-    """The runs one by one, so that the rows of one alone are in memory."""
+    """Read the runs one by one, so that only one run's rows are in memory at a time."""
     lines: list[Line] = []
-    refused: list[BadInput] = []
-    for found in find_runs(folders):
-        if isinstance(found, BadInput):
-            refused.append(found)
+    errors: list[BadInput] = []
+    for run in find_runs(folders):
+        if isinstance(run, BadInput):
+            errors.append(run)
             continue
         try:
-            lines.append(_line(found))
+            lines.append(_line(run))
         except BadInput as error:
-            refused.append(error)
-    return lines, refused
+            errors.append(error)
+    return lines, errors
 
 
 def _line(run: LoadedRun) -> Line:
     config, result = config_of(run.path), run.result
     last = run.rows[-1] if run.rows else None
     scores = (row.val_top1_pct for row in reversed(run.rows) if row.kind == "val")
-    speed = next((now for row in reversed(run.rows) if (now := row.images_per_second)), None)
-    goes_on = run.state in ("running", "stopped", SILENT)
+    speed = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
+    unfinished = run.state in ("running", "stopped", SILENT)
     devices, device = _devices(run)
     return Line(
         path=run.path,
@@ -171,7 +173,7 @@ def _line(run: LoadedRun) -> Line:
         epochs=_epochs(config, last),
         top1_pct=next(scores, None),
         images_per_second=result.images_per_second if result else speed,
-        left_s=left_s(run.rows, config) if goes_on else None,
+        left_s=left_s(run.rows, config) if unfinished else None,
         may_end_earlier=config.schedule.stop_at_top1_pct is not None,
         devices=devices,
         device=device,
@@ -181,50 +183,50 @@ def _line(run: LoadedRun) -> Line:
 
 
 def _epochs(config: Config, last: Row | None) -> float | None:
-    """How many epochs are planned; an evaluation has none."""
+    """Return the number of planned epochs; None for an evaluation."""
     if config.run.mode == "eval":
         return None
-    planned, most = float(config.schedule.epochs), config.schedule.max_steps
-    if most is not None and last is not None and last.step:
-        return min(planned, most * last.epoch / last.step)
+    planned, max_steps = float(config.schedule.epochs), config.schedule.max_steps
+    if max_steps is not None and last is not None and last.step:
+        return min(planned, max_steps * last.epoch / last.step)
     return planned
 
 
 def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
-    """The devices as the table shows them, and all words for one of them."""
+    """Return the devices as the table shows them, and all names of one of them."""
     about = environment(run.path)
-    told = about.get("device")
-    device = told if isinstance(told, dict) else {}
+    recorded = about.get("device")
+    device = recorded if isinstance(recorded, dict) else {}
     kind = run.result.device if run.result else str(device.get("type") or "")
     ranks = run.result.world_size if run.result else about.get("world_size")
     if not kind:
         return "", ()
     name = str(device.get("name") or kind)
-    # A GPU's name says how fast it is; that of a CPU is long and says little.
+    # The name of a GPU says how fast it is; that of a CPU is long and says little.
     shown = kind if kind == "cpu" else name.removeprefix("NVIDIA ")
     return (f"{ranks} x {shown}" if ranks else shown), (kind, name, shown)
 
 
-def _wish(word: str) -> tuple[str, str]:
-    """`KEY=VALUE` of --only."""
-    key, found, value = word.partition("=")
-    if not found:
-        raise BadInput(f"--only {word}: write KEY=VALUE, such as model=resnet50")
+def _condition(text: str) -> tuple[str, str]:
+    """Return key and value of a `KEY=VALUE` of --only."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"--only {text}: write KEY=VALUE, such as model=resnet50")
     known = ["state", "device", *SHORT, *(name for name, _ in fields())]
     if key not in known:
-        raise BadInput(f"--only {word}: no such key{nearest(key, known)}")
+        raise BadInput(f"--only {text}: no such key{nearest(key, known)}")
     return key, value
 
 
-def _fits(line: Line, wishes: Sequence[tuple[str, str]]) -> bool:
+def _matches(line: Line, conditions: Sequence[tuple[str, str]]) -> bool:
     return all(
         any(text == value or fnmatchcase(text, value) for text in _texts(line, key))
-        for key, value in wishes
+        for key, value in conditions
     )
 
 
 def _texts(line: Line, key: str) -> tuple[str, ...]:
-    """What a key of --only stands for."""
+    """Return the values of a run that a key of --only may match."""
     if key == "state":
         return (line.state,)
     if key == "device":
@@ -234,35 +236,35 @@ def _texts(line: Line, key: str) -> tuple[str, ...]:
 
 
 def _sorted(lines: Sequence[Line], by: str, reverse: bool) -> list[Line]:
-    of, named = SORTS[by], sorted(lines, key=SORTS["name"])
-    known = sorted((line for line in named if of(line) is not None), key=of, reverse=reverse)
-    return known + [line for line in named if of(line) is None]
+    key, by_name = SORTS[by], sorted(lines, key=SORTS["name"])
+    known = sorted((line for line in by_name if key(line) is not None), key=key, reverse=reverse)
+    return known + [line for line in by_name if key(line) is None]
 
 
 def _print(lines: Sequence[Line], markdown: bool) -> None:
     names = [line.path.name for line in lines]
     rows = [
-        # Of two runs with one name the folder tells which is which.
+        # If two runs have the same name, show their folders.
         _cells(line, str(line.path) if names.count(line.path.name) > 1 else line.path.name)
         for line in lines
     ]
     if markdown:
-        rule = ["--:" if at in NUMBERS else "---" for at in range(len(TITLES))]
+        rule = ["--:" if i in NUMBERS else "---" for i in range(len(TITLES))]
         for row in (TITLES, rule, *(map(_escaped, row) for row in rows)):
             out.print(Text(f"| {' | '.join(row)} |"))
         return
     table = Table(*TITLES, box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, column in enumerate(table.columns):
+    for i, column in enumerate(table.columns):
         column.no_wrap = True
-        column.justify = "right" if at in NUMBERS else "left"
+        column.justify = "right" if i in NUMBERS else "left"
     for row in rows:
         table.add_row(*map(Text, row))
-    # As wide as it gets: a name that is cut cannot be asked for.
+    # Without a limit on the width, as a truncated name could not be used in a command.
     Console(width=10_000, soft_wrap=True, highlight=False).print(table)
 
 
 def _cells(line: Line, name: str) -> list[str]:
-    speed, at = line.images_per_second, line.active_at
+    speed, active_at = line.images_per_second, line.active_at
     left = "" if line.left_s is None else duration(line.left_s)
     done = f"{line.epoch or 0:.1f}"
     return [
@@ -274,7 +276,7 @@ def _cells(line: Line, name: str) -> list[str]:
         f"< {left}" if left and line.may_end_earlier else left,
         line.config.model.name,
         line.devices,
-        "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at)),
+        "" if active_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(active_at)),
     ]
 
 
@@ -283,5 +285,5 @@ def _short(number: float) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """A cell's text where Markdown would read a column's end, or mark-up, in it."""
+    """Return the text with escapes where Markdown would read markup or the end of a column."""
     return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(cell.split()))

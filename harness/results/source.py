@@ -1,4 +1,4 @@
-"""Addresses: where runs and published results are read from, one syntax for all commands.
+"""Read runs and published results from addresses, with one syntax for all commands.
 
 runs/a-s0, 'runs/a-s*'                       run folders
 wandb:entity/project/run_id                  a run in W&B
@@ -19,25 +19,25 @@ from harness.errors import BadInput
 from harness.results import load, wandb
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import Measured, train_and_val
-from harness.results.references import Reference, find, load_shelf
+from harness.results.references import Reference, find, load_references
 
 REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
 
 
 def reference(address: str) -> Reference | None:
-    """The published result at an address; none if it is an address of runs.
+    """Return the published result at an address; None if it is an address of runs.
 
     Raises:
         BadInput: no such reference; names the nearest.
     """
     if not address.startswith(REF):
         return None
-    return find(load_shelf(), address.removeprefix(REF), "ref: no reference")
+    return find(load_references(), address.removeprefix(REF), "ref: no reference")
 
 
 def runs_at(address: str) -> list[Measured]:
-    """The finished runs at an address, by name.
+    """Return the finished runs at an address, sorted by name.
 
     Raises:
         BadInput: there is none, one has not finished or cannot be read, or W&B does not answer.
@@ -48,12 +48,12 @@ def runs_at(address: str) -> list[Measured]:
         from harness.results.wandb import api
 
         return api.runs_at(address)
-    with _no_cycles_sought():
+    with _no_garbage_collection():
         return [_read(path) for path in folders_at(address)]
 
 
 def runs_at_all(addresses: Iterable[str]) -> list[Measured]:
-    """The finished runs at these addresses, each once.
+    """Return the finished runs at all addresses, without duplicates.
 
     Raises:
         BadInput: an address cannot be read.
@@ -70,41 +70,41 @@ def _read(path: Path) -> Measured:
 
 
 @contextmanager
-def _no_cycles_sought() -> Iterator[None]:
-    """Without the garbage collector, for a moment: rows are many, and have no cycles."""
-    was = gc.isenabled()
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector: it would search many rows, which have no cycles, for cycles."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()
 
 
 def folders_at(address: str) -> list[Path]:
-    """The folders that a path or a glob names.
+    """Return the folders that a path or a glob names.
 
     Raises:
-        BadInput: none.
+        BadInput: there is none.
     """
     if Path(address).is_dir():
         return [Path(address)]
-    found = sorted(path for name in glob.glob(address) if (path := Path(name)).is_dir())
-    if not found:
+    paths = sorted(path for name in glob.glob(address) if (path := Path(name)).is_dir())
+    if not paths:
         raise BadInput(f"{address}: no such run folder; list them with: harness show runs")
-    return found
+    return paths
 
 
 def measured(run: LoadedRun) -> Measured:
-    """A run folder's run, if it has finished.
+    """Return a loaded run in the form in which runs are compared.
 
     Raises:
-        BadInput: it has not, or its config or environment is of another version.
+        BadInput: it has not finished, or its config or environment is of another version.
     """
     path = run.path
     if run.result is None:
         raise BadInput(f"{path}: {_why_no_result(run)}")
-    config = load.config_at_the_end(load.config_of(path), run.result.attempts)
+    config = load.last_config(load.config_of(path), run.result.attempts)
     train, val = train_and_val(run.rows)
     result = run.result.model_dump()
     return Measured(str(path), path.name, config, load.environment(path), result, train, val)

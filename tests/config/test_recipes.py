@@ -15,13 +15,13 @@ from trainings import alone
 from harness import config as cfg
 from harness.config import CIFAR_MODELS
 from harness.config import load as cli
-from harness.results.references import load_shelf
+from harness.results.references import load_references
 from harness.schedule import Event, learning_rate, peak_lr, warmup_start_lr
 from harness.trainer.loop import evaluate, train_epoch
 
 FOLDER = ROOT / "configs"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-SHELF = {row.id: row for row in load_shelf()}
+SHELF = {row.id: row for row in load_references()}
 every_recipe = pytest.mark.parametrize(
     "path", RECIPES, ids=[str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
 )

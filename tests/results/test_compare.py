@@ -14,7 +14,7 @@ from made_runs import ENVIRONMENT, made_run
 
 from harness.__main__ import main
 from harness.results.measured import facts, identity
-from harness.results.sides import arms
+from harness.results.sides import read_sides
 from harness.results.source import runs_at
 from harness.results.stats.compare import Comparison, compare_cells
 from harness.results.stats.metrics import metrics, steady_rate
@@ -38,12 +38,12 @@ def three(name: str, rate: float = 1000.0, top1_pct: float = 76.0, **more: Any) 
 
 
 def compared(*words: str) -> Comparison:
-    new, base = arms(words).cells
+    new, base = read_sides(words).cells
     return compare_cells(new, base, metrics(), "images_per_second")
 
 
 def verdicts(told: Comparison) -> dict[str, str]:
-    return {found.metric.name: found.word for found in told.findings}
+    return {found.metric.name: found.verdict for found in told.findings}
 
 
 def harness(*words: str) -> int:
@@ -99,7 +99,7 @@ def test_a_single_run_beside_another_says_what_it_assumes(
 def test_sides_by_globs_by_vs_and_by_kind(words: tuple[str, ...]) -> None:
     three("a")
     three("b", sections={"engine": {"compile": False}}, compiled=False)
-    new, base = arms(words).cells
+    new, base = read_sides(words).cells
     assert [len(new.runs), len(base.runs)] == [3, 3]
     assert (new.label, base.label) == ("a-s*", "b-s*")
     told = compared(*words)
@@ -165,7 +165,7 @@ def test_what_cannot_be_compared_is_said_to_be_so(
     captured = capsys.readouterr()
     assert f"not comparable: {says}" in captured.out or f": {says}" in captured.out
     assert "--anyway" in captured.err
-    assert "equivalent" not in captured.out.partition("equivalent: surely")[0]
+    assert "equivalent" not in captured.out.partition("equivalent: certainly")[0]
 
 
 def test_same_seed_again_says_nothing_of_how_seeds_differ() -> None:
@@ -174,7 +174,7 @@ def test_same_seed_again_says_nothing_of_how_seeds_differ() -> None:
         made_run(Path(f"b{number}"), top1_pct=76.3)
     found = compared("a*", "b*").finding("top1")
     assert found is not None
-    assert (found.new.n, found.new.std, found.word) == (1, None, "cannot tell")
+    assert (found.new.n, found.new.std, found.verdict) == (1, None, "cannot tell")
 
 
 def test_a_rate_leaves_out_the_first_period_of_each_attempt() -> None:
@@ -190,12 +190,12 @@ def test_a_rate_leaves_out_the_first_period_of_each_attempt() -> None:
 def test_time_to_accuracy_of_an_accuracy_named_afterwards() -> None:
     three("slow", rate=500)
     three("fast", rate=1000)
-    new, base = arms(["slow-s*", "fast-s*"]).cells
+    new, base = read_sides(["slow-s*", "fast-s*"]).cells
     told = compare_cells(new, base, metrics(57.0), "images_per_second")
     found = told.finding("train_s_to_target")
     assert found is not None
     assert found.difference == pytest.approx(100, abs=2)
-    assert found.word == "worse"
+    assert found.verdict == "worse"
     # An accuracy that was not reached is no time.
     told = compare_cells(new, base, metrics(90.0), "images_per_second")
     assert told.finding("train_s_to_target") is None
@@ -331,12 +331,12 @@ def test_a_run_that_cannot_be_compared_is_one_line(
     (["a", "vs"], "`vs` stands between two sides"),
     (["a", "b", "c"], "these 3 runs are all of one kind"),
     (["a", "b", "--primary", "speed"], "--primary: speed: no such metric; known: top1"),
-    (["a", "b", "--testing", "engine.compil"], "nothing is called so; did you mean engine.compile"),
+    (["a", "b", "--testing", "engine.compil"], "no such setting or fact; did you mean engine"),
     (["a", "b", "--margin", "top1"], "write METRIC=VALUE"),
     (["a", "b", "--margin", "top9=1"], "top9: no such metric"),
     (["a", "eval"], "have no metric in common"),
-    (["a", "ref:goyal2017-resnet50-scaling"], "scaling_efficiency_pct, which no single run tells"),
-    (["a", "ref:goyal2017-resnet50-b256", "--max-slowdown-pct", "3"], "needs a second side"),
+    (["a", "ref:goyal2017-resnet50-scaling"], "scaling_efficiency_pct, which no single run has"),
+    (["a", "ref:goyal2017-resnet50-b256", "--max-slowdown-pct", "3"], "needs two sides"),
     (["a", "b", "--junit", "."], ".: "),
     (["a", "b", "--junit", "no/such/dir.xml", "--min-top1-pct", "1"], "no/such/dir.xml: No such"),
 ])  # fmt: skip

@@ -22,7 +22,7 @@ from harness.results.page.page import write_page
 from harness.results.page.plots import COLORS
 from harness.results.page.render import FOLDER
 from harness.results.page.series import band, line
-from harness.results.references import find, load_shelf
+from harness.results.references import find, load_references
 from harness.results.source import runs_at
 from harness.results.stats.compare import Cell, Comparison, compare_cells
 from harness.results.stats.metrics import metrics
@@ -73,7 +73,7 @@ def compared(cells: Sequence[Cell]) -> list[Comparison]:
 
 
 def reproduced(cells: Sequence[Cell], references: Iterable[str]) -> list[Reproduction]:
-    shelf = load_shelf()
+    shelf = load_references()
     return [reproduce(each, find(shelf, name, "no")) for name in references for each in cells]
 
 
@@ -148,7 +148,7 @@ def test_a_comparison_says_it_all(runs: Path, tmp_path: Path) -> None:
     (told,) = compared(cells)
     for found in told.findings:
         assert found.metric.title in said
-        assert found.word in said
+        assert found.verdict in said
     for run in (*cells[0].runs, *cells[1].runs):
         assert run.name in said
         assert run.address in said
@@ -166,7 +166,7 @@ def test_a_publication_stands_beside_runs(runs: Path, tmp_path: Path) -> None:
     reference = "torchvision-v1-resnet50-top1"
     (told,) = reproduced([ours], [reference])
     said = checked(page(tmp_path, ours, references=[reference], judge=True))
-    assert told.word in said
+    assert told.verdict in said
     assert f"ref:{reference}" in said
     assert told.reference.source in said
 
@@ -182,7 +182,7 @@ def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> N
     anyway = page(tmp_path, *cells, judge=True)
     assert f"not comparable: {told.doubts[0]}" in checked(anyway)
     words = set(re.findall(r'class="pill[^"]*">([^<]*)<', anyway))
-    assert words == {found.word for found in told.findings}
+    assert words == {found.verdict for found in told.findings}
 
 
 def test_one_run_alone_is_its_report(runs: Path, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_one_side_without_a_page_is_a_mistake(
         told_by(runs / "a-s0")
     assert ended.value.code == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "a-s0 has nothing beside it" in said
+    assert "a-s0 has nothing to be compared with" in said
     assert "--html FILE" in said
 
 

@@ -23,7 +23,7 @@ from harness.config import Config
 from harness.logging import wandb_run
 from harness.logging.schema import Row
 from harness.logging.wandb_run import result_for_wandb, row_for_wandb
-from harness.results.load import config_at_the_end, load_run
+from harness.results.load import last_config, load_run
 from harness.results.publish.publish_mllog import RULES
 
 pytest_plugins = ["wandb_fixtures"]
@@ -196,9 +196,9 @@ def test_the_group_is_the_cell_without_the_seed() -> None:
 def test_a_setting_that_changed_on_the_way_is_the_last_attempts() -> None:
     config = Config.model_validate({"run": {"name": "a"}})
     tries = [{"changed": {"data.threads": 3}}, {"changed": {"data.threads": 4, "log.tags": ["b"]}}]
-    last = config_at_the_end(config, tries)
+    last = last_config(config, tries)
     assert (last.data.threads, last.log.tags) == (4, ("b",))
-    assert config_at_the_end(config, []) == config
+    assert last_config(config, []) == config
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from helpers import ROOT
 from harness.__main__ import main
 from harness.config import CIFAR_MODELS
 from harness.errors import BadInput
-from harness.results.references import SHELF, Reference, find, load_shelf, pick
+from harness.results.references import REFERENCES, Reference, find, load_references, pick
 
 ROW: dict[str, Any] = {
     "id": "somebody2020-resnet50",
@@ -34,7 +34,7 @@ ROW: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def shelf() -> dict[str, Reference]:
-    return {row.id: row for row in load_shelf()}
+    return {row.id: row for row in load_references()}
 
 
 def written(folder: Path, *rows: dict[str, Any], **shared: Any) -> Path:
@@ -119,22 +119,22 @@ def test_errors_in_the_papers_are_accuracies_here(
     ],
 )
 def test_nonsense_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    assert load_shelf(written(tmp_path, ROW)) == [Reference(**ROW)]
+    assert load_references(written(tmp_path, ROW)) == [Reference(**ROW)]
     with pytest.raises(BadInput) as caught:
-        load_shelf(written(tmp_path, ROW | change))
+        load_references(written(tmp_path, ROW | change))
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{tmp_path / 'shelf.yaml'}: ")
 
 
 def test_an_id_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="somebody2020-resnet50: this id is given twice"):
-        load_shelf(written(tmp_path, ROW, ROW))
+        load_references(written(tmp_path, ROW, ROW))
 
 
 def test_rows_share_what_their_source_says_and_may_say_otherwise(tmp_path: Path) -> None:
     rest = {key: value for key, value in ROW.items() if key not in ("epochs", "n")}
     path = written(tmp_path, rest, rest | {"id": "b", "epochs": 45.0}, epochs=90, n=3)
-    assert [(row.epochs, row.n) for row in load_shelf(path)] == [(90, 3), (45, 3)]
+    assert [(row.epochs, row.n) for row in load_references(path)] == [(90, 3), (45, 3)]
 
 
 @pytest.mark.parametrize("text", ["a: 1", "- b", "- source: x", "[", "\t", "- rows: [1]"])
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_shelf_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "shelf.yaml"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"shelf\.yaml: "):
-        load_shelf(path)
+        load_references(path)
 
 
 def test_pick_takes_both_filters(shelf: dict[str, Reference]) -> None:
@@ -216,4 +216,4 @@ def test_an_installed_copy_has_every_file_that_is_read() -> None:
         if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
     }
     assert packaged == others
-    assert SHELF in others
+    assert REFERENCES in others

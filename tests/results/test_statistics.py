@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.results.stats.statistics import Estimate, Sample, compare, holm, log_rate, runs_to_tell
+from harness.results.stats.statistics import Estimate, Sample, compare, holm, log_rate, runs_needed
 
 TRIALS = 4000
 WITHIN = (0.93, 0.97)
@@ -153,7 +153,7 @@ def test_false_alarms_stay_below_the_level() -> None:
 def test_the_number_of_runs_that_is_asked_for_tells() -> None:
     """With so many seeds, eight of ten times the truth is told from the bound."""
     ours, theirs = Sample(76.35, 0.12, 1), Sample(76.40, 0.12, 5)
-    n = runs_to_tell(ours, theirs, bound=-0.25)
+    n = runs_needed(ours, theirs, bound=-0.25)
     assert n is not None
     rng = np.random.default_rng(2)
     # As the publication's mean, known to have an error, was used for the number.
@@ -167,9 +167,9 @@ def test_the_number_of_runs_that_is_asked_for_tells() -> None:
 
 
 def test_no_number_of_runs_tells_a_difference_at_the_bound_or_without_spread() -> None:
-    at_bound = runs_to_tell(Sample(1.0, 0.1, 3), Sample(2.0, 0.1, 3), bound=-1.0)
-    unknown = runs_to_tell(Sample(1.0, None, 1), Sample(2.0, None, 1), bound=0.0)
-    vague = runs_to_tell(Sample(1.0, 0.1, 3), Sample(1.1, 5.0, 2), bound=0.0)
+    at_bound = runs_needed(Sample(1.0, 0.1, 3), Sample(2.0, 0.1, 3), bound=-1.0)
+    unknown = runs_needed(Sample(1.0, None, 1), Sample(2.0, None, 1), bound=0.0)
+    vague = runs_needed(Sample(1.0, 0.1, 3), Sample(1.1, 5.0, 2), bound=0.0)
     assert (at_bound, unknown, vague) == (None, None, None)
 
 

@@ -21,7 +21,7 @@ from harness.logging.wandb import WandbMirror
 from harness.results.load import load_run
 from harness.results.measured import Measured, identity
 from harness.results.publish.publish_wandb import to_wandb
-from harness.results.sides import arms
+from harness.results.sides import read_sides
 from harness.results.source import measured, runs_at
 from harness.results.stats.compare import compare_cells
 from harness.results.stats.metrics import metrics
@@ -118,13 +118,13 @@ def test_verdicts_are_those_of_the_folders_and_a_cell_may_mix(
     here = [str(folders[0].parent / f"{cell}-s*") for cell in "ab"]
     known, told = metrics(None), []
     for words in (there, here):
-        new, base = arms(words).cells
+        new, base = read_sides(words).cells
         told.append(compare_cells(new, base, known, "images_per_second"))
     assert told[0].findings == told[1].findings
     assert told[0].doubts == told[1].doubts
     assert len(told[0].findings) > 2
     mixed = ["wandb:lab/bench/id-a-s0", *map(str, folders[1:])]
-    assert [len(cell.runs) for cell in arms(mixed).cells] == [2, 1]
+    assert [len(cell.runs) for cell in read_sides(mixed).cells] == [2, 1]
 
 
 @pytest.fixture

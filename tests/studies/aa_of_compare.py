@@ -125,7 +125,7 @@ def judged(pairs: Iterator[tuple[list[Measured], list[Measured]]]) -> dict[str, 
             Cell("new", tuple(new)), Cell("base", tuple(base)), metrics(), "images_per_second"
         )
         for found in told.findings:
-            words.setdefault(found.metric.title, Counter())[found.word] += 1
+            words.setdefault(found.metric.title, Counter())[found.verdict] += 1
     return words
 
 

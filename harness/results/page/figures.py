@@ -1,4 +1,4 @@
-"""The pictures of a page: what of the runs stands in each. None where the runs do not tell it."""
+"""Build the figures of a page from runs; None where the runs lack what a figure shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.results.measured import Column, Measured
-from harness.results.page.plots import ACCOUNTS, Bar, Hump, bars, cell_color, curves, humps
+from harness.results.page.plots import ACCOUNTS, Bar, Histogram, bars, cell_color, curves, histogram
 from harness.results.page.plots_speed import scaling
 from harness.results.page.render import Figure, Swatch, Table
 from harness.results.page.series import Line, band, line
@@ -20,19 +20,19 @@ from harness.system.console import count, duration
 
 T = TypeVar("T")
 RATE_POINTS = 80
-"""Fewer than of other lines: the band tells the rest."""
+"""Fewer than for other lines, as the band shows the variation."""
 MOST_BARS = 40
 UNITS_S = (("h", 3600), ("min", 60), ("s", 1))
 LIKE = ("model", "source", "device", "precision", "compiled")
-"""Results that are to agree where runs of several sizes are one scaling."""
+"""Fields of a Result that must agree if runs with different ranks are one scaling curve."""
 
 
 def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list[Figure]:
-    """Top-1 over epochs, and over training time."""
+    """Return top-1 over epochs and over training time."""
     levels = {
-        f"{each.reference.value:g} published": each.reference.value
-        for each in published
-        if each.metric.name == "top1"
+        f"{result.reference.value:g} published": result.reference.value
+        for result in published
+        if result.metric.name == "top1"
     }
     scored = [
         (number, run.val)
@@ -42,7 +42,7 @@ def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list
     if not scored:
         return []
     unit, unit_s = _unit(max(float(np.nanmax(val["train_s"], initial=0)) for _, val in scored))
-    found = []
+    figures = []
     for title, x, column, scale in (
         ("Accuracy over epochs", "epochs", "epoch", 1),
         ("Accuracy over training time", f"training time, {unit}", "train_s", unit_s),
@@ -53,50 +53,50 @@ def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list
         if lines:
             picture = curves(
                 f"{title}. {_last(cells, lines)}", lines, x=x, y="validation top-1, %",
-                y_range=_late(lines, levels.values()), levels=levels,
+                y_range=_late_range(lines, levels.values()), levels=levels,
             )  # fmt: skip
-            found.append(Figure(title, picture, _legend(cells)))
-    return found
+            figures.append(Figure(title, picture, _legend(cells)))
+    return figures
 
 
 def rates(cells: Sequence[Cell]) -> Figure | None:
-    """Images per second over training time."""
-    told = [(number, _rows(run, "train_s", "images_per_second")) for number, run in _runs(cells)]
-    told = [(number, rows) for number, rows in told if len(rows[0])]
-    if not told:
+    """Return images per second over training time."""
+    columns = [(number, _rows(run, "train_s", "images_per_second")) for number, run in _runs(cells)]
+    columns = [(number, rows) for number, rows in columns if len(rows[0])]
+    if not columns:
         return None
-    unit, unit_s = _unit(max(float(seconds.max()) for _, (seconds, _) in told))
-    scaled = [(number, (seconds / unit_s, rate)) for number, (seconds, rate) in told]
+    unit, unit_s = _unit(max(float(seconds.max()) for _, (seconds, _) in columns))
+    scaled = [(number, (seconds / unit_s, rate)) for number, (seconds, rate) in columns]
     lines = _known(line(*rows, number, RATE_POINTS) for number, rows in scaled)
     bands = _known(
         band([rows for cell, rows in scaled if cell == number], number)
         for number in dict.fromkeys(number for number, _ in scaled)
     )
-    drawn = np.concatenate([each.y for each in lines] + [part for b in bands for part in b[1:3]])
+    shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in (b.low, b.high)])
     picture = curves(
         f"Images per second over training time. {_last(cells, lines)}", lines, bands,
-        x=f"training time, {unit}", y="images/s", y_range=_around(drawn),
+        x=f"training time, {unit}", y="images/s", y_range=_typical_range(shown),
     )  # fmt: skip
     note = "A line per run. The band holds 90 % of a side's log periods: 5th to 95th percentile."
     return Figure("Throughput over training time", picture, _legend(cells), note)
 
 
 def step_times(cells: Sequence[Cell]) -> Figure | None:
-    """How step times are spread."""
+    """Return the distribution of step times."""
     groups, rows = [], []
     for number, cell in enumerate(cells):
         medians = np.concatenate([run.train["step_ms_p50"] for run in cell.runs])
         medians = medians[np.isfinite(medians)]
         p50, p95, p99 = (_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99"))
         if len(medians):
-            groups.append(Hump(medians, (p50, p95), number))
+            groups.append(Histogram(medians, (p50, p95), number))
             rows.append([Swatch(cell_color(number), cell.label), *map(_ms, (p50, p95, p99))])
     if not groups:
         return None
-    told = "; ".join(
-        f"{cells[each.cell].label}: median {each.quantiles[0]:.1f} ms" for each in groups
+    medians_text = "; ".join(
+        f"{cells[group.cell].label}: median {group.quantiles[0]:.1f} ms" for group in groups
     )
-    picture = humps(f"Distribution of step times. {told}", groups, x="step time, ms")
+    picture = histogram(f"Distribution of step times. {medians_text}", groups, x="step time, ms")
     note = (
         "Above, the median step of each log period. Below, all steps after the warm-up on rank 0: "
         "a point at the median, a line to the 95th percentile."
@@ -106,35 +106,34 @@ def step_times(cells: Sequence[Cell]) -> Figure | None:
 
 
 def times(cells: Sequence[Cell]) -> Figure | None:
-    """Where the time of each run went."""
-    known = [(number, run, _accounts(run.result)) for number, run in _runs(cells)]
-    told = [each for each in known if each[-1]]
-    if not told:
+    """Return how each run spent its wall time."""
+    accounts = [(number, run, _accounts(run.result)) for number, run in _runs(cells)]
+    known = [item for item in accounts if item[-1]]
+    if not known:
         return None
-    shown = told[:MOST_BARS]
-    spent = [each for _, _, each in shown]
-    unit, unit_s = _unit(max(sum(each.values()) for each in spent))
+    shown = known[:MOST_BARS]
+    unit, unit_s = _unit(max(sum(parts.values()) for _, _, parts in shown))
     rows = [
         Bar(
             run.name,
-            duration(sum(each.values())),
-            _scaled(each, unit_s),
+            duration(sum(parts.values())),
+            _scaled(parts, unit_s),
             number if len(cells) > 1 else None,
         )
-        for number, run, each in shown
+        for number, run, parts in shown
     ]
-    used = [name for name in ACCOUNTS if any(each.get(name) for each in spent)]
-    said = "; ".join(f"{row.name}: {row.total}" for row in rows)
-    picture = bars(f"Where the time went. {said}", rows, x=f"wall time, {unit}")
+    used = [name for name in ACCOUNTS if any(parts.get(name) for _, _, parts in shown)]
+    totals = "; ".join(f"{row.name}: {row.total}" for row in rows)
+    picture = bars(f"Where the time went. {totals}", rows, x=f"wall time, {unit}")
     note = "Rank 0, all attempts."
-    if len(told) > len(shown):
-        note += f" The first {len(shown)} of {len(told)} runs."
+    if len(known) > len(shown):
+        note += f" The first {len(shown)} of {len(known)} runs."
     legend = [Swatch(ACCOUNTS[name], name) for name in used]
     return Figure("Where the time went", picture, legend, note)
 
 
 def efficiency(cells: Sequence[Cell]) -> Figure | None:
-    """Throughput per rank beside that of the fewest ranks; none if all runs have as many."""
+    """Return throughput per rank relative to the fewest ranks; None if all have the same."""
     kinds: dict[tuple[object, ...], list[tuple[int, int, float]]] = {}
     for number, run in _runs(cells):
         if rate := steady_rate(run):
@@ -142,25 +141,24 @@ def efficiency(cells: Sequence[Cell]) -> Figure | None:
             ranks = int(run.result["world_size"])
             kinds.setdefault(kind, []).append((number, ranks, rate / ranks))
     lines, points = [], []
-    for place, found in enumerate(
-        each for each in kinds.values() if len({r for _, r, _ in each}) > 1
-    ):
-        sizes = sorted({ranks for _, ranks, _ in found})
-        per_rank = [float(np.mean([rate for _, r, rate in found if r == size])) for size in sizes]
-        lines.append(Line(np.array(sizes), 100 * np.array(per_rank) / per_rank[0], place))
+    scalings = (runs for runs in kinds.values() if len({ranks for _, ranks, _ in runs}) > 1)
+    for i, runs in enumerate(scalings):
+        sizes = sorted({ranks for _, ranks, _ in runs})
+        per_rank = [float(np.mean([rate for _, r, rate in runs if r == size])) for size in sizes]
+        lines.append(Line(np.array(sizes), 100 * np.array(per_rank) / per_rank[0], i))
         points += [
             Line(np.array([ranks]), np.array([100 * rate / per_rank[0]]), number)
-            for number, ranks, rate in found
+            for number, ranks, rate in runs
         ]
     if not lines:
         return None
-    told = ", ".join(
+    shares = ", ".join(
         f"{count(int(size), 'rank')} {share:.1f} %"
-        for each in lines
-        for size, share in zip(each.x, each.y, strict=True)
+        for row in lines
+        for size, share in zip(row.x, row.y, strict=True)
     )
     picture = scaling(
-        f"Scaling efficiency: {told}", lines, points, x="ranks",
+        f"Scaling efficiency: {shares}", lines, points, x="ranks",
         y="images/s per rank, % of the fewest ranks'",
     )  # fmt: skip
     note = "A point per run. Lines join runs of one model, image source, device and precision."
@@ -168,7 +166,7 @@ def efficiency(cells: Sequence[Cell]) -> Figure | None:
 
 
 def _legend(cells: Sequence[Cell]) -> list[Swatch]:
-    """One cell needs none: all is of it."""
+    """Return the names and colors of the cells; empty if there is only one."""
     if len(cells) == 1:
         return []
     return [Swatch(cell_color(number), cell.label) for number, cell in enumerate(cells)]
@@ -178,12 +176,12 @@ def _runs(cells: Sequence[Cell]) -> list[tuple[int, Measured]]:
     return [(number, run) for number, cell in enumerate(cells) for run in cell.runs]
 
 
-def _known(found: Iterable[T | None]) -> list[T]:
-    return [each for each in found if each is not None]
+def _known(items: Iterable[T | None]) -> list[T]:
+    return [item for item in items if item is not None]
 
 
 def _unit(longest_s: float) -> tuple[str, int]:
-    """The unit in which a time has two of it or more."""
+    """Return the largest unit, and its seconds, of which the time has at least two."""
     return next(((name, s) for name, s in UNITS_S if longest_s >= 2 * s), UNITS_S[-1])
 
 
@@ -193,10 +191,10 @@ def _rows(run: Measured, x: str, y: str) -> tuple[Column, Column]:
 
 
 def _last(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
-    """Where the lines of each cell end, in words."""
+    """Return a text that says at which values the lines of each cell end."""
     ends: dict[int, list[float]] = {}
-    for each in lines:
-        ends.setdefault(each.cell, []).append(float(each.y[-1]))
+    for row in lines:
+        ends.setdefault(row.cell, []).append(float(row.y[-1]))
     return "; ".join(
         f"{cells[number].label} ends at {min(values):,.4g}"
         + (f" to {max(values):,.4g}" if len(values) > 1 else "")
@@ -204,17 +202,17 @@ def _last(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
     )
 
 
-def _late(lines: Sequence[Line], levels: Iterable[float]) -> tuple[float, float]:
-    """A range in which the end can be read: without the first quarter, which climbs into it."""
-    end = max(float(each.x[-1]) for each in lines)
-    late = [float(y) for each in lines for x, y in zip(each.x, each.y, strict=True) if x >= end / 4]
-    every = [*late, *(float(each.y[-1]) for each in lines), *levels]
-    pad = max((max(every) - min(every)) / 20, 0.2)
-    return max(0.0, min(every) - pad), min(100.0, max(every) + pad)
+def _late_range(lines: Sequence[Line], levels: Iterable[float]) -> tuple[float, float]:
+    """Return a y range without the steep first quarter, so that the end is easy to read."""
+    end = max(float(row.x[-1]) for row in lines)
+    late = [float(y) for row in lines for x, y in zip(row.x, row.y, strict=True) if x >= end / 4]
+    shown = [*late, *(float(row.y[-1]) for row in lines), *levels]
+    pad = max((max(shown) - min(shown)) / 20, 0.2)
+    return max(0.0, min(shown) - pad), min(100.0, max(shown) + pad)
 
 
-def _around(values: Column) -> tuple[float, float]:
-    """A range that one slow moment does not squeeze: what is far off leaves the picture."""
+def _typical_range(values: Column) -> tuple[float, float]:
+    """Return a y range around the 1st to 99th percentile, so that outliers do not set it."""
     low, high = np.percentile(values, (1, 99))
     pad = max(0.15 * (high - low), high / 100)
     return max(0.0, float(low - pad)), float(high + pad)
@@ -231,7 +229,7 @@ def _ms(value: float) -> str | None:
 
 
 def _accounts(result: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds in the words of the page; training is divided by what it waited for data."""
+    """Return the seconds of each part, with training split into compute and wait for data."""
     spent = {
         name.replace("_", "-"): float(s) for name, s in (result.get("accounts_s") or {}).items()
     }

@@ -1,4 +1,4 @@
-"""A comparison, or the report of some runs, as a page: one file that needs no network."""
+"""Write a comparison, or a report of runs, as an HTML page: one file that needs no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.results.measured import Measured
 from harness.results.page import figures, verdicts
 from harness.results.page.plots import cell_color
 from harness.results.page.render import Page, Swatch, Table, html, render
-from harness.results.show_compare import bases, value
+from harness.results.show_compare import format_sample, interval_notes
 from harness.results.stats.compare import Cell, Comparison, doubts
 from harness.results.stats.metrics import accuracy, metrics, sample, steady_rate
 from harness.results.stats.reproduce import Reproduction
@@ -27,11 +27,10 @@ ABOUT = {
     "precision": "precision", "compiled": "compiled", "decode": "decoded on",
     "attempt": "attempts",
 }  # fmt: skip
-"""Fields of a Result that say what a run was."""
+"""Fields of a Result that describe a run -> their titles."""
 FOOT = (
-    "images/s: images of all ranks per second of training, waiting for data included; without the "
-    "first log period of each attempt. Start-up, compiling, validation and checkpoints are not in "
-    "it."
+    "images/s: images of all ranks per second of training, waiting for data included. The first "
+    "log period of each attempt, start-up, compiling, validation and checkpoints do not count."
 )
 
 
@@ -39,18 +38,18 @@ def write_page(
     path: Path, cells: Sequence[Cell], comparisons: Sequence[Comparison],
     reproductions: Sequence[Reproduction], *, testing: Sequence[str] = (), judge: bool,
 ) -> None:  # fmt: skip
-    """Write the page of a comparison; of one cell with nothing beside it, its report.
+    """Write the page of a comparison, or of a single cell its report.
 
     Args:
         cells: all sides, also those of comparisons and reproductions.
         testing: keys that are meant to differ.
-        judge: whether to judge even what is not comparable.
+        judge: whether to give verdicts even if sides are not comparable.
 
     Raises:
-        BadInput: the file cannot be written; nothing is left.
+        BadInput: the file cannot be written; nothing is left behind.
     """
-    judgments = [verdicts.comparison(each, cells, judge) for each in comparisons]
-    judgments += [verdicts.reproduction(each, cells, judge) for each in reproductions]
+    judgments = [verdicts.comparison(item, cells, judge) for item in comparisons]
+    judgments += [verdicts.reproduction(item, cells, judge) for item in reproductions]
     speed = (
         figures.rates(cells), figures.step_times(cells), figures.times(cells),
         figures.efficiency(cells),
@@ -62,28 +61,28 @@ def write_page(
         differences=_differences(comparisons, reproductions, testing),
         figures={
             "Accuracy": figures.accuracies(cells, reproductions),
-            "Speed": [each for each in speed if each],
+            "Speed": [figure for figure in speed if figure],
         },
         tables={"Runs": _runs(cells)}, foot=list(_foot(comparisons, reproductions)),
     )  # fmt: skip
     text = render(page)
     try:
         write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
-    except (OSError, ValueError) as error:  # of a value: a path such as `.` names no file
+    except (OSError, ValueError) as error:  # ValueError: a path such as `.` has no file name
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{path}: {reason}; give a file that can be written") from None
 
 
 def _title(cells: Sequence[Cell], reproductions: Sequence[Reproduction]) -> str:
     *new, base = (cell.label for cell in cells)
-    published = [f"ref:{each.reference.id}" for each in reproductions]
+    published = [f"ref:{item.reference.id}" for item in reproductions]
     if new:
         return f"{_few(new)} beside {base}"
     return f"{base} beside {_few(published)}" if published else base
 
 
 def _about(cells: Sequence[Cell]) -> str:
-    """What all the runs are, in a line."""
+    """Return models, number of runs and hardware in one line."""
     runs = [run for cell in cells for run in cell.runs]
     models = [str(run.result["model"]) for run in runs]
     machines = [_hardware(run) for run in runs]
@@ -91,19 +90,19 @@ def _about(cells: Sequence[Cell]) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    """The names, each once; of many, the first."""
-    known = list(dict.fromkeys(names))
-    more = [f"{len(known) - MOST_NAMES} more"] if len(known) > MOST_NAMES else []
-    return ", ".join(known[:MOST_NAMES] + more)
+    """Return the distinct names; if there are many, the first few and how many more."""
+    distinct = list(dict.fromkeys(names))
+    more = [f"{len(distinct) - MOST_NAMES} more"] if len(distinct) > MOST_NAMES else []
+    return ", ".join(distinct[:MOST_NAMES] + more)
 
 
 def _report(cell: Cell) -> dict[str, Any]:
-    """A cell by itself: what came out, and what it was."""
-    samples = [(each, sample(each, cell.runs)) for each in metrics().values()]
+    """Return the template's data for the report of a cell: results and description."""
+    samples = [(metric, sample(metric, cell.runs)) for metric in metrics().values()]
     numbers = [
-        # Of one run, which need not be said.
-        (each.title, value(each, known).removesuffix(" (1)"), each.unit)
-        for each, known in samples
+        # The number of runs is left out if it is 1.
+        (metric.title, format_sample(metric, known).removesuffix(" (1)"), metric.unit)
+        for metric, known in samples
         if known
     ]
     wall_s = [float(run.result["wall_s"]) for run in cell.runs]
@@ -126,9 +125,9 @@ def _report(cell: Cell) -> dict[str, Any]:
 def _differences(
     comparisons: Sequence[Comparison], reproductions: Sequence[Reproduction], testing: Sequence[str]
 ) -> list[Table]:
-    sides = [(each.new.label, each.base.label, each.differences) for each in comparisons]
+    sides = [(item.new.label, item.base.label, item.differences) for item in comparisons]
     sides += [
-        (each.cell.label, f"ref:{each.reference.id}", each.differences) for each in reproductions
+        (item.cell.label, f"ref:{item.reference.id}", item.differences) for item in reproductions
     ]
     return [verdicts.differences(rows, testing, (new, base)) for new, base, rows in sides]
 
@@ -169,9 +168,9 @@ def _hardware(run: Measured) -> str:
 def _foot(
     comparisons: Sequence[Comparison], reproductions: Sequence[Reproduction]
 ) -> Iterable[str]:
-    yield from dict.fromkeys(line for each in comparisons for line in bases(each.findings))
+    yield from dict.fromkeys(note for item in comparisons for note in interval_notes(item.findings))
     if comparisons:
-        yield "95 % intervals are of each metric alone"
+        yield "95 % intervals are not adjusted for the number of metrics"
     if reproductions:
-        yield "published results: 90 % intervals, as the question has one side only"
+        yield "published results: 90 % intervals, as the test is one-sided"
     yield FOOT

@@ -1,4 +1,4 @@
-"""Pictures of runs: curves, histograms, bars and intervals, as matplotlib's SVG."""
+"""Draw curves, histograms, bars and intervals as SVG with matplotlib."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from harness.results.page.series import Band, Line
 COLORS: dict[str, str] = dict(
     re.findall(r"--([\w-]+): (#\w{6});", (FOLDER / "page.css").read_text(encoding="utf-8"))
 )
-"""The variables of page.css, in which the rest of the page is drawn."""
+"""The colors of page.css, so that pictures match the rest of the page."""
 CELLS = [name for name in COLORS if name.startswith("cell-")]
 ACCOUNTS = {
     "start-up": "start-up", "compile": "compile", "compute": "compute", "wait for data": "wait",
     "evaluate": "evaluate", "checkpoint": "checkpoint", "lost": "lost",
 }  # fmt: skip
-"""Where time goes, in words -> its color."""
+"""Parts of the wall time -> their colors."""
 
 DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))
-"""Of cells that share a color."""
+"""Line styles that distinguish cells of the same color."""
 
 WIDTH_PX, HEIGHT_PX = 380, 225
 STEPS = (1, 2, 2.5, 5, 10)
-"""Between ticks."""
+"""Allowed distances between ticks."""
 MARKED = 40
-"""Lines of so few points show them."""
+"""Lines of at most this many points show each point."""
 
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: dict[Any, Any] = {
@@ -61,8 +61,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Hump(NamedTuple):
-    """How values of a cell are spread, and its p50 and p95, which are drawn below."""
+class Histogram(NamedTuple):
+    """Values of a cell, with the p50 and p95 that are drawn below their histogram."""
 
     values: Column
     quantiles: tuple[float, float]
@@ -70,7 +70,7 @@ class Hump(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """Lengths of the parts of one bar; what stands above it, left and right, in whose color."""
+    """A stacked bar: the lengths of its parts, and the texts above it on the left and right."""
 
     name: str
     total: str
@@ -79,7 +79,7 @@ class Bar(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A point on its thick line and, if there is one, its thin line."""
+    """A point with an inner interval (thick line) and perhaps an outer one (thin line)."""
 
     point: float
     inner: tuple[float, float]
@@ -87,7 +87,7 @@ class Range(NamedTuple):
 
 
 def cell_color(cell: int) -> str:
-    """The name of a cell's color."""
+    """Return the name, in page.css, of a cell's color."""
     return CELLS[cell % len(CELLS)]
 
 
@@ -95,19 +95,19 @@ def curves(
     label: str, lines: Sequence[Line], bands: Sequence[Band] = (), *,
     x: str, y: str, y_range: tuple[float, float], levels: Mapping[str, float] | None = None,
 ) -> Picture:  # fmt: skip
-    """Lines over bands.
+    """Draw lines over bands.
 
     Args:
-        label: what it shows, for those who cannot see it.
-        x, y: what is along the axes, with its unit.
-        levels: horizontal lines, with what is written at each.
+        label: description for screen readers.
+        x, y: titles of the axes, with units.
+        levels: horizontal lines, by their labels.
     """
 
     def draw(figure: Figure) -> None:
-        axes = quiet_axes(figure, figure.subplots(), x, y)
-        for each in bands:
+        axes = style_axes(figure, figure.subplots(), x, y)
+        for band in bands:
             axes.fill_between(
-                each.x, each.low, each.high, color=color_of(each.cell), alpha=0.16, lw=0
+                band.x, band.low, band.high, color=color_of(band.cell), alpha=0.16, lw=0
             )
         for line in lines:
             marker = "o" if len(line.x) <= MARKED else ""
@@ -125,73 +125,74 @@ def curves(
         axes.set_ylim(*y_range)
         axes.margins(x=0.02)
 
-    return drawn(label, draw)
+    return draw_svg(label, draw)
 
 
-def humps(label: str, groups: Sequence[Hump], *, x: str) -> Picture:
-    """Histograms, and below them a point at p50 with a line to p95 for each."""
+def histogram(label: str, groups: Sequence[Histogram], *, x: str) -> Picture:
+    """Draw histograms, and below them, for each, a point at p50 with a line to p95."""
 
     def draw(figure: Figure) -> None:
         strip_px = 14 * len(groups) + 8
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[HEIGHT_PX - 82, strip_px])
-        quiet_axes(figure, upper, y="log periods, %")
+        style_axes(figure, upper, y="log periods, %")
         upper.tick_params(axis="x", bottom=False)
-        seen = np.concatenate([each.values for each in groups])
-        low, high = np.percentile(seen, (0.5, 99.5))
+        values = np.concatenate([group.values for group in groups])
+        low, high = np.percentile(values, (0.5, 99.5))
         pad = max((high - low) / 20, high / 200)
         edges = np.linspace(low - pad, high + pad, 41)
-        for row, each in enumerate(groups):
-            color = color_of(each.cell)
-            share = 100 * np.histogram(each.values, edges)[0] / len(each.values)
+        for row, group in enumerate(groups):
+            color = color_of(group.cell)
+            share = 100 * np.histogram(group.values, edges)[0] / len(group.values)
             upper.stairs(share, edges, fill=True, color=color, alpha=0.18)
             upper.stairs(share, edges, color=color, lw=1.2)
-            p50, p95 = each.quantiles
+            p50, p95 = group.quantiles
             lower.plot([p50, p95], [-row, -row], color=color, lw=1.6)
             lower.plot([p50], [-row], "o", color=color, ms=5, mew=0)
             lower.plot([p95], [-row], "|", color=color, ms=8, mew=1.6)
-        quiet_axes(figure, lower, x)
+        style_axes(figure, lower, x)
         lower.yaxis.set_major_locator(NullLocator())
         lower.set_ylim(0.7 - len(groups), 0.7)
 
-    return drawn(label, draw, HEIGHT_PX + 14 * (len(groups) - 1))
+    return draw_svg(label, draw, HEIGHT_PX + 14 * (len(groups) - 1))
 
 
 def bars(label: str, rows: Sequence[Bar], *, x: str) -> Picture:
-    """A stacked bar for each row, its name above it."""
+    """Draw a stacked bar for each row, with its name above it."""
 
     def draw(figure: Figure) -> None:
-        axes = quiet_axes(figure, figure.subplots(), x)
-        ends = max(sum(row.parts.values()) for row in rows)
-        places, left = -np.arange(len(rows)), np.zeros(len(rows))
+        axes = style_axes(figure, figure.subplots(), x)
+        longest = max(sum(row.parts.values()) for row in rows)
+        positions, left = -np.arange(len(rows)), np.zeros(len(rows))
         for part, color in ACCOUNTS.items():
             lengths = np.array([row.parts.get(part, 0.0) for row in rows])
             if lengths.any():
-                axes.barh(places, lengths, 0.36, left, color=COLORS[color], lw=0)
+                axes.barh(positions, lengths, 0.36, left, color=COLORS[color], lw=0)
             left += lengths
-        near: dict[str, Any] = {"va": "bottom", "fontsize": 10.5, "in_layout": False}
-        aside = near | {"textcoords": "offset points"}
-        for place, row in enumerate(rows):
-            above = 0.24 - place
+        text: dict[str, Any] = {"va": "bottom", "fontsize": 10.5, "in_layout": False}
+        offset = text | {"textcoords": "offset points"}
+        for i, row in enumerate(rows):
+            above = 0.24 - i
             if row.cell is not None:
-                axes.text(0, above, "■", color=color_of(row.cell), **near)
-            axes.annotate(_short(row.name), (0, above), (0 if row.cell is None else 13, 0), **aside)
-            axes.text(ends, above, row.total, ha="right", color=COLORS["quiet"], **near)
+                axes.text(0, above, "■", color=color_of(row.cell), **text)
+            indent_px = 0 if row.cell is None else 13
+            axes.annotate(_short(row.name), (0, above), (indent_px, 0), **offset)
+            axes.text(longest, above, row.total, ha="right", color=COLORS["quiet"], **text)
         axes.grid(axis="y", visible=False)
         axes.yaxis.set_major_locator(NullLocator())
-        axes.set_xlim(0, ends)
+        axes.set_xlim(0, longest)
         axes.set_ylim(0.4 - len(rows), 0.75)
 
-    return drawn(label, draw, 50 + 34 * len(rows))
+    return draw_svg(label, draw, 50 + 34 * len(rows))
 
 
 def interval(
     label: str, span: Range, same: tuple[float, float], reach: float, color: str
 ) -> Picture:
-    """An interval on a line from `-reach` to `reach`.
+    """Draw an interval on a line from `-reach` to `reach`.
 
     Args:
-        same: what is shaded.
-        color: its name in page.css.
+        same: the range that counts as equal, which is shaded.
+        color: a name in page.css.
     """
     point, inner, outer = span
 
@@ -204,9 +205,9 @@ def interval(
         axes.axvspan(low, high, color=COLORS["band"], lw=0)
         axes.axvline(0, color=COLORS["quiet"], lw=1)
         stroke = COLORS[color]
-        for part, width in ((outer, 1.4), (inner, 3.6)):
-            if part is not None:
-                axes.plot(np.clip(part, -reach, reach), [0, 0], lw=width, color=stroke)
+        for ends, width in ((outer, 1.4), (inner, 3.6)):
+            if ends is not None:
+                axes.plot(np.clip(ends, -reach, reach), [0, 0], lw=width, color=stroke)
         for bound in outer or inner:
             if abs(bound) > reach:
                 side = float(np.copysign(1, bound))
@@ -214,16 +215,16 @@ def interval(
         if abs(point) <= reach:
             axes.plot([point], [0], "o", ms=6.5, mew=1.8, mfc=COLORS["paper"], mec=stroke)
 
-    return drawn(label, draw, 24, 180, layout=None)
+    return draw_svg(label, draw, 24, 180, layout=None)
 
 
 def color_of(cell: int) -> str:
-    """A cell's color."""
+    """Return a cell's color, such as `#1f77b4`."""
     return COLORS[cell_color(cell)]
 
 
-def quiet_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
-    """Quiet axes; what is along y stands above it, where it takes no width."""
+def style_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
+    """Style the axes; the title of y stands above the picture, where it takes no width."""
     axes.set_xlabel(x)
     if y:
         figure.suptitle(y, x=0, ha="left", color=COLORS["quiet"])
@@ -236,31 +237,31 @@ def quiet_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
 
 
 def plain_number(value: float, _: object = None) -> str:
-    """A number at an axis."""
+    """Return the text of a number at an axis."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _short(name: str, most: int = 44) -> str:
-    half = most // 2
+def _short(name: str, max_letters: int = 44) -> str:
+    half = max_letters // 2
     name = printable(name).replace("\n", " ").replace("\t", " ")
-    return name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}"
+    return name if len(name) <= max_letters else f"{name[:half]}…{name[1 - half :]}"
 
 
-def drawn(
+def draw_svg(
     label: str, draw: Callable[[Figure], None],
     height_px: int = HEIGHT_PX, width_px: int = WIDTH_PX, *,
     layout: Literal["constrained"] | None = "constrained",
 ) -> Picture:  # fmt: skip
-    """What `draw` draws, in the page's colors; its letters are left to the page."""
+    """Return what `draw` draws, in the page's colors; text stays text, in the page's font."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A name may hold letters that matplotlib's font lacks; the reader's will have them.
+        # A name may have letters that matplotlib's font lacks; the browser's font has them.
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        # As it comes, whatever the user has set: the same runs give the same page.
+        # Ignore the user's matplotlibrc, so that the same runs give the same page.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure((width_px / 72, height_px / 72), dpi=72, layout=layout)
         draw(figure)
-        written = io.StringIO()
-        figure.savefig(written, format="svg", transparent=True, metadata=NO_METADATA)
-    svg = written.getvalue()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue()
     return Picture(svg[svg.index("<svg") :], label)

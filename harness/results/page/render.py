@@ -1,4 +1,4 @@
-"""A page from its template page.html: one file with page.css and all pictures in it."""
+"""Render page.html to one file that contains page.css and all pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ID = re.compile(r'( id="|href="#|url\(#)')
 
 
 class Swatch(NamedTuple):
-    """A name with its color, a variable of page.css."""
+    """A name with a color mark; `color` is a variable of page.css."""
 
     color: str
     name: str
@@ -27,14 +27,14 @@ class Swatch(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An SVG, and what it shows, for those who cannot see it."""
+    """An SVG with a text for screen readers."""
 
     svg: str
     label: str
 
 
 class Table(NamedTuple):
-    """Cells are text, or what has `__html__`; columns of numbers are aligned to the right."""
+    """A table whose cells are text or have `__html__`; `right` lists right-aligned columns."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture with what stands above and below it."""
+    """A picture with its title, legend, and a note and table below it."""
 
     title: str
     picture: Picture
@@ -52,11 +52,14 @@ class Figure(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that page.html shows, in its order.
+    """The data of page.html.
 
-    `about` is a line below the title, `tab` the title of the browser's tab; figures and tables
-    come by the title of their section, or ""; judgments and reports are made in verdicts.py and
-    page.py, `differences` has a table for each two sides.
+    Attributes:
+        about: a line below the title.
+        tab: the title of the browser's tab.
+        figures, tables: by the title of their section, which may be empty.
+        judgments, reports: as verdicts.py and page.py return them.
+        differences: a table for each two sides.
     """
 
     title: str
@@ -72,33 +75,33 @@ class Page(NamedTuple):
 
 
 def render(page: Page) -> str:
-    """The page as HTML; what is text in it is escaped."""
+    """Return the page as HTML, with text escaped."""
     number = itertools.count()
 
     def inline(svg: str) -> Markup:
-        """The SVG with ids of its own, as there are others in the page."""
+        """Return the SVG with ids that are unique in the page."""
         ids = rf"\1p{next(number)}-"
         return Markup(TAG.sub(lambda tag: ID.sub(ids, tag[0]), svg))
 
-    pages = Environment(
+    templates = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
         finalize=_text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return pages.get_template("page.html").render(page._asdict(), inline=inline)
+    return templates.get_template("page.html").render(page._asdict(), inline=inline)
 
 
 def html(form: str, *values: object) -> Markup:
-    """A piece of HTML with values as text at its `{}`."""
+    """Return a piece of HTML with the values, escaped, at its `{}`."""
     return Markup(form).format(*map(_text, values))
 
 
 def printable(text: str) -> str:
-    """The text without what neither HTML nor XML can hold, such as bytes that are no UTF-8."""
+    """Return the text with U+FFFD for what HTML and XML cannot hold, such as invalid UTF-8."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _text(value: object) -> object:
-    """What stands in a page for a value: HTML as it is, anything else to be escaped."""
+    """Return HTML unchanged, `-` for None, and anything else as printable text."""
     if hasattr(value, "__html__"):
         return value
     return "-" if value is None else printable(str(value))

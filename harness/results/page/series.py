@@ -1,4 +1,4 @@
-"""Long columns of rows made short enough for a picture."""
+"""Reduce long columns of rows to as many points as a picture can show."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from harness.results.measured import Column
 
 POINTS = 200
-"""More than a picture has room for."""
+"""At most this many points per line."""
 ROWS_OF_A_BIN = 10
-"""Below that many, a 5th and a 95th percentile say nothing."""
+"""Fewer rows than this have no meaningful 5th and 95th percentile."""
 
 
 class Line(NamedTuple):
-    """Points of one run."""
+    """Points of one run; `cell` is the number of its cell."""
 
     x: Column
     y: Column
@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Where the rows of a cell lie: 5th to 95th percentile."""
+    """The 5th and 95th percentile of the rows of a cell, over x."""
 
     x: Column
     low: Column
@@ -33,7 +33,7 @@ class Band(NamedTuple):
 
 
 def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
-    """The known points, each the mean of some neighbours if they are many; none if none is."""
+    """Return the finite points, averaged over neighbors if there are many; None if none is."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if not len(x):
@@ -46,7 +46,7 @@ def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
 
 
 def band(columns: Sequence[tuple[Column, Column]], cell: int, most: int = POINTS) -> Band | None:
-    """The band of all rows of a cell; none if they are too few for one.
+    """Return the band of all rows of a cell; None if there are too few.
 
     Args:
         columns: x and y of each run.
@@ -58,12 +58,12 @@ def band(columns: Sequence[tuple[Column, Column]], cell: int, most: int = POINTS
     if bins < 2:
         return None
     edges = np.linspace(x.min(), x.max(), bins + 1)
-    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
-    order = np.argsort(place, kind="stable")
-    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    bin_of = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
+    order = np.argsort(bin_of, kind="stable")
+    starts = np.flatnonzero(np.diff(bin_of[order], prepend=-1))
     groups = np.split(y[order], starts[1:])
     low, high = np.array([np.percentile(group, (5, 95)) for group in groups]).T
-    middle = ((edges[:-1] + edges[1:]) / 2)[place[order][starts]]
-    # To both ends, not only to the middle of the outer bins.
-    around = np.concatenate([edges[:1], middle, edges[-1:]])
-    return Band(around, np.pad(low, 1, mode="edge"), np.pad(high, 1, mode="edge"), cell)
+    middle = ((edges[:-1] + edges[1:]) / 2)[bin_of[order][starts]]
+    # Extend the band from the middle of the outer bins to both ends.
+    extended = np.concatenate([edges[:1], middle, edges[-1:]])
+    return Band(extended, np.pad(low, 1, mode="edge"), np.pad(high, 1, mode="edge"), cell)

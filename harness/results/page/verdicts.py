@@ -1,4 +1,4 @@
-"""What a page says of two sides: verdicts with their intervals, or why there are none."""
+"""Prepare the verdicts of a page: metrics with intervals, or why the sides are not comparable."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from harness.results import show_compare
 from harness.results.page.plots import Range, cell_color, interval
 from harness.results.page.render import Swatch, Table, html
-from harness.results.show_compare import NONE, needs, points, runs_of, value
 from harness.results.stats.compare import Cell, Comparison, Difference
 from harness.results.stats.metrics import Metric
 from harness.results.stats.reproduce import Reproduction
@@ -16,31 +16,31 @@ from harness.results.stats.statistics import Sample
 
 LOOKS = {
     "better": "good", "reproduced": "good", "worse": "bad", "not reproduced": "bad",
-    "equivalent": "same", "cannot tell": "unsure", NONE: "none",
+    "equivalent": "same", "cannot tell": "unsure", show_compare.NONE: "none",
 }  # fmt: skip
 LEAST_REACH, MOST_REACH = 2.0, 6.0
-"""How many margins the picture of an interval is wide to each side."""
+"""The picture of an interval reaches this many margins to each side."""
 
 
 def comparison(compared: Comparison, cells: Sequence[Cell], judge: bool) -> dict[str, Any]:
-    """Two cells, and a verdict for each metric.
+    """Return the template's data for two cells: a verdict for each metric.
 
     Args:
-        cells: of the page; their order says their colors.
-        judge: whether to judge them even if they are not comparable.
+        cells: all cells of the page; their order sets their colors.
+        judge: whether to give verdicts even if the cells are not comparable.
     """
     judged = judge or not compared.doubts
     ranges = [
-        _range(each.metric, each.difference, each.interval(0.90), each.interval())
-        for each in compared.findings
+        _range(finding.metric, finding.difference, finding.interval(0.90), finding.interval())
+        for finding in compared.findings
     ]
     reach = _reach(ranges)
     rows = [
         _verdict(
             finding.metric, (finding.new, finding.base), finding.difference, finding.interval(),
-            drawn, reach, (-1, 1), finding.word if judged else NONE, finding.primary,
+            span, reach, (-1, 1), finding.verdict if judged else show_compare.NONE, finding.primary,
         )
-        for finding, drawn in zip(compared.findings, ranges, strict=True)
+        for finding, span in zip(compared.findings, ranges, strict=True)
     ]  # fmt: skip
     return {
         "sides": (_side("new", compared.new, cells), _side("base", compared.base, cells)),
@@ -50,22 +50,22 @@ def comparison(compared: Comparison, cells: Sequence[Cell], judge: bool) -> dict
 
 
 def reproduction(reproduced: Reproduction, cells: Sequence[Cell], judge: bool) -> dict[str, Any]:
-    """Runs and a published result, with the verdict for its metric."""
+    """Return the template's data for runs and a published result: the verdict for its metric."""
     metric, reference = reproduced.metric, reproduced.reference
-    word = reproduced.word if judge or not reproduced.doubts else NONE
+    verdict = reproduced.verdict if judge or not reproduced.doubts else show_compare.NONE
     difference = metric.difference(reproduced.ours.mean - reproduced.theirs.mean)
     bounds = None
     if reproduced.estimate is not None:
         low, high = reproduced.estimate.interval(0.90)
         bounds = metric.difference(low), metric.difference(high)
-    drawn = _range(metric, difference, bounds, None)
+    span = _range(metric, difference, bounds, None)
     row = _verdict(
-        metric, (reproduced.ours, reproduced.theirs), difference, bounds, drawn, _reach([drawn]),
-        (-1, math.inf), word, primary=True,
+        metric, (reproduced.ours, reproduced.theirs), difference, bounds, span, _reach([span]),
+        (-1, math.inf), verdict, primary=True,
     )  # fmt: skip
-    worse = "below" if metric.better == "higher" else "above"
-    means = f"reproduced: surely not {worse} it by {metric.margin:g} {points(metric)} or more"
-    notes = [means, needs(reproduced)] if word == "cannot tell" else [means]
+    notes = [show_compare.meaning_of_reproduced(metric)]
+    if verdict == "cannot tell":
+        notes.append(show_compare.seeds_needed(reproduced))
     published = "", f"ref:{reference.id}", reference.source
     return {
         "sides": (_side("runs", reproduced.cell, cells), published),
@@ -75,15 +75,15 @@ def reproduction(reproduced: Reproduction, cells: Sequence[Cell], judge: bool) -
 
 
 def _side(role: str, cell: Cell, cells: Sequence[Cell]) -> tuple[str, Swatch, str]:
-    """Whose side it is, and of how many runs."""
-    number = next((n for n, each in enumerate(cells) if each is cell), 0)
-    return role, Swatch(cell_color(number), cell.label), runs_of(cell)
+    """Return the role of a side, its label, and how many runs it has."""
+    number = next((i for i, other in enumerate(cells) if other is cell), 0)
+    return role, Swatch(cell_color(number), cell.label), show_compare.count_runs(cell)
 
 
 def differences(
     rows: Sequence[Difference], testing: Sequence[str], sides: tuple[str, str]
 ) -> Table:
-    """What is not the same on both sides: first what is under test."""
+    """Return a table of the differences between two sides: first those under test."""
 
     def key(row: Difference) -> str:
         group = html("<b>under test</b>") if row.key in testing else row.group
@@ -95,18 +95,18 @@ def differences(
 
 def _verdict(
     metric: Metric, sides: tuple[Sample, Sample], difference: float,
-    bounds: tuple[float, float] | None, drawn: Range | None, reach: float,
-    same: tuple[float, float], word: str, primary: bool,
+    bounds: tuple[float, float] | None, span: Range | None, reach: float,
+    same: tuple[float, float], verdict: str, primary: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """A line of the page: one metric on both sides, with the picture of its interval."""
-    new, base = (value(metric, side) for side in sides)
-    change = f"{_signed(difference)} {points(metric)}"
-    about = "unknown" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
-    label = f"{metric.title}: {change}, interval {about}, margin {metric.margin:g}"
+    """Return a line of the page: one metric on both sides, with the picture of its interval."""
+    new, base = (show_compare.format_sample(metric, side) for side in sides)
+    change = f"{_signed(difference)} {show_compare.difference_unit(metric)}"
+    span_text = "unknown" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
+    label = f"{metric.title}: {change}, interval {span_text}, margin {metric.margin:g}"
     return {
         "metric": metric, "primary": primary, "values": (new, base), "change": change,
-        "interval": about, "word": word, "look": LOOKS[word],
-        "picture": drawn and interval(label, drawn, same, reach, LOOKS[word]),
+        "interval": span_text, "verdict": verdict, "look": LOOKS[verdict],
+        "picture": span and interval(label, span, same, reach, LOOKS[verdict]),
     }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _range(
     metric: Metric, point: float, inner: tuple[float, float] | None,
     outer: tuple[float, float] | None,
 ) -> Range | None:  # fmt: skip
-    """A difference in margins, so that what is better is to the right; none without an interval."""
+    """Return a difference in units of the margin, better to the right; None without interval."""
     if inner is None:
         return None
     scale = (1 if metric.better == "higher" else -1) / metric.margin
@@ -127,7 +127,7 @@ def _range(
 
 
 def _reach(ranges: Sequence[Range | None]) -> float:
-    ends = [abs(end) for seen in ranges if seen for end in (*seen.inner, *(seen.outer or ()))]
+    ends = [abs(end) for span in ranges if span for end in (*span.inner, *(span.outer or ()))]
     return min(max(LEAST_REACH, *ends), MOST_REACH) if ends else LEAST_REACH
 
 

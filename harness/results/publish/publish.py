@@ -1,4 +1,4 @@
-"""What may be published: run folders, and names that tell the runs apart."""
+"""Check what is to be published: finished run folders with distinct names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from harness.results.measured import Measured
 from harness.results.source import REF, folders_at, measured
 
 
-def folders(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
-    """The finished runs whose folders are given, each once, with all rows and as compared.
+def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
+    """Return the finished runs of the given folders, without duplicates, in both forms.
 
     Args:
-        to: where to; it needs more of a run than other sources hold.
+        to: the value of --to, for error messages.
 
     Raises:
-        BadInput: something else is given, or a run has not finished.
+        BadInput: an address is not a run folder, or a run has not finished.
     """
     paths = {}
     for address in addresses:
@@ -37,11 +37,11 @@ def folders(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured
 
 
 def check_names(names: Iterable[str]) -> None:
-    """What is written under a run's name must not hold two.
+    """Check that the names are distinct, as each run is written under its name.
 
     Raises:
-        BadInput: two runs are called the same.
+        BadInput: two runs have the same name.
     """
     name, number = Counter(names).most_common(1)[0]
     if number > 1:
-        raise BadInput(f"{name}: {number} of these runs are called so; give one of them at a time")
+        raise BadInput(f"{name}: {number} of these runs have this name; give one of them at a time")

@@ -1,18 +1,18 @@
-"""Runs as MLPerf training logs, written by MLPerf's own logger.
+"""Write runs as MLPerf training logs with MLPerf's own logger.
 
-Nothing is timed here: every time follows from what the run wrote down.
+All times are derived from what the run recorded:
 
-- `init_start`: when the first attempt's process began (result.json, `attempts` or `started_at`).
-- A row's moment: when the process of its attempt began + the row's `wall_s`.
-- `init_stop`, `run_start`: the first train row's moment - its `train_s`; only training, and perhaps
-  a checkpoint, lies between. What attempts that left no row took is thus part of `init`.
-- `epoch_start`: the moment of the epoch's first row - the training time since the row before it,
-  and not before what came last; `epoch_stop`: the moment of its last train row.
-- `eval_stop`, `eval_accuracy`: a validation row's moment; `eval_start`: that - its `val_s`.
-- `run_stop`: the last row's moment, whether or not the target was reached before.
+- `init_start`: the start of the first attempt's process (result.json, `attempts` or `started_at`).
+- The time of a row: the start of its attempt's process + the row's `wall_s`.
+- `init_stop`, `run_start`: the time of the first train row - its `train_s`; only training, and
+  perhaps a checkpoint, lies between. The time of attempts without any row is thus part of `init`.
+- `epoch_start`: the time of the epoch's first row - the training time since the row before it,
+  but not before the previous event; `epoch_stop`: the time of its last train row.
+- `eval_stop`, `eval_accuracy`: the time of a validation row; `eval_start`: that - its `val_s`.
+- `run_stop`: the time of the last row, whether or not the target was reached earlier.
 
-Waiting between attempts lies between their rows, and so counts. The division is `open`, as no
-schedule of the harness decays like the closed division's; nobody has submitted this.
+The time between attempts counts, as it lies between their rows. The division is `open`, as the
+harness has no schedule that decays like the closed division's. These are not submissions.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from harness.system.files import new_folder
 
 Kind = Literal["start", "end", "event"]
 Line = tuple[Kind, float, str, Any, dict[str, Any]]
-"""What MLPerf's logger is told: its method, seconds since 1970, key, value and metadata."""
+"""A call of MLPerf's logger: its method, Unix seconds, key, value and metadata."""
 
 RULES = "4.0.0"
-"""MLPerf's newest rules that still have ResNet."""
+"""The newest version of MLPerf's rules that includes ResNet."""
 
 TARGET_TOP1_PCT = 75.9
-"""MLPerf's quality target for ResNet-50, where the run had none of its own."""
+"""MLPerf's quality target for ResNet-50, used if the run has no target."""
 
 
 def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
     """Write a log per run, NAME.txt, into a new folder.
 
     Raises:
-        BadInput: mlperf-logging is not installed, a run did not train, two have one name, or the
+        BadInput: mlperf-logging is missing, a run did not train, two have the same name, or the
             folder exists or cannot be written.
     """
     try:
@@ -63,13 +63,13 @@ def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
     check_names(run.path.name for run, _ in runs)
     tracked = track(runs, total=len(runs), what="writing logs")
     logs = {f"{run.path.name}.txt": list(_lines(run, known)) for run, known in tracked}
-    here = re.escape(str(Path(harness.__file__).parents[1]))
+    root = re.escape(str(Path(harness.__file__).parents[1]))
     with new_folder(out) as folder:
         for name, lines in logs.items():
             text = io.StringIO()
             logger = logging.Logger("mllog")
             logger.addHandler(logging.StreamHandler(text))
-            mllogger = MLLogger(logger, root_dir=here)
+            mllogger = MLLogger(logger, root_dir=root)
             for kind, at_s, key, value, about in lines:
                 log = getattr(mllogger, kind)
                 log(key, value, metadata=about, time_ms=round(1000 * at_s))
@@ -77,7 +77,7 @@ def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
 
 
 def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
-    """A run in MLPerf's words."""
+    """Yield the lines of a run's log."""
     assert run.result is not None
     moments = _moments(run, run.result)
     train = [(at_s, row) for at_s, row in moments if row.kind == "train"]
@@ -100,7 +100,7 @@ def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
 
 
 def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Line]:
-    """Epochs and validations."""
+    """Yield the lines of epochs and validations."""
     last_s, last_train_s, epoch = run_s, 0.0, 0
     ends = {math.ceil(row.epoch): at_s for at_s, row in moments if row.kind == "train"}
     for at_s, row in moments:
@@ -123,19 +123,19 @@ def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Li
 
 
 def _began_s(result: Result) -> dict[int, float]:
-    """When the process of each attempt began."""
+    """Return when the process of each attempt started, in Unix seconds, by attempt."""
     first = {1: datetime.fromisoformat(result.started_at).timestamp()}
-    return first | {int(each["attempt"]): float(each["began_at"]) for each in result.attempts}
+    return first | {int(item["attempt"]): float(item["began_at"]) for item in result.attempts}
 
 
 def _moments(run: LoadedRun, result: Result) -> list[tuple[float, Row]]:
-    """Each row, and when it was written."""
+    """Return each row with the time when it was written, in Unix seconds."""
     began_s = _began_s(result)
     for row in run.rows:
         if row.attempt not in began_s:
             raise BadInput(
-                f"{run.path}/result.json: attempts: lacks attempt {row.attempt}, of which "
-                "rows.jsonl tells"
+                f"{run.path}/result.json: attempts: lacks attempt {row.attempt}, which is "
+                "in rows.jsonl"
             )
     return [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
 
@@ -153,7 +153,7 @@ def _submission(result: Result, known: Measured) -> dict[str, Any]:
 
 
 def _settings(result: Result, config: Config, last: Row) -> dict[str, Any]:
-    """Hyperparameters, by their names in the rules for ResNet with SGD, then by general ones."""
+    """Return the hyperparameters, by the names that MLPerf's rules give them."""
     schedule, optim = config.schedule, config.optim
     drops = {
         "opt_learning_rate_decay_factor": schedule.drop_factor,

@@ -1,4 +1,4 @@
-"""A workspace in W&B whose panels compare runs by the clock, by epochs and by speed."""
+"""Save a W&B workspace whose panels compare runs over time, over epochs and by speed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ COLUMNS = [
 
 
 def save_view(project: str, entity: str | None) -> str:
-    """Save the workspace, a new one each time: W&B finds them by an id of its own, not by name.
+    """Save a new workspace and return its URL.
 
-    Returns:
-        Its address.
+    W&B identifies workspaces by its own ids, not by name, so each call makes another one.
 
     Raises:
-        BadInput: wandb-workspaces is not installed, there is no key, or W&B does not take it.
+        BadInput: wandb-workspaces is not installed, there is no key, or W&B refuses it.
     """
     try:
         import wandb_workspaces.reports.v2 as reports
@@ -60,7 +59,7 @@ def save_view(project: str, entity: str | None) -> str:
             entity=wandb_api.entity_of(api, entity),
             project=project,
             sections=sections,
-            # Runs of a group differ by their seed only: their mean and spread are shown.
+            # Runs of a group differ only in their seed, so panels show their mean and spread.
             runset_settings=workspaces.RunsetSettings(
                 groupby=[Metric("Group")], pinned_columns=COLUMNS
             ),

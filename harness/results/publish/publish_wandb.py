@@ -1,13 +1,13 @@
-"""Finished runs into W&B, from their folders: what the live mirror writes, through the mirror.
+"""Send finished runs from their folders to W&B, exactly as live logging would have done.
 
-What W&B has of a run cannot be taken back: rows are only ever added, a run that was deleted does
-not give its id free, and one that is begun anew under its old id may keep old rows beside new ones
-(wandb/wandb issues 3424, 6216). So a run is looked up first, and one of four things is done:
+W&B cannot remove what it has: rows are only ever added, the id of a deleted run stays taken, and a
+run that is restarted under its old id may keep old rows next to new ones (wandb/wandb issues 3424,
+6216). So the run is looked up in W&B first:
 
-- W&B has all of it: nothing.
-- It has none of it: all is sent.
-- It has the first rows, or another result, group or state: the rest is sent, under the same id.
-- It has other rows: this is refused, since they would stay. Another project is free of them.
+- If W&B has all of it, nothing is sent.
+- If W&B has none of it, all is sent.
+- If W&B has only the first rows, or another result, group or state, the rest is sent.
+- If W&B has other rows, which would stay, publishing is refused; another project is free of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = {
     "x_disable_meta": True,
     "x_disable_machine_info": True,
 }
-"""Over those of the live mirror: nobody waits at a barrier for this."""
+"""Added to the settings of live logging; the timeout may be longer, as no other rank waits."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Published:
     """What was done with a run.
 
     Attributes:
-        said: in words.
-        where: page in W&B; offline, the command that uploads it.
+        action: what was done, as text.
+        where: URL in W&B; offline, the command that uploads it.
         group: of the run in W&B.
-        place: its entity and project there, `lab/bench`; none offline.
+        place: entity and project in W&B, such as `lab/bench`; None offline.
     """
 
-    said: str
+    action: str
     where: str
     group: str
     place: str | None
@@ -62,15 +62,15 @@ def to_wandb(
     run: LoadedRun, known: Measured, mode: Literal["online", "offline"],
     project: str | None, entity: str | None,
 ) -> Published:  # fmt: skip
-    """Have W&B hold a run as its folder tells it; a second time, nothing is left to do.
+    """Send to W&B what it lacks of a run; a second call has nothing to do.
 
     Args:
-        known: the same run, as runs are compared.
-        mode: offline writes into the run folder what `wandb sync` uploads.
-        project, entity: by default the run's own.
+        known: the same run in the form in which runs are compared.
+        mode: `offline` writes files for `wandb sync` into the run folder.
+        project, entity: by default those of the run's config.
 
     Raises:
-        BadInput: W&B holds other rows, or does not take these.
+        BadInput: W&B has other rows of this run, or does not accept these.
     """
     wanted = _mirrored(run, known) | {
         "project": project or known.config.log.project,
@@ -81,18 +81,18 @@ def to_wandb(
     with wandb_api.client(str(run.path)) as api:
         wanted["entity"] = wandb_api.entity_of(api, wanted["entity"])
         place = f"{wanted['entity']}/{wanted['project']}"
-        there = wandb_api.run_at(api, f"{place}/{wanted['run_id']}")
-        if there is None:
-            said = f"sent, {count(len(run.rows), 'row')}"
-        elif missing := _missing(there, run, known, wanted):
-            said = f"completed, {missing}"
+        remote = wandb_api.run_at(api, f"{place}/{wanted['run_id']}")
+        if remote is None:
+            action = f"sent, {count(len(run.rows), 'row')}"
+        elif missing := _missing(remote, run, known, wanted):
+            action = f"completed, {missing}"
         else:
-            return Published("is there already", there.url, wanted["group"], place)
-    return _send(run, known, wanted, mode, said, place)
+            return Published("is there already", remote.url, wanted["group"], place)
+    return _send(run, known, wanted, mode, action, place)
 
 
 def _mirrored(run: LoadedRun, known: Measured) -> dict[str, Any]:
-    """What the live mirror said of this run when it last began."""
+    """Return what live logging passed to W&B when the run last started."""
     result = known.result
     about = wandb_run.about(
         known.config,
@@ -104,46 +104,46 @@ def _mirrored(run: LoadedRun, known: Measured) -> dict[str, Any]:
     return about | {"run_id": result["run_id"], "name": run.path.name}
 
 
-def _missing(there: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, Any]) -> str | None:
-    """What W&B lacks of a run that it has, in words.
+def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, Any]) -> str | None:
+    """Return a text that says what W&B lacks of a run; None if it has everything.
 
     Raises:
-        BadInput: it has other rows.
+        BadInput: W&B has other rows of this run.
     """
     names = frozenset(ROW_KEYS.values())
-    rows = [_only(row, names) for row in wandb_api.history(there)]
-    if (same := _first_alike(rows, run)) < len(rows):
+    rows = [_only(row, names) for row in wandb_api.history(remote)]
+    if (same := _count_equal(rows, run)) < len(rows):
         raise BadInput(
             f"{run.path}: W&B has other rows of this run, from row {same + 1} on, which would "
-            f"stay: {there.url}; publish it into another --project"
+            f"stay: {remote.url}; publish it into another --project"
         )
     if lacking := len(run.rows) - len(rows):
         return f"{lacking:,} of {count(len(run.rows), 'row')} were missing"
-    # Of the result only what is in it: what another version of it had more cannot be taken away.
+    # Compare only fields of this result: more fields of an older version cannot be removed.
     result = result_for_wandb(known.result)
-    told = {"group": there.group, "job_type": there.job_type, "name": there.name}
+    labels = {"group": remote.group, "job_type": remote.job_type, "name": remote.name}
     differs = {
-        "its result": not _alike(_only(dict(there.summary.items()), result), result),
-        "its end": there.state != "finished",
-        **{f"its {key}": value != wanted[key] for key, value in told.items()},
+        "its result": not _equal(_only(dict(remote.summary.items()), result), result),
+        "its end": remote.state != "finished",
+        **{f"its {key}": value != wanted[key] for key, value in labels.items()},
     }
     return next((f"{what} was not up to date" for what, differ in differs.items() if differ), None)
 
 
-def _first_alike(rows: list[dict[str, Any]], run: LoadedRun) -> int:
-    """How many of W&B's rows are the run's, up to the first that is not."""
+def _count_equal(rows: list[dict[str, Any]], run: LoadedRun) -> int:
+    """Return how many of W&B's rows are equal to the run's, up to the first that differs."""
     sent = (row_for_wandb(row.model_dump()) for row in run.rows)
     pairs = enumerate(zip(rows, sent, strict=False))
-    most = min(len(rows), len(run.rows))
-    return next((number for number, (a, b) in pairs if not _alike(a, b)), most)
+    common = min(len(rows), len(run.rows))
+    return next((number for number, (a, b) in pairs if not _equal(a, b)), common)
 
 
 def _only(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: row[name] for name in names if row.get(name) is not None}
 
 
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two rows or summaries say the same; numbers may have been rounded on the way."""
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Return whether two rows or summaries are equal, except for rounding of numbers."""
     return a.keys() == b.keys() and all(
         math.isclose(a[key], b[key], rel_tol=1e-9)
         if isinstance(a[key], int | float) and isinstance(b[key], int | float)
@@ -157,12 +157,12 @@ def _send(
     known: Measured,
     wanted: dict[str, Any],
     mode: Literal["online", "offline"],
-    said: str,
+    action: str,
     place: str | None = None,
 ) -> Published:
     with ExitStack() as stack:
         scratch = run.path
-        if mode == "online":  # what the client keeps is of no use when W&B has it
+        if mode == "online":  # the local files of the client are not needed after that
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         mirror = WandbMirror(
             mode=mode, folder=scratch, rows=run.path / "rows.jsonl", settings=SETTINGS, **wanted
@@ -172,4 +172,4 @@ def _send(
     if status != mode:
         raise BadInput(f"{run.path}: W&B did not take it: {status}; give the command again")
     where = (mirror.url if mode == "online" else mirror.sync_command) or ""
-    return Published(said, where, wanted["group"], place)
+    return Published(action, where, wanted["group"], place)

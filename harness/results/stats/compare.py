@@ -1,4 +1,4 @@
-"""Two cells of runs, or a cell and a published result: what differs, and what can be said of it."""
+"""Compare two cells of runs: settings that differ, doubts, and a verdict for each metric."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from harness.results.references import DATASETS
 from harness.results.stats.metrics import Metric, sample
 from harness.results.stats.statistics import ALPHA, Estimate, Sample, compare, holm
 
-Word = Literal["better", "worse", "equivalent", "cannot tell"]
+Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one thing, and what a person calls it."""
+    """Repeated runs of the same config, software and hardware, under a label."""
 
     label: str
     runs: tuple[Measured, ...]
 
 
 class Difference(NamedTuple):
-    """A fact that is not the same on both sides."""
+    """A setting or fact that is not the same on both sides."""
 
     group: str
     key: str
@@ -33,11 +33,13 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a metric says.
+    """The result of the comparison for one metric.
 
     Attributes:
-        p_differs, p_within: of no difference, and of one of the margin or more; those of secondary
-            metrics are adjusted for their number (Holm 1979).
+        estimate: of `new - base`; None if the spread between runs is unknown.
+        p_differs: p-value of the hypothesis that there is no difference.
+        p_within: p-value of the hypothesis that the difference is the margin or more. For
+            secondary metrics, both are adjusted for the number of metrics (Holm 1979).
     """
 
     metric: Metric
@@ -49,8 +51,8 @@ class Finding:
     p_within: float = 1.0
 
     @property
-    def word(self) -> Word:
-        """The verdict on `new`. What is surely within the margin is equivalent, if not equal."""
+    def verdict(self) -> Verdict:
+        """The verdict on `new`; `equivalent` goes before `better` and `worse`."""
         if self.estimate is None:
             return "cannot tell"
         if self.p_within <= ALPHA:
@@ -62,11 +64,11 @@ class Finding:
 
     @property
     def difference(self) -> float:
-        """`new - base`, in points or percent of the base."""
+        """The difference `new - base` in points or percent of the base."""
         return self.metric.difference(self.new.mean - self.base.mean)
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float] | None:
-        """Its confidence interval, in the same unit; of this metric alone."""
+        """Return the confidence interval of `difference`, not adjusted for other metrics."""
         if self.estimate is None:
             return None
         low, high = self.estimate.interval(level)
@@ -75,10 +77,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is said of `new` beside `base`.
+    """The result of comparing `new` with `base`.
 
     Attributes:
-        doubts: reasons for which the two cannot be compared.
+        doubts: reasons why the two are not comparable; empty if they are.
     """
 
     new: Cell
@@ -88,72 +90,73 @@ class Comparison:
     findings: tuple[Finding, ...]
 
     def finding(self, name: str) -> Finding | None:
-        """What the metric of this name says; none if a side does not tell it."""
-        return next((found for found in self.findings if found.metric.name == name), None)
+        """Return the finding for a metric; None if a side does not have the metric."""
+        return next((item for item in self.findings if item.metric.name == name), None)
 
 
 def compare_cells(new: Cell, base: Cell, known: Mapping[str, Metric], primary: str) -> Comparison:
     """Compare two cells.
 
     Args:
-        known: the metrics.
-        primary: the one that is asked for first; its test is not adjusted for the others.
+        known: the metrics, by name.
+        primary: the name of the metric whose test is not adjusted for the others.
     """
-    found = []
+    findings = []
     for metric in known.values():
         ours, theirs = sample(metric, new.runs), sample(metric, base.runs)
         if ours is not None and theirs is not None:
-            found.append(_finding(metric, ours, theirs, metric.name == primary))
+            findings.append(_finding(metric, ours, theirs, metric.name == primary))
     return Comparison(
         new, base, tuple(differences(new.runs[0], base.runs[0])),
-        (*doubts(new), *doubts(base), *_unlike(new, base)), _adjusted(found),
+        (*doubts(new), *doubts(base), *_unlike(new, base)), _adjusted(findings),
     )  # fmt: skip
 
 
 def _finding(metric: Metric, new: Sample, base: Sample, primary: bool) -> Finding:
-    std = None if metric.assumed_std is None else metric.step(metric.assumed_std)
+    assumed = metric.assumed_std
+    std = None if assumed is None else metric.transform_difference(assumed)
     estimate = compare(new, base, std)
     if estimate is None:
         return Finding(metric, new, base, None, primary)
-    # In logarithms the lower bound is the nearer one: equivalent both ways.
-    margin = min(metric.step(metric.margin), -metric.step(-metric.margin))
-    differs, equal = estimate.p_differs(), estimate.p_within(margin)
-    return Finding(metric, new, base, estimate, primary, differs, equal)
+    # In logarithms, +2 % and -2 % are not equally far from 0: the nearer one bounds both sides.
+    margins = [metric.transform_difference(sign * metric.margin) for sign in (1, -1)]
+    p_within = estimate.p_within(min(map(abs, margins)))
+    return Finding(metric, new, base, estimate, primary, estimate.p_differs(), p_within)
 
 
-def _adjusted(found: list[Finding]) -> tuple[Finding, ...]:
-    """The same, the p-values of secondary metrics adjusted."""
-    rest = [at for at, each in enumerate(found) if not each.primary and each.estimate]
-    differs = holm([found[at].p_differs for at in rest])
-    equal = holm([found[at].p_within for at in rest])
-    new = dict(enumerate(found))
-    for at, p_differs, p_within in zip(rest, differs, equal, strict=True):
-        new[at] = replace(found[at], p_differs=p_differs, p_within=p_within)
-    return tuple(new.values())
+def _adjusted(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Return the findings with the p-values of secondary metrics adjusted (Holm)."""
+    secondary = [i for i, item in enumerate(findings) if not item.primary and item.estimate]
+    differs = holm([findings[i].p_differs for i in secondary])
+    within = holm([findings[i].p_within for i in secondary])
+    adjusted = list(findings)
+    for i, p_differs, p_within in zip(secondary, differs, within, strict=True):
+        adjusted[i] = replace(findings[i], p_differs=p_differs, p_within=p_within)
+    return tuple(adjusted)
 
 
 def differences(new: Measured, base: Measured) -> Iterable[Difference]:
-    """Every fact that is not the same in both runs."""
-    here, there = facts(new), facts(base)
-    for group, part in here.items():
-        for key in dict.fromkeys([*part, *there[group]]):
-            ours, theirs = part.get(key), there[group].get(key)
-            if ours != theirs:
-                yield Difference(group, key, ours, theirs)
+    """Yield each setting or fact that is not the same in both runs."""
+    base_facts = facts(base)
+    for group, values in facts(new).items():
+        base_values = base_facts[group]
+        for key in dict.fromkeys([*values, *base_values]):
+            if values.get(key) != base_values.get(key):
+                yield Difference(group, key, values.get(key), base_values.get(key))
 
 
 def doubts(cell: Cell) -> Iterable[str]:
-    """Reasons for which a cell is not to be compared with anything."""
+    """Yield the reasons why a cell should not be compared with anything."""
     kinds = {identity(run): run for run in cell.runs}.values()
     if len(kinds) > 1:
-        keys = dict.fromkeys(each.key for run in kinds for each in differences(run, cell.runs[0]))
+        keys = dict.fromkeys(diff.key for run in kinds for diff in differences(run, cell.runs[0]))
         yield f"{cell.label}: its runs are not of one kind: they differ in {', '.join(keys)}"
-    # Each once, for all runs of the cell that it holds for.
-    found: dict[str, list[str]] = {}
+    # A reason that holds for several runs is given once, with their names.
+    names_by_doubt: dict[str, list[str]] = {}
     for run in cell.runs:
         for doubt in _doubts_of(run):
-            found.setdefault(doubt, []).append(run.name)
-    for doubt, names in found.items():
+            names_by_doubt.setdefault(doubt, []).append(run.name)
+    for doubt, names in names_by_doubt.items():
         yield f"{', '.join(names)}: {doubt}"
 
 
@@ -164,16 +167,16 @@ def _doubts_of(run: Measured) -> Iterable[str]:
     if imagenet and result["val_images"] != images:
         yield f"validated on {result['val_images']:,} images, where ImageNet has {images:,}"
     if (run.environment.get("harness") or {}).get("git_dirty"):
-        yield "ran with uncommitted changes: nobody knows which code that was"
+        yield "ran with uncommitted changes: which code that was is not known"
     if result["recompiles"] or result["graph_breaks"]:
-        told = f"{result['recompiles']} recompiles, {result['graph_breaks']} graph breaks"
-        yield f"{told} in the timed part: the speed is not to be trusted"
+        breaks = f"{result['recompiles']} recompiles, {result['graph_breaks']} graph breaks"
+        yield f"{breaks} in the timed part: the speed is not to be trusted"
     if result.get("slowed"):
         yield f"the GPU's clocks were held down: {'; '.join(result['slowed'])}"
 
 
 def _unlike(new: Cell, base: Cell) -> Iterable[str]:
-    """Reasons for which these two cannot be compared."""
+    """Yield the reasons why two cells cannot be compared with each other."""
     ours, theirs = new.runs[0].result, base.runs[0].result
     if "synthetic" in (ours["source"], theirs["source"]):
         if ours["source"] != theirs["source"]:

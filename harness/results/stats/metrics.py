@@ -1,4 +1,4 @@
-"""What runs are compared by: each metric, where it stands in a run, and what counts as equal."""
+"""The metrics by which runs are compared: how to read each from a run, and its margin."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from harness.results.measured import Measured
 from harness.results.stats.statistics import Sample, log_rate
 
 STEADY_PERIODS = 4
-"""With fewer log periods than this after the first, a run's whole throughput is taken."""
+"""Below this many log periods after the first, the throughput of the whole run is used."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing to compare.
+    """A quantity by which runs are compared.
 
     Attributes:
-        scale: differences are points, or a share of the base (compared as logarithms).
-        margin: differences below it count as none; points or percent.
-        assumed_std: from run to run, where no side has repeats: points or percent; none: refuse.
-        of: its value in a run, in its unit; none where the run does not tell.
-        of_seed: it hangs on the seed, so that repeats with one seed count once.
-        within: its standard error from one run's own ups and downs, where a run tells that.
-        drift: standard deviation of its halves, likewise.
+        scale: `points`: values are compared as they are; `relative`: as logarithms, with
+            differences in percent of the base.
+        margin: differences smaller than this count as none; points or percent.
+        assumed_std: standard deviation between runs if neither side has repeats, in points or
+            percent; None: no verdict without repeats.
+        read: returns its value in a run, in `unit`; None if the run does not have it.
+        per_seed: whether it depends on the seed, so that repeats with the same seed count once.
+        within: returns its standard error from the variation within a run; 0 if unknown.
+        drift: returns the standard deviation of its values in the two halves of a run; 0 if
+            unknown.
     """
 
     name: str
@@ -38,44 +41,44 @@ class Metric:
     better: Literal["higher", "lower"]
     margin: float
     assumed_std: float | None
-    of: Callable[[Measured], float | None]
-    of_seed: bool = False
+    read: Callable[[Measured], float | None]
+    per_seed: bool = False
     within: Callable[[Measured], float] = lambda run: 0.0
     drift: Callable[[Measured], float] = lambda run: 0.0
 
-    def inner(self, value: float) -> float:
-        """A value as it is averaged and compared."""
+    def transform(self, value: float) -> float:
+        """Return a value on the scale on which it is averaged and compared."""
         return math.log(value) if self.scale == "relative" else value
 
-    def outer(self, value: float) -> float:
-        """The way back."""
+    def inverse(self, value: float) -> float:
+        """Return the value, in `unit`, of a transformed one."""
         return math.exp(value) if self.scale == "relative" else value
 
-    def difference(self, inner: float) -> float:
-        """A difference of inner values, in points or percent of the base."""
-        return 100 * math.expm1(inner) if self.scale == "relative" else inner
+    def difference(self, transformed: float) -> float:
+        """Return a difference of transformed values in points or percent of the base."""
+        return 100 * math.expm1(transformed) if self.scale == "relative" else transformed
 
-    def step(self, difference: float) -> float:
-        """The way back: points or percent as a difference of inner values."""
+    def transform_difference(self, difference: float) -> float:
+        """Return points or percent of the base as a difference of transformed values."""
         return math.log1p(difference / 100) if self.scale == "relative" else difference
 
 
 def _field(name: str) -> Callable[[Measured], float | None]:
-    def of(run: Measured) -> float | None:
+    def read(run: Measured) -> float | None:
         value = run.result.get(name)
         return None if value is None else float(value)
 
-    return of
+    return read
 
 
 def accuracy(name: str) -> Callable[[Measured], float | None]:
-    """Of synthetic images it means nothing."""
-    of = _field(name)
-    return lambda run: None if run.result["source"] == "synthetic" else of(run)
+    """Return a reader of an accuracy; synthetic images have none."""
+    read = _field(name)
+    return lambda run: None if run.result["source"] == "synthetic" else read(run)
 
 
 def steady_rate(run: Measured) -> float | None:
-    """Images of all ranks per second of training, after the first log period of each attempt."""
+    """Return images/s of all ranks in training, without the first log period of each attempt."""
     images, seconds = steady(run)
     if len(images) < STEADY_PERIODS:
         return _field("images_per_second")(run)
@@ -83,7 +86,7 @@ def steady_rate(run: Measured) -> float | None:
 
 
 def steady(run: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """Images and seconds of the log periods, without the first of each attempt."""
+    """Return images and seconds of each log period, without the first of each attempt."""
     seen, train_s, attempt = (run.train[name] for name in ("images_seen", "train_s", "attempt"))
     same_attempt = attempt[1:] == attempt[:-1]
     images, seconds = np.diff(seen)[same_attempt], np.diff(train_s)[same_attempt]
@@ -92,13 +95,13 @@ def steady(run: Measured) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rate_within(run: Measured) -> float:
-    """Standard error of the logarithm of the steady rate."""
+    """Return the standard error of the logarithm of the steady rate."""
     images, seconds = steady(run)
     return log_rate(images, seconds)[1] if len(images) >= STEADY_PERIODS else 0.0
 
 
 def _rate_drift(run: Measured) -> float:
-    """Standard deviation of the logarithms of the steady rates of a run's halves."""
+    """Return the standard deviation of the logarithms of the steady rates of a run's halves."""
     images, seconds = steady(run)
     if len(images) < STEADY_PERIODS:
         return 0.0
@@ -111,7 +114,7 @@ def _rate_drift(run: Measured) -> float:
 
 
 def _step_drift(run: Measured) -> float:
-    """The same of the median step."""
+    """Return the standard deviation of the logarithms of the median steps of a run's halves."""
     steps = run.train["step_ms_p50"][1:]
     steps = steps[np.isfinite(steps) & (steps > 0)]
     if len(steps) < STEADY_PERIODS:
@@ -122,30 +125,34 @@ def _step_drift(run: Measured) -> float:
 
 
 def _apart(first: float, second: float) -> float:
-    """Standard deviation of two values."""
+    """Return the standard deviation of two values."""
     return abs(first - second) / math.sqrt(2)
 
 
 def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
-    """Training time to an accuracy, seconds; none: the one at which the run was told to stop."""
+    """Return a reader of the seconds of training to an accuracy.
 
-    def of(run: Measured) -> float | None:
+    Args:
+        top1_pct: the accuracy; None: the one at which the run was set to stop.
+    """
+
+    def read(run: Measured) -> float | None:
         target = run.result.get("target")
         if top1_pct is None:
             return float(target["train_s"]) if target else None
         reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
         return float(reached[0]) if len(reached) else None
 
-    return of
+    return read
 
 
 def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
-    """All metrics, by name, in the order in which they are shown."""
+    """Return all metrics by name, in the order in which they are shown."""
     target = "its target" if target_top1_pct is None else f"{target_top1_pct:g} %"
-    all_of_them = (
+    known = (
         Metric(
             "top1", "top-1", "%", "points", "higher", 0.25, None, accuracy("val_top1_pct"),
-            of_seed=True,
+            per_seed=True,
         ),
         Metric(
             "images_per_second", "throughput", "images/s", "relative", "higher", 2, 2, steady_rate,
@@ -168,23 +175,23 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
             _field("data_wait_pct"),
         ),
     )  # fmt: skip
-    return {metric.name: metric for metric in all_of_them}
+    return {metric.name: metric for metric in known}
 
 
 def sample(metric: Metric, runs: Sequence[Measured]) -> Sample | None:
-    """What runs of one cell tell; none if one of them does not.
+    """Return the summary of a metric over the runs of a cell; None if a run does not have it.
 
-    Repeats with one seed say nothing of how seeds differ: their accuracies count once.
+    Repeats with the same seed do not show how seeds differ, so their mean counts as one value.
     """
-    values = [metric.of(run) for run in runs]
+    values = [metric.read(run) for run in runs]
     if not values or any(value is None or not _usable(metric, value) for value in values):
         return None
-    inner = [metric.inner(value) for value in values if value is not None]
-    if metric.of_seed:
-        inner = list(_means_by_seed(runs, inner))
+    transformed = [metric.transform(value) for value in values if value is not None]
+    if metric.per_seed:
+        transformed = list(_means_by_seed(runs, transformed))
     if len(runs) > 1:
-        return Sample.of(inner)
-    return Sample.of(inner, metric.within(runs[0]), metric.drift(runs[0]))
+        return Sample.of(transformed)
+    return Sample.of(transformed, metric.within(runs[0]), metric.drift(runs[0]))
 
 
 def _usable(metric: Metric, value: float) -> bool:
@@ -192,19 +199,19 @@ def _usable(metric: Metric, value: float) -> bool:
 
 
 def _means_by_seed(runs: Sequence[Measured], values: Sequence[float]) -> Iterable[float]:
-    seeds: dict[int, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for run, value in zip(runs, values, strict=True):
-        seeds.setdefault(run.config.run.seed, []).append(value)
-    return (sum(found) / len(found) for found in seeds.values())
+        by_seed.setdefault(run.config.run.seed, []).append(value)
+    return (sum(repeats) / len(repeats) for repeats in by_seed.values())
 
 
 def with_settings(
     known: dict[str, Metric], margins: dict[str, float], stds: dict[str, float]
 ) -> dict[str, Metric]:
-    """The metrics with the margins and spreads that the user gave, which count as known.
+    """Return the metrics with the given margins and standard deviations.
 
     Raises:
-        BadInput: no such metric.
+        BadInput: a metric is unknown.
     """
     for name in (*margins, *stds):
         if name not in known:
@@ -220,11 +227,11 @@ def with_settings(
     }
 
 
-def first(known: dict[str, Metric], primary: str) -> dict[str, Metric]:
-    """The metrics, the primary one first.
+def put_first(known: dict[str, Metric], primary: str) -> dict[str, Metric]:
+    """Return the metrics with the primary one first.
 
     Raises:
-        BadInput: no such metric.
+        BadInput: a metric is unknown.
     """
     if primary not in known:
         raise BadInput(f"--primary: {primary}: no such metric; known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Does it reproduce? A cell of runs beside a published result."""
+"""Decide whether a cell of runs reproduces a published result."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from harness.results.measured import Measured
 from harness.results.references import DATASETS, Reference
 from harness.results.stats.compare import Cell, Difference, doubts
 from harness.results.stats.metrics import Metric, accuracy, metrics, sample
-from harness.results.stats.statistics import ALPHA, Estimate, Sample, compare, runs_to_tell
+from harness.results.stats.statistics import ALPHA, Estimate, Sample, compare, runs_needed
 
-Word = Literal["reproduced", "not reproduced", "cannot tell"]
+Outcome = Literal["reproduced", "not reproduced", "cannot tell"]
 MEDIAN = "median_last5_top1_pct"
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What can be said of runs that were to reach a published number.
+    """The result of comparing runs with a published number.
 
     Attributes:
-        estimate: of `ours - theirs`.
-        runs_needed: runs in all that would tell, if they come out as these; none: no number does.
+        estimate: of `ours - theirs`; None if the spread between runs is unknown.
+        runs_needed: runs in total that would decide, if more are like these; None: no number would.
+        doubts: reasons why the two are not comparable; empty if they are.
     """
 
     cell: Cell
@@ -38,8 +39,8 @@ class Reproduction:
     doubts: tuple[str, ...]
 
     @property
-    def word(self) -> Word:
-        """Reproduced: surely not worse than the publication by the margin or more."""
+    def verdict(self) -> Outcome:
+        """`reproduced` if certainly not worse than the publication by the margin or more."""
         if self.estimate is None:
             return "cannot tell"
         bound, higher = _bound(self.metric), self.metric.better == "higher"
@@ -50,13 +51,14 @@ class Reproduction:
 
 
 def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> Reproduction:
-    """Hold runs against a published result.
+    """Compare runs with a published result.
 
     Args:
-        margin: what may be lacking, in points or percent; by default the metric's.
+        margin: how much worse still counts as reproduced, points or percent; by default the
+            metric's.
 
     Raises:
-        BadInput: the publication tells something that runs do not.
+        BadInput: the runs do not have the published metric.
     """
     metric = _metric(reference)
     if margin is not None:
@@ -64,82 +66,85 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
     ours = sample(metric, cell.runs)
     if ours is None:
         raise BadInput(
-            f"{cell.label}: its runs do not tell {metric.title}, which ref:{reference.id} is about"
+            f"{cell.label}: its runs have no {metric.title}, which ref:{reference.id} is about"
         )
     spread = reference.std
     if spread is not None and metric.scale == "relative":
         spread = spread / reference.value
-    theirs = Sample(metric.inner(reference.value), spread, reference.n or 1)
-    std = None if metric.assumed_std is None else metric.step(metric.assumed_std)
-    estimate = compare(ours, theirs, std)
-    needed = runs_to_tell(ours, theirs, _bound(metric))
-    found = tuple(_differences(cell.runs[0], reference))
-    unlike = (*doubts(cell), *_unlike(cell.runs[0], reference, metric))
-    return Reproduction(cell, reference, metric, ours, theirs, estimate, needed, found, unlike)
+    theirs = Sample(metric.transform(reference.value), spread, reference.n or 1)
+    assumed = metric.assumed_std
+    std = None if assumed is None else metric.transform_difference(assumed)
+    return Reproduction(
+        cell, reference, metric, ours, theirs, compare(ours, theirs, std),
+        runs_needed(ours, theirs, _bound(metric)), tuple(_differences(cell.runs[0], reference)),
+        (*doubts(cell), *_unlike(cell.runs[0], reference, metric)),
+    )  # fmt: skip
 
 
 def _bound(metric: Metric) -> float:
-    """The least difference that is still as good."""
-    return metric.step(-metric.margin if metric.better == "higher" else metric.margin)
+    """Return the largest loss that still counts as reproduced, as a transformed difference."""
+    sign = -1 if metric.better == "higher" else 1
+    return metric.transform_difference(sign * metric.margin)
 
 
 def _metric(reference: Reference) -> Metric:
     known = metrics()
-    known["top5"] = replace(known["top1"], name="top5", title="top-5", of=accuracy("val_top5_pct"))
+    top5 = accuracy("val_top5_pct")
+    known["top5"] = replace(known["top1"], name="top5", title="top-5", read=top5)
     if reference.statistic == "median_last5":
-        last, median = known["top1"].of, accuracy(MEDIAN)
+        last, median = known["top1"].read, accuracy(MEDIAN)
         known["top1"] = replace(
             known["top1"], title="top-1, median of the last 5 epochs",
-            of=lambda run: last(run) if (found := median(run)) is None else found,
+            read=lambda run: last(run) if (value := median(run)) is None else value,
         )  # fmt: skip
     time = replace(known["train_s_to_target"], assumed_std=None)
     known["minutes_to_train"] = replace(
-        time, name="minutes_to_train", title="time to train", unit="min", of=_minutes
+        time, name="minutes_to_train", title="time to train", unit="min", read=_minutes
     )
     known["epochs_to_target"] = replace(
         time, name="epochs_to_target", title="epochs to the target", unit="epochs",
-        of=_of_target("epoch"),
+        read=_of_target("epoch"),
     )  # fmt: skip
     if reference.metric not in known:
         raise BadInput(
-            f"ref:{reference.id}: is a {reference.metric}, which no single run tells; compare runs "
+            f"ref:{reference.id}: is a {reference.metric}, which no single run has; compare runs "
             "of both sizes instead"
         )
     return known[reference.metric]
 
 
 def _of_target(key: str) -> Callable[[Measured], float | None]:
-    def of(run: Measured) -> float | None:
+    def read(run: Measured) -> float | None:
         target = run.result.get("target")
         return float(target[key]) if target else None
 
-    return of
+    return read
 
 
 def _minutes(run: Measured) -> float | None:
-    """To the target, or of the whole run: start-up, validations and checkpoints included."""
+    """Return the wall time to the target, else of the whole run, with start-up and validations."""
     wall_s = _of_target("wall_s")(run) or float(run.result["wall_s"])
     return wall_s / 60
 
 
 def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
-    """What the publication says of itself, and is another here."""
+    """Yield the published settings that differ from those of the run."""
     result = run.result
-    here = {
+    settings = {
         "global_batch": result.get("global_batch"),
         "epochs": result.get("epochs"),
         "precision": result.get("precision"),
         "gpus": result["world_size"] if result["device"] == "cuda" else 0,
         "gpu": (run.environment.get("device") or {}).get("name"),
     }
-    for key, ours in here.items():
+    for key, ours in settings.items():
         theirs = getattr(reference, key)
         if theirs is not None and theirs != ours and not (key == "gpu" and _is(ours, theirs)):
             yield Difference("publication", key, ours, theirs)
 
 
 def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str]:
-    """Reasons for which a run is not comparable with a published result."""
+    """Yield the reasons why a run is not comparable with a published result."""
     result = run.result
     if result["model"] != reference.model:
         yield f"the publication is about {reference.model}, the runs about {result['model']}"
@@ -151,16 +156,16 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
         )
     if reference.statistic == "median_last5" and result.get(MEDIAN) is None:
         yield "the publication takes the median of the last 5 epochs, which were not all validated"
-    if metric.of_seed and reference.protocol != (here := short_protocol(run.config)):
-        yield f"validated in another way: {here} | {reference.protocol}"
+    if metric.per_seed and reference.protocol != (protocol := short_protocol(run.config)):
+        yield f"validated in another way: {protocol} | {reference.protocol}"
     if metric.name == "images_per_second":
-        differing = {each.key for each in _differences(run, reference)}
-        if unlike := sorted(differing & {"gpus", "gpu"}):
-            yield f"measured on other hardware ({', '.join(unlike)})"
+        differing = {difference.key for difference in _differences(run, reference)}
+        if hardware := sorted(differing & {"gpus", "gpu"}):
+            yield f"measured on other hardware ({', '.join(hardware)})"
 
 
 def short_protocol(config: Config) -> str:
-    """How validation images are shown, in the words of the shelf."""
+    """Return the validation protocol as references.yaml writes it."""
     data = config.data
     if config.eval.views == "ten_crop":
         return f"10 crops of {data.image_px} px"
@@ -170,5 +175,5 @@ def short_protocol(config: Config) -> str:
 
 
 def _is(name: object, model: str) -> bool:
-    """Whether a device's full name, `NVIDIA H100 80GB HBM3`, is of a model, `H100`."""
+    """Return whether a device's full name (`NVIDIA H100 80GB HBM3`) contains a model (`H100`)."""
     return set(model.split()) <= set(str(name).split())

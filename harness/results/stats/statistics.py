@@ -1,7 +1,7 @@
-"""How sure a difference is: intervals, tests of difference and of equivalence, runs still needed.
+"""Confidence intervals, tests of difference and equivalence, and power of a comparison of means.
 
-Laws from scipy. Levels are two-sided: 95 % for a difference, 90 % for an equivalence, which is two
-one-sided tests at 5 % (Schuirmann 1987).
+Distributions are scipy's. A difference is tested two-sided, with a 95 % interval; an equivalence by
+two one-sided tests at 5 % (Schuirmann 1987), which corresponds to a 90 % interval.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MOST_BLOCKS = 20
 
 @dataclass(frozen=True)
 class Sample:
-    """A quantity, measured n times.
+    """Summary of a quantity that was measured in n runs.
 
     Attributes:
-        std: standard deviation from run to run; none where one run, or a publication, tells none.
-        within: standard error of one run's value from its own ups and downs, where n is 1.
-        drift: standard deviation of the values of its two halves, where n is 1.
+        std: standard deviation between runs; None for a single run, or if a publication gives none.
+        within: standard error of a single run's value, from its variation over time; 0 if n > 1.
+        drift: standard deviation of the values of a single run's two halves; 0 if n > 1.
     """
 
     mean: float
@@ -40,19 +40,19 @@ class Sample:
 
     @staticmethod
     def of(values: Sequence[float], within: float = 0.0, drift: float = 0.0) -> Sample:
-        """What some runs tell."""
+        """Summarize the values of some runs, one value per run."""
         std = stdev(values) if len(values) > 1 else None
         return Sample(mean(values), std, len(values), within, drift)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference of two means, its standard error, and the degrees of freedom of that.
+    """A difference of two means with its standard error and degrees of freedom.
 
     Attributes:
-        basis: where the spread from run to run was taken from: `welch`, both sides' own;
-            `one side`, as the other has a single run; `assumed`, neither has more; `drift`, and a
-            run's halves differ by more than is assumed.
+        basis: the source of the spread between runs: `welch` if both sides have repeats; `one side`
+            if only one has; `assumed` if neither has; `drift` if neither has and the halves of a
+            run differ by more than the assumed spread.
     """
 
     difference: float
@@ -61,53 +61,53 @@ class Estimate:
     basis: str
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
-        """The two-sided confidence interval."""
+        """Return the two-sided confidence interval of the difference."""
         half = self.error * _quantile((1 + level) / 2, self.degrees)
         return self.difference - half, self.difference + half
 
     def p_differs(self) -> float:
-        """Two-sided p-value of no difference."""
+        """Return the two-sided p-value of the hypothesis that there is no difference."""
         return 2 * min(self.p_above(0.0), self.p_below(0.0))
 
     def p_above(self, bound: float) -> float:
-        """One-sided p-value against `the true difference is at most the bound`."""
+        """Return the one-sided p-value of the hypothesis `true difference <= bound`."""
         return self._tail(self.difference - bound)
 
     def p_below(self, bound: float) -> float:
-        """One-sided p-value against `the true difference is at least the bound`."""
+        """Return the one-sided p-value of the hypothesis `true difference >= bound`."""
         return self._tail(bound - self.difference)
 
     def p_within(self, margin: float) -> float:
-        """p-value of two one-sided tests against `differs by the margin or more`."""
+        """Return the p-value of the hypothesis `|true difference| >= margin`."""
         return max(self.p_above(-margin), self.p_below(margin))
 
     def _tail(self, distance: float) -> float:
-        if self.error == 0:  # all repeats gave the very same value
+        if self.error == 0:  # all repeats gave exactly the same value
             return 0.5 if distance == 0 else float(distance < 0)
         return _above(distance / self.error, self.degrees)
 
 
 def _quantile(share: float, degrees: float) -> float:
-    """Of Student's t; of the normal distribution for infinitely many degrees of freedom."""
+    """Return a quantile of Student's t; of the normal distribution if `degrees` is infinite."""
     if math.isinf(degrees):
         return float(special.ndtri(share))
     return float(special.stdtrit(degrees, share))
 
 
 def _above(value: float, degrees: float) -> float:
-    """The share of the same distribution above a value."""
+    """Return the share of the same distribution above a value."""
     if math.isinf(degrees):
         return float(special.ndtr(-value))
     return float(special.stdtr(degrees, -value))
 
 
 def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | None:
-    """The difference `new - base`; none where nothing tells how much runs of the same thing differ.
+    """Return the estimate of `new - base`, or None if the spread between runs is unknown.
 
-    Both sides with a spread of their own: Welch. One side with a single run: as a further run of
-    the other side's kind, a prediction interval. Neither: the assumed spread, or what the halves of
-    a run differ by where that is more, since a machine whose speed drifts within a run does so
-    from run to run; and what each single run tells of itself.
+    If both sides have repeats, this is Welch's test. If only one has, the other's single run is
+    taken as one more run of the same kind (a prediction interval). If neither has, the spread is
+    `assumed_std`, or the difference between the halves of a run if that is larger, since a machine
+    whose speed drifts within a run also drifts between runs; `within` of both runs is added.
     """
     difference = new.mean - base.mean
     if new.std is not None and base.std is not None and min(new.n, base.n) > 1:
@@ -126,7 +126,7 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
         return None
     spreads = [max(assumed_std, side.drift) / math.sqrt(side.n) for side in (new, base)]
     error = math.hypot(*spreads, new.within, base.within)
-    # Two halves have one degree of freedom (Satterthwaite 1946); what is assumed counts as known.
+    # Two halves have one degree of freedom (Satterthwaite 1946); an assumed spread is exact.
     drifting = [spread**4 for side, spread in zip((new, base), spreads, strict=True)
                 if side.drift > assumed_std]  # fmt: skip
     if not drifting:
@@ -135,7 +135,7 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
 
 
 def interval_of_mean(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """The confidence interval of a mean, by Student's t; infinite for a single value."""
+    """Return the confidence interval of a mean (Student's t); infinite for a single value."""
     middle = mean(values)
     if len(values) < 2:
         return -math.inf, math.inf
@@ -144,19 +144,22 @@ def interval_of_mean(values: Sequence[float], level: float = 1 - ALPHA) -> tuple
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for having asked several questions (Holm 1979)."""
+    """Return the p-values adjusted for the number of tests (Holm 1979), in the given order."""
     adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 
 
 def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    """Logarithm of a run's images per second over its log periods, and its standard error.
+    """Return the logarithm of a run's images per second, and the standard error of it.
 
-    The error is a bootstrap over blocks of neighbouring periods, whose ups and downs are alike; nan
-    where there are fewer than four periods.
+    The error comes from a bootstrap over blocks of neighboring log periods, as the speeds of
+    neighbors are correlated; it is nan if there are fewer than four periods.
+
+    Args:
+        images, seconds: of each log period.
     """
     rate = math.log(images.sum() / seconds.sum())
     if len(images) < 4:
@@ -164,22 +167,22 @@ def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple
     blocks = min(MOST_BLOCKS, max(4, round(len(images) ** 0.5)), len(images))
     cuts = np.linspace(0, len(images), blocks + 1).astype(int)[:-1]
     parts = np.add.reduceat(images, cuts), np.add.reduceat(seconds, cuts)
-    from scipy.stats import bootstrap  # a second to import, and seldom needed
+    from scipy.stats import bootstrap  # slow to import (1 s), and seldom needed
 
-    told = bootstrap(
+    result = bootstrap(
         parts,
         lambda i, s, axis: np.log(i.sum(axis) / s.sum(axis)),
         paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=0,
     )  # fmt: skip
-    # The bootstrap of k blocks has the variance of k, where k - 1 are free.
-    return rate, float(told.standard_error) * math.sqrt(blocks / (blocks - 1))
+    # A bootstrap of k blocks divides by k where k - 1 would be unbiased.
+    return rate, float(result.standard_error) * math.sqrt(blocks / (blocks - 1))
 
 
-def runs_to_tell(new: Sample, base: Sample, bound: float) -> int | None:
-    """How many runs `new` must have in all to tell on which side of a bound the difference lies.
+def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
+    """Return how many runs `new` needs in total to decide on which side of a bound it lies.
 
-    With a power of 80 %, if the true difference and spreads are the ones seen. None: no number
-    below 1,000 does: the spread is not known, the difference lies at the bound, or `base` is vague.
+    The power is 80 %, if the true difference and spreads are the measured ones. Return None if
+    1,000 runs do not suffice, if the spread is unknown, or if the difference is at the bound.
     """
     std = new.std if new.std is not None else base.std
     gap = abs(new.mean - base.mean - bound)
@@ -188,12 +191,12 @@ def runs_to_tell(new: Sample, base: Sample, bound: float) -> int | None:
     base_std = base.std if base.std is not None else std
 
     def power(n: int) -> float:
-        told = compare(Sample(new.mean, std, n), Sample(base.mean, base_std, base.n), std)
-        assert told is not None
-        if told.error == 0:
+        estimate = compare(Sample(new.mean, std, n), Sample(base.mean, base_std, base.n), std)
+        assert estimate is not None
+        if estimate.error == 0:
             return 1.0
-        least = _quantile(1 - ALPHA, told.degrees)
-        return 1 - float(special.nctdtr(told.degrees, gap / told.error, least))
+        critical = _quantile(1 - ALPHA, estimate.degrees)
+        return 1 - float(special.nctdtr(estimate.degrees, gap / estimate.error, critical))
 
     if power(MOST_RUNS) < POWER:
         return None

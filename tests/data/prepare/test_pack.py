@@ -365,7 +365,7 @@ def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["no", "new"], "no: No such file or directory; give the folder of your images"),
-        (["tree", "tree"], "tree: is the source too; without DEST, it is indexed in place"),
+        (["tree", "tree"], "tree: is also the source; leave DEST out to index it in place"),
         (["tree/val", "new", "--split", "train"], "tree/val: has no split train; it has: one wit"),
         (["tree", "new", "--quality", "0"], "--quality: must be at least 1, got 0; see: harness"),
         (["tree", "new", "--in-order", "--shuffle-seed", "1"], "--shuffle-seed: not allowed with"),
