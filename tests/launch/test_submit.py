@@ -180,7 +180,7 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(tmp_path: Path) -> None:
         ),
         (
             "--gpus-per-node 1 --local --nodes 2",
-            "--local: is for this machine alone; leave out --nodes",
+            "--local: runs on this machine only; leave out --nodes",
         ),
         (
             "--gpus-per-node 1",
