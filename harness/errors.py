@@ -34,11 +34,11 @@ class NotFinite(RunFailed):
     """A loss is nan or infinite; all ranks learn of it at the same point."""
 
 
-class Followed(RunFailed):
+class SecondaryFailure(RunFailed):
     """Another rank failed first; what this one met may come of that, such as a lost connection."""
 
 
-class Stopped(HarnessError):
+class Preempted(HarnessError):
     """A signal ended the run at a step that all ranks agreed on, and the state is saved."""
 
     def __init__(self, message: str, number: int) -> None:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import errors
 from harness.config import load
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Followed, Stopped
+from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Preempted, SecondaryFailure
 from harness.logging import rank_log
 
 
@@ -27,14 +27,14 @@ def main() -> None:
     """Run; on an error print one line, tell torchrun the message, and exit with its code."""
     try:
         work(sys.argv[1:])
-    except Stopped as stopped:
+    except Preempted as stopped:
         # torchrun restarts after any other code. Job scripts read the run folder's `state` instead.
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         code = EXIT_GOOD if under_torchrun else stopped.exit_code
         _end(code, f"{stopped}; the same command goes on", kind="")
     except (Exception, KeyboardInterrupt) as error:
         code, message = explained(error)
-        _end(code, message, first=not isinstance(error, Followed))
+        _end(code, message, first=not isinstance(error, SecondaryFailure))
 
 
 def work(argv: Sequence[str]) -> None:

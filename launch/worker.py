@@ -13,7 +13,7 @@ from threading import Thread
 from typing import NoReturn
 
 from harness.config import load
-from harness.errors import EXIT_FAILED, BadInput, Followed, HarnessError, Stopped
+from harness.errors import EXIT_FAILED, BadInput, HarnessError, Preempted, SecondaryFailure
 from harness.system.signals import CAUGHT
 from launch import ending, slurm, train
 
@@ -73,10 +73,10 @@ def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
     """
     code, message = train.explained(error)
     message = " ".join(message.split())
-    stopped_by = error.number if isinstance(error, Stopped) else None
+    stopped_by = error.number if isinstance(error, Preempted) else None
     known = isinstance(error, HarnessError) and stopped_by is None
     ended = ending.Note(rank, socket.gethostname(), code, message, stopped_by, known)
-    first = not isinstance(error, Followed) and ending.write_note(note, ended)
+    first = not isinstance(error, SecondaryFailure) and ending.write_note(note, ended)
     if stopped_by is None:
         how = "error" if first else f"rank {rank}: ended after another rank had failed"
         print(f"{how}: {message}", file=sys.stderr)
@@ -90,7 +90,7 @@ def _end_early(note: Path, rank: int, number: int) -> NoReturn:
     if number == signal.SIGTERM:
         os._exit(128 + number)  # no note: srun sends it, too, after a rank died without a note
     name = signal.Signals(number).name
-    _end(note, rank, Stopped(f"stopped by {name} before anything was done", number))
+    _end(note, rank, Preempted(f"stopped by {name} before anything was done", number))
 
 
 def _end_with_others(note: Path) -> None:

@@ -17,7 +17,7 @@ from harness.doctor import machine
 from harness.errors import BadInput
 from harness.monitor.clock import Clock
 from harness.monitor.energy import Energy
-from harness.monitor.stragglers import Peers
+from harness.monitor.stragglers import StragglerDetector
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,7 @@ def test_energy_of_a_shared_gpu_is_not_told(monkeypatch: pytest.MonkeyPatch, sha
     world, clock = World(0, 0, 1, 1, CPU, "gloo", shared), Clock(CPU)
     with clock.account("train"):
         clock.mark()
-    Peers(world).read(clock.read_period(), 8, clock)
+    StragglerDetector(world).read(clock.read_period(), 8, clock)
     assert clock.energy_j == (None if shared else 5)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch._dynamo.exc import BackendCompilerFailed
 
 import harness.__main__ as command
-from harness.errors import BadInput, Followed, HarnessError, explained
+from harness.errors import BadInput, HarnessError, SecondaryFailure, explained
 from harness.results import show
 from harness.run_folder.folder import record_failure
 from launch import train
@@ -71,7 +71,7 @@ def test_what_is_not_understood_is_left_as_it_is(capfd: pytest.CaptureFixture[st
 
 
 def test_an_error_of_the_harness_keeps_its_words_whatever_it_came_of() -> None:
-    followed = Followed("rank 1 failed first")
+    followed = SecondaryFailure("rank 1 failed first")
     followed.__cause__ = OUT_OF_MEMORY
     assert explained(followed) == (1, "rank 1 failed first")
     assert explained(BadInput("no")) == (2, "no")

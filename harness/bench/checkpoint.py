@@ -15,7 +15,7 @@ from rich.table import Table
 
 from harness import config as cfg
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Timed, in_turns, report
+from harness.bench.turns import Timed, interleave, report
 from harness.checkpoint import Staging
 from harness.distributed import World
 from harness.errors import BadInput, RunFailed
@@ -25,10 +25,10 @@ from harness.system.console import out
 from harness.system.signals import Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import setup
-from harness.trainer.checkpointing import Keeper
-from harness.trainer.control import Ballot, Pulse
+from harness.trainer.checkpointing import CheckpointManager
+from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import end_epoch, set_up, train_epoch
-from harness.trainer.reporter import Report
+from harness.trainer.reporter import RunLogger
 
 SAVES = 2
 """Checkpoints per turn: one at the end of an epoch, one within it."""
@@ -81,7 +81,7 @@ def measure(work: Work, folder: Path) -> float:
             for arm in arms:
                 arm.turn()  # not measured: memory is first allocated here
             turns.times = Times()
-            measured = in_turns(arms, work.turns)
+            measured = interleave(arms, work.turns)
             steps = work.steps // SAVES
             title = f"training on synthetic images, a checkpoint every {steps} steps into {folder}"
             ratio = report(measured, title)
@@ -128,16 +128,16 @@ class _Turns:
         closing.callback(attempt.release)
         main, clock = run.resolved.world.is_main, Clock(run.resolved.world.device)
         rows = Recorder(attempt.folder.rows, total_steps=0) if main else None
-        self.report = Report(
+        self.report = RunLogger(
             run.resolved, attempt.folder, main, run.val_set, run.train_set, clock, rows
         )
-        self.keeper = Keeper(attempt, self.report)
-        ballot = Ballot(TIMEOUT_S)
-        pulse = Pulse(ballot, Signals(), None, self.keeper.due)
+        self.checkpoints = CheckpointManager(attempt, self.report)
+        vote = Vote(TIMEOUT_S)
+        control = StepControl(vote, Signals(), None, self.checkpoints.due)
         net = setup.network(run.resolved, run.train_set.classes)
-        self.t = set_up(run.resolved, net, clock, pulse)
-        self.keeper.go_on(self.t)
-        closing.callback(ballot.close)
+        self.t = set_up(run.resolved, net, clock, control)
+        self.checkpoints.restore(self.t)
+        closing.callback(vote.close)
 
     def with_checkpoints(self) -> float:
         """Train an epoch with checkpoints; return images per second."""
@@ -165,7 +165,7 @@ class _Turns:
             self.report.digests.append(end_epoch(t, self.train_set))
         if saves:
             with t.clock.account("checkpoint"):
-                self.keeper.settle()
+                self.checkpoints.wait()
             self._check_published()
         rate = (t.images_seen - before) / (self._spent_s("train", "checkpoint") - before_s)
         self._time_copy()
@@ -177,26 +177,26 @@ class _Turns:
 
     def _save(self) -> None:
         began, before_s = time.perf_counter(), self._spent_s("checkpoint")
-        self.keeper.save(self.t, must=True)
+        self.checkpoints.save(self.t, must=True)
         self.times.stall_s.append(self._spent_s("checkpoint") - before_s)
         self.watchers.append(threading.Thread(target=self._watch, args=(began,)))
         self.watchers[-1].start()
 
     def _watch(self, began: float) -> None:
-        self.keeper.settle()
+        self.checkpoints.wait()
         self.times.on_disk_s.append(time.perf_counter() - began)
-        self.published.add(self.keeper.last)
+        self.published.add(self.checkpoints.last)
 
     def _check_published(self) -> None:
         while self.watchers:
             self.watchers.pop().join()
         published, self.published = self.published, set()
         if self.report.writes:
-            if len(published) < SAVES or self.keeper.last is None:
+            if len(published) < SAVES or self.checkpoints.last is None:
                 raise RunFailed(
                     "a checkpoint could not be written, so that its cost cannot be measured"
                 )
-            self.times.bytes = self.keeper.last.stat().st_size
+            self.times.bytes = self.checkpoints.last.stat().st_size
 
     def _time_copy(self) -> None:
         """Time the copy that each checkpoint makes, by itself."""

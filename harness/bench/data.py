@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
-from harness.bench.turns import Timed, in_turns, report
+from harness.bench.turns import Timed, interleave, report
 from harness.data.dataset import Dataset, open_folder
 from harness.data.image_folder import TreeFiles
 from harness.errors import BadInput
@@ -69,7 +69,7 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
     title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
     if torch.cuda.is_available():
         title += ", decoded on the CPU (harness bench ladder measures split and gpu)"
-    return report(in_turns(arms, turns), title)
+    return report(interleave(arms, turns), title)
 
 
 def python_ms(dataset: Dataset, load: Load) -> float:

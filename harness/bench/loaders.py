@@ -76,7 +76,7 @@ def training_samples(dataset: Dataset, load: Load) -> Iterator[Samples]:
             yield images.shuffled(epoch, first, load.batch)
 
 
-def law_of(load: Load) -> augment.Law:
+def law_of(load: Load) -> augment.Augmentation:
     """Return the augmentation: torchvision's RandomResizedCrop and flip."""
     return augment.resized_crop(AREA, RATIO, load.image_px, flip=True)
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Timed, in_turns, ratios, report
+from harness.bench.turns import Timed, interleave, ratios, report
 from harness.data.batch import Batch
 from harness.models import criterion
 from harness.monitor.clock import Clock
 from harness.system.console import count, out
 from harness.system.signals import Signals
 from harness.trainer import setup
-from harness.trainer.control import Agreed, Ballot, Pulse
+from harness.trainer.control import Outcome, StepControl, Vote
 from harness.trainer.loop import Training, set_up, train_epoch
 
 
@@ -36,9 +36,9 @@ def measure(work: Work) -> float:
     """
     world = world_of_bench()
     with opened(work.config(world), world) as run:
-        ballot = Ballot(TIMEOUT_S)
-        voting = Pulse(ballot, Signals(), None, lambda: False)
-        silent = Pulse(_NoBallot(TIMEOUT_S), Signals(), None, lambda: False)
+        vote = Vote(TIMEOUT_S)
+        voting = StepControl(vote, Signals(), None, lambda: False)
+        silent = StepControl(_NoVote(TIMEOUT_S), Signals(), None, lambda: False)
         net = setup.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), voting)
         arms = [
@@ -49,7 +49,7 @@ def measure(work: Work) -> float:
         _explain(world.size)
         for arm in arms:
             arm.turn()  # not measured: memory is first allocated here
-        measured = in_turns(arms, work.turns)
+        measured = interleave(arms, work.turns)
         ratio = report(measured, f"training on synthetic images, {work.steps} steps a turn")
         low, middle, high = 100 * (
             1 - np.quantile(ratios(measured, *list(measured)[:2]), (1, 0.5, 0))
@@ -58,7 +58,7 @@ def measure(work: Work) -> float:
             f"the vote of {count(world.size, 'rank')} costs {middle:.2f} % of the throughput "
             f"(turn by turn {low:.2f} to {high:.2f})"
         )
-        ballot.close()
+        vote.close()
     return ratio
 
 
@@ -73,15 +73,15 @@ def _explain(ranks: int) -> None:
     )
 
 
-class _NoBallot(Ballot):
+class _NoVote(Vote):
     """A ballot without communication: each rank's own vote is the result."""
 
-    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
-        return Agreed(stop, save, end)
+    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Outcome:
+        return Outcome(stop, save, end)
 
 
-def _harness(t: Training, batches: Iterator[Batch], pulse: Pulse) -> float:
-    t.pulse = pulse
+def _harness(t: Training, batches: Iterator[Batch], control: StepControl) -> float:
+    t.control = control
     with t.clock.account("train"):
         before_s, before = t.clock.train_s, t.images_seen
         for _ in train_epoch(t, batches):

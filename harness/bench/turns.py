@@ -20,7 +20,7 @@ class Timed:
     turn: Callable[[], float]
 
 
-def in_turns(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
+def interleave(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
     """Return images per second of each arm in each turn; every second turn has reversed order."""
     measured: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for turn in track(range(turns), total=turns, what="measuring"):

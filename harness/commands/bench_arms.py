@@ -16,7 +16,7 @@ from harness.errors import BadInput
 from harness.system import cores
 
 if TYPE_CHECKING:
-    from harness.bench.sweep.process import Arm
+    from harness.bench.sweep.process import Variant
 
 SWEEP = """\
 Compares the given config with variants that change one setting each. Both are started together and
@@ -118,12 +118,12 @@ def scaling(
     )  # fmt: skip
 
 
-def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> Arm:
-    from harness.bench.sweep.process import Arm
+def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> Variant:
+    from harness.bench.sweep.process import Variant
 
     if "RANK" in os.environ:
         raise BadInput("torchrun: this verb starts its ranks itself; run it directly, with --ranks")
-    arm = Arm("base", tuple(flags), ranks=ranks)
+    arm = Variant("base", tuple(flags), ranks=ranks)
     if launch is None:
         return arm
     return replace(arm, launch=tuple(shlex.split(launch)), host=host or socket.gethostname())

@@ -40,7 +40,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Law:
+class Augmentation:
     """An augmentation.
 
     Attributes:
@@ -57,7 +57,7 @@ class Law:
 
 def resized_crop(
     area: tuple[float, float], ratio: tuple[float, float], out_px: int, *, flip: bool
-) -> Law:
+) -> Augmentation:
     """Return torchvision's RandomResizedCrop: ten tries of (area, log ratio), else the center."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
@@ -80,10 +80,10 @@ def resized_crop(
         window = np.stack([x, y, w, h], axis=1)
         return Geometry(window, side, np.zeros_like(side), _coin(u[:, 22], flip))
 
-    return Law(law, Steps(window=True, resize=True))
+    return Augmentation(law, Steps(window=True, resize=True))
 
 
-def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Law:
+def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Augmentation:
     """Return the CIFAR papers' augmentation: pad, then a random crop (He et al. 2015, 4.2)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
@@ -93,10 +93,10 @@ def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Law:
         cut = np.stack([x, y], axis=1)
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
-    return Law(law, Steps(cut=True))
+    return Augmentation(law, Steps(cut=True))
 
 
-def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Law:
+def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Augmentation:
     """Return scale jitter: shorter side to a random length, random crop (He et al. 2015, 3.4)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
@@ -107,10 +107,10 @@ def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Law
         )
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
-    return Law(law, Steps(resize=True, cut=True))
+    return Augmentation(law, Steps(resize=True, cut=True))
 
 
-def center_crop(resize_px: int, out_px: int) -> Law:
+def center_crop(resize_px: int, out_px: int) -> Augmentation:
     """Return validation's Resize(resize_px), unless 0, and CenterCrop(out_px), as torchvision's."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
@@ -119,10 +119,10 @@ def center_crop(resize_px: int, out_px: int) -> Law:
         cut = np.where(spare >= 0, np.rint(spare / 2).astype(np.int64), -(-spare // 2))
         return Geometry(_whole(width, height), size, cut, np.zeros(len(width), dtype=np.int64))
 
-    return Law(law, Steps(resize=resize_px > 0, cut=True))
+    return Augmentation(law, Steps(resize=resize_px > 0, cut=True))
 
 
-def ten_crop(resize_px: int, out_px: int) -> Law:
+def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     """Return Resize(resize_px), unless 0, and TenCrop(out_px), as torchvision's.
 
     The views are the four corners and the center, then the same of the mirrored image; the `cut` of
@@ -143,7 +143,7 @@ def ten_crop(resize_px: int, out_px: int) -> Law:
         window = _whole(width, height).repeat(10, axis=0)
         return Geometry(window, size.repeat(10, axis=0), cuts, flips)
 
-    return Law(law, Steps(resize=resize_px > 0, cut=True), views=10)
+    return Augmentation(law, Steps(resize=resize_px > 0, cut=True), views=10)
 
 
 COLOR_UNITS = 255_000

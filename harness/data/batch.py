@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,3 +42,8 @@ class Batches(Protocol):
 def as_nchw(images: torch.Tensor) -> torch.Tensor:
     """Return [n, h, w, 3] as [n, 3, h, w] in channels_last: a view, without a copy."""
     return images.permute(0, 3, 1, 2)
+
+
+def started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Make the first batch now: the loader's start counts as start-up, not as a slow step."""
+    return itertools.chain([next(batches)], batches)

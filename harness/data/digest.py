@@ -32,7 +32,7 @@ class Digest:
         self.order = (self.order + int(np.sum(hashes, dtype=np.uint64))) % 2**64
         self.samples = (self.samples + digest_of(rows[:, 1])) % 2**64
 
-    def go_on(self, words: Ints) -> None:
+    def load_state_dict(self, words: Ints) -> None:
         """Restore what `words()` returned."""
         self.images, self.order, self.samples = words.view(np.uint64).tolist()
 

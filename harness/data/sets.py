@@ -10,7 +10,7 @@ import numpy as np
 
 from harness import config as cfg
 from harness.data import augment, stream
-from harness.data.augment import Law
+from harness.data.augment import Augmentation
 from harness.data.dataset import Dataset, open_folder, same_classes
 from harness.data.stream import Stream
 from harness.errors import BadInput
@@ -104,16 +104,16 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
     return train.part(kept, "without those held out"), train.part(held_out, "held out")
 
 
-def train_law(data: cfg.Data) -> Law:
+def train_law(data: cfg.Data) -> Augmentation:
     """Return the augmentation of training that the config names."""
     return _with_color(_geometry_law(data), data)
 
 
-def _with_color(law: Law, data: cfg.Data) -> Law:
+def _with_color(law: Augmentation, data: cfg.Data) -> Augmentation:
     return replace(law, color=augment.pca_color(data.colour_std)) if data.colour_std else law
 
 
-def _geometry_law(data: cfg.Data) -> Law:
+def _geometry_law(data: cfg.Data) -> Augmentation:
     if data.augment == "resized_crop":
         return augment.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
     if data.augment == "scale_jitter":
@@ -123,7 +123,7 @@ def _geometry_law(data: cfg.Data) -> Law:
     return augment.center_crop(data.eval_resize_px, data.image_px)
 
 
-def eval_law(config: cfg.Config) -> Law:
+def eval_law(config: cfg.Config) -> Augmentation:
     """Return the crop of validation: the center, or ten views."""
     crop = augment.ten_crop if config.eval.views == "ten_crop" else augment.center_crop
     return crop(config.data.eval_resize_px, config.data.image_px)
@@ -149,11 +149,11 @@ def _open(folder: str, split: str) -> Dataset:
     return open_folder(Path(folder))
 
 
-def _stream(dataset: Dataset, law: Law, seed: int) -> Stream:
+def _stream(dataset: Dataset, law: Augmentation, seed: int) -> Stream:
     return Stream(seed, dataset.labels, dataset.width, dataset.height, law)
 
 
-def _synthetic(data: cfg.Data, images: int, seed: int, law: Law) -> Images:
+def _synthetic(data: cfg.Data, images: int, seed: int, law: Augmentation) -> Images:
     labels = np.arange(images, dtype=np.int32) % data.synthetic_classes
     side = np.full(images, data.image_px, dtype=np.int32)
     return Images(Stream(seed, labels, side, side, law), data.synthetic_classes, None)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.augment import WORDS, Floats, Ints, Law
+from harness.data.augment import WORDS, Augmentation, Floats, Ints
 
 PADDING = -1
 """Label of the images that pad the last validation batch; they are never counted."""
@@ -102,7 +102,7 @@ class Stream:
     labels: NDArray[Any]
     width: NDArray[Any]
     height: NDArray[Any]
-    law: Law = field(repr=False)
+    law: Augmentation = field(repr=False)
 
     def shuffled(self, epoch: int, first: int, count: int) -> Samples:
         """Return the samples at positions [first, first + count) of the shuffled epoch."""

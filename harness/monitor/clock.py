@@ -102,7 +102,7 @@ class Clock:
         """Seconds of all attempts, without the time between them."""
         return self._before_s + self.wall_s
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the clock's state for a checkpoint; the device must be idle."""
         self._read_marks()
         return {
@@ -114,7 +114,7 @@ class Clock:
             "step_ms": torch.tensor(self._step_ms, dtype=torch.float32),
         }
 
-    def go_on(self, state: dict[str, Any] | None, spent_s: float) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None, spent_s: float) -> None:
         """Add the times of earlier attempts.
 
         Args:
@@ -188,12 +188,12 @@ class Clock:
         self._compute_ms += _take_ms(self._computed)
         self.data_wait_s += _take_ms(self._waited) / 1000
 
-    def mark_anew(self) -> None:
+    def skip_interval(self) -> None:
         """Mark a new start: the time since the last mark is not a step, but a checkpoint."""
         self._marks.append(None)
         self.mark()
 
-    def forget_mark(self) -> None:
+    def stop_timer(self) -> None:
         """Drop the last mark: what follows is not a step, but an evaluation or an epoch's end."""
         self._marks = []
 

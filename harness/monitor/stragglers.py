@@ -87,7 +87,7 @@ class Stragglers:
         return f"{times} of the last {len(slow)}" if is_often else None
 
 
-class Peers:
+class StragglerDetector:
     """Gathers all ranks' times and energy at log points, and reports stragglers.
 
     Attributes:

@@ -19,12 +19,12 @@ from typing import TextIO
 
 REARM_S = 1.0
 LATE = 0.8
-"""Stacks are written at this share of the collectives' time limit, which may end the process."""
+"""Watchdog are written at this share of the collectives' time limit, which may end the process."""
 LOOK_S, GRACE_S = 0.5, 3.0
 """The grace lets a rank that waits for another fail first, when its collective times out."""
 
 
-class Stacks:
+class Watchdog:
     """Writes every thread's stack to this rank's file when the rank hangs or is terminated.
 
     Args:
@@ -47,12 +47,12 @@ class Stacks:
             # runs after this one; a handler that is set later would replace this one.
             faulthandler.register(signal.SIGTERM, file=self._file, chain=True)
 
-    def expect_life(self, within_s: float) -> None:
+    def arm(self, within_s: float) -> None:
         """Start the watch: `alive` must be called within this many seconds from now on."""
         self._limit_s = within_s
         self._arm()
 
-    def alive(self) -> None:
+    def ping(self) -> None:
         """Report progress of this rank; cheap enough for each step."""
         if time.monotonic() - self._armed_at > REARM_S:
             self._arm()

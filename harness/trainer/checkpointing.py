@@ -12,13 +12,13 @@ from harness.schedule import Event
 from harness.system.console import out
 from harness.trainer.attempt import Attempt
 from harness.trainer.loop import Training
-from harness.trainer.reporter import Report
+from harness.trainer.reporter import RunLogger
 
 
-class Keeper:
+class CheckpointManager:
     """All ranks take part in each checkpoint; rank 0 writes it."""
 
-    def __init__(self, attempt: Attempt, report: Report) -> None:
+    def __init__(self, attempt: Attempt, report: RunLogger) -> None:
         self._attempt, self._report = attempt, report
         self._saver: Saver | None = None
         self.training: Training | None = None
@@ -41,20 +41,20 @@ class Keeper:
         """The newest good checkpoint; rank 0 knows."""
         return self._saver.last if self._saver else None
 
-    def go_on(self, t: Training) -> None:
+    def restore(self, t: Training) -> None:
         """Restore training, clock and record from the checkpoint, if there is one."""
         self.training = t
         t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
         if attempt.found is not None:
             state = attempt.found.state
-            self._report.go_on(state)
+            self._report.load_state_dict(state)
             self._report.durable(state["rows"])
             attempt.found = None  # frees its memory
         if attempt.goes_on:
             load_state_dict(t, state, attempt.spent_s)
         else:
-            t.clock.go_on(None, attempt.spent_s)
+            t.clock.load_state_dict(None, attempt.spent_s)
 
     def save(self, t: Training, *, must: bool) -> None:
         """Copy the state, and write the copy in the background.
@@ -69,12 +69,12 @@ class Keeper:
             if self._saver.busy and not must:
                 return
             self._saver.wait()  # raises what went wrong with the earlier one
-            state = state_dict(t, sums, self._saver.staging) | self._report.state()
+            state = state_dict(t, sums, self._saver.staging) | self._report.state_dict()
             whole = t.ends_epoch
             about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
             self._saver.save(state, about | state["of"])
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
         if self._saver is not None:
             self._saver.wait()
@@ -125,7 +125,7 @@ def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> 
         "events": [tuple(event) for event in t.events],
     }
     taken = capture(t.model.net, t.optimizer, t.scaler, staging)
-    return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state()}
+    return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state_dict()}
 
 
 def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
@@ -147,7 +147,7 @@ def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
     t.step = small["step"]
     t.events = [Event(*each) for each in small["events"]]
     per_rank = t.resolved.split.global_batch // world.size
-    t.counts.go_on(small["correct"], small["losses"], world, per_rank)
+    t.counts.load_state_dict(small["correct"], small["losses"], world, per_rank)
     if world.is_main:
-        t.digest.go_on(small["seen"].sum(0).numpy())
-    t.clock.go_on(small["clock"], spent_s)
+        t.digest.load_state_dict(small["seen"].sum(0).numpy())
+    t.clock.load_state_dict(small["clock"], spent_s)

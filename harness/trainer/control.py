@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from harness.errors import EXIT_FAILED, RunFailed
 from harness.logging import rank_log
-from harness.monitor.watchdog import Stacks
+from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
 from harness.system.signals import Signals
 
@@ -23,7 +23,7 @@ LAST_WORDS_S = 5.0
 """The disk that a rank hangs on may be the one that its failure is to be written to."""
 
 
-class Agreed(NamedTuple):
+class Outcome(NamedTuple):
     """The outcome of a vote: whether all ranks stop, save, or end the training."""
 
     stop: bool
@@ -31,7 +31,7 @@ class Agreed(NamedTuple):
     end: bool
 
 
-class Ballot:
+class Vote:
     """A vote in every step: any rank may raise a flag, and all ranks learn of it at the same step.
 
     Each `cast` starts an all-reduce of three small numbers in host memory, in a group of its own,
@@ -44,7 +44,7 @@ class Ballot:
         self._flags = torch.zeros(3, dtype=torch.int32)
         self._under_way: dist.Work | None = None
 
-    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Agreed:
+    def cast(self, *, stop: bool, save: bool, end: bool = False) -> Outcome:
         """Vote; return which flags any rank had raised one call before."""
         agreed = self._outcome()
         self._flags = torch.tensor([stop, save, end], dtype=torch.int32)
@@ -55,15 +55,15 @@ class Ballot:
         """Wait for the last vote, so that no rank leaves while another still needs the answer."""
         self._outcome()
 
-    def _outcome(self) -> Agreed:
+    def _outcome(self) -> Outcome:
         if self._under_way is not None:
             self._under_way.wait()
             self._under_way = None
-        return Agreed(*map(bool, self._flags.tolist()))
+        return Outcome(*map(bool, self._flags.tolist()))
 
 
 @dataclass
-class Pulse:
+class StepControl:
     """Called once per step and per validation batch, on all ranks.
 
     Attributes:
@@ -71,17 +71,17 @@ class Pulse:
         time_is_up: whether the time limit ends the training; likewise.
     """
 
-    ballot: Ballot
+    vote: Vote
     signals: Signals
-    stacks: Stacks | None
+    watchdog: Watchdog | None
     save_due: Callable[[], bool]
     time_is_up: Callable[[], bool] = lambda: False
 
-    def beat(self) -> Agreed:
+    def poll(self) -> Outcome:
         """Vote, and return what all ranks are to do now, by the votes of the step before."""
-        if self.stacks is not None:
-            self.stacks.alive()
-        return self.ballot.cast(
+        if self.watchdog is not None:
+            self.watchdog.ping()
+        return self.vote.cast(
             stop=self.signals.received is not None, save=self.save_due(), end=self.time_is_up()
         )
 

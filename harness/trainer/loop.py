@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,17 +15,16 @@ from harness.data.batch import Batch
 from harness.data.digest import Digest, digest_of, hexadecimal
 from harness.data.sets import Images
 from harness.data.stream import order
-from harness.distributed import World
 from harness.errors import RunFailed
 from harness.logging.schema import EpochDigest, Row
 from harness.models import criterion
 from harness.monitor.clock import Clock, PeriodTimes
-from harness.monitor.stragglers import Peers
+from harness.monitor.stragglers import StragglerDetector
 from harness.optim import set_lr, sgd
 from harness.schedule import Event, History, decide, last_step
 from harness.trainer import setup
-from harness.trainer.control import Pulse
-from harness.trainer.metrics import EvalCounts, Score, TrainCounts, mean_of_views
+from harness.trainer.control import StepControl
+from harness.trainer.metrics import EvalMetrics, Score, TrainMetrics, mean_of_views, memory_peak_gib
 from harness.trainer.profiler import Profile, phase
 from harness.trainer.resolve import Resolved
 
@@ -44,10 +42,10 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     criterion: nn.Module
-    counts: TrainCounts
+    counts: TrainMetrics
     clock: Clock
-    pulse: Pulse
-    peers: Peers
+    control: StepControl
+    peers: StragglerDetector
     attempt: int = 1
     profile: Profile | None = None
     utilisation: Utilisation | None = None
@@ -95,7 +93,7 @@ class StopAgreed(Exception):
     """All ranks have agreed to stop at this step; its state can be saved."""
 
 
-def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Training:
+def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepControl) -> Training:
     """Prepare a training: DDP with its final buckets, optimizer, compiled graphs."""
     setup.set_up_torch(resolved)
     model = setup.place(net, resolved)
@@ -111,12 +109,12 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, pulse: Pulse) -> Tr
         optimizer=optimizer,
         scaler=setup.grad_scaler(resolved),
         criterion=criterion(resolved.config.train.label_smoothing),
-        counts=TrainCounts(
+        counts=TrainMetrics(
             min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
         ),
         clock=clock,
-        pulse=pulse,
-        peers=Peers(resolved.world),
+        control=control,
+        peers=StragglerDetector(resolved.world),
     )
 
 
@@ -162,10 +160,10 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
     ends = False
     while not ends:
         if t.profile is not None and t.profile.before(t.step):
-            t.clock.mark_anew()
+            t.clock.skip_interval()
         train_step(t, batches)
         t.clock.mark()
-        stop, save, end = t.pulse.beat()
+        stop, save, end = t.control.poll()
         if end:
             t.events.append(Event("time is up", t.step))
         ends = t.ends_epoch  # the epoch's digest and checkpoint come next, and only then a stop
@@ -175,14 +173,18 @@ def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
         if row or save:
             yield Pause(row, save, stop)
         if save:
-            t.clock.mark_anew()
+            t.clock.skip_interval()
         if stop:
             raise StopAgreed
-    t.clock.forget_mark()
+    t.clock.stop_timer()
 
 
 def evaluate(
-    model: nn.Module, batches: Iterator[Batch], images: int, resolved: Resolved, pulse: Pulse
+    model: nn.Module,
+    batches: Iterator[Batch],
+    images: int,
+    resolved: Resolved,
+    control: StepControl,
 ) -> Score:
     """Score the validation set, each image exactly once; the host reads once, at the end.
 
@@ -192,10 +194,10 @@ def evaluate(
     world, views = resolved.world, resolved.eval_views
     # Each rank has seen different batches: the model's running statistics are those of rank 0.
     world.broadcast_(list(model.buffers()))
-    counts = EvalCounts(world.device)
+    counts = EvalMetrics(world.device)
     model.eval()
     for _ in range(-(-images // (resolved.eval_images * world.size))):
-        if pulse.beat().stop:
+        if control.poll().stop:
             raise StopAgreed
         # Outside of inference mode: a tensor created inside is of another kind and recompiles.
         batch = next(batches)
@@ -282,18 +284,3 @@ def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
         events=t.decided_here,
         **t.peers.read(times, period.images, t.clock),
     )
-
-
-def memory_other_gib(world: World) -> float | None:
-    """GPU memory outside torch: DALI's and NCCL's buffers, the CUDA context, other processes."""
-    if not world.on_gpu:
-        return None
-    free, total = torch.cuda.mem_get_info(world.device)
-    return (total - free - torch.cuda.memory_reserved(world.device)) / 2**30
-
-
-def memory_peak_gib(world: World) -> float:
-    """Peak memory of torch's tensors on the GPU; on a CPU, peak resident memory of the process."""
-    if world.on_gpu:
-        return torch.cuda.max_memory_allocated(world.device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

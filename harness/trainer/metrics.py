@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class Score:
         return 100 * self.correct5 / self.images
 
 
-class TrainCounts:
+class TrainMetrics:
     """Loss of each step and correct predictions over one log period."""
 
     def __init__(self, most_steps: int, device: torch.device) -> None:
@@ -45,7 +46,9 @@ class TrainCounts:
         """Correct predictions [2] and the loss of each step [steps] since the last log point."""
         return self._correct, self._losses[: self._steps]
 
-    def go_on(self, correct: Tensor, losses: Tensor, world: World, images_per_step: int) -> None:
+    def load_state_dict(
+        self, correct: Tensor, losses: Tensor, world: World, images_per_step: int
+    ) -> None:
         """Continue an open period.
 
         Args:
@@ -101,7 +104,7 @@ class TrainCounts:
         return period
 
 
-class EvalCounts:
+class EvalMetrics:
     """Loss, correct predictions and images of a validation, without padding."""
 
     def __init__(self, device: torch.device) -> None:
@@ -145,3 +148,18 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = guesses == labels[:, None]  # padding equals no class
     return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+def memory_other_gib(world: World) -> float | None:
+    """GPU memory outside torch: DALI's and NCCL's buffers, the CUDA context, other processes."""
+    if not world.on_gpu:
+        return None
+    free, total = torch.cuda.mem_get_info(world.device)
+    return (total - free - torch.cuda.memory_reserved(world.device)) / 2**30
+
+
+def memory_peak_gib(world: World) -> float:
+    """Peak memory of torch's tensors on the GPU; on a CPU, peak resident memory of the process."""
+    if world.on_gpu:
+        return torch.cuda.max_memory_allocated(world.device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.data.mean import MeanImage
 
 
-class Pixels(nn.Module):
+class Normalize(nn.Module):
     """Subtract the mean from uint8 images [n, 3, px, px] and divide by the standard deviation.
 
     Done inside the compiled network rather than in the loader: a quarter of the bytes is moved.

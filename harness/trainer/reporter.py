@@ -28,7 +28,7 @@ from harness.trainer.resolve import Resolved
 
 
 @dataclass
-class Report:
+class RunLogger:
     """The record of a run, kept by all ranks and written by rank 0."""
 
     resolved: Resolved
@@ -75,7 +75,7 @@ class Report:
             if images is not None and images.dataset is not None
         }
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The part of the record that a checkpoint holds; that of rank 0 is used."""
         config = self.resolved.config
         return {
@@ -90,7 +90,7 @@ class Report:
             "rows_bytes": self.rows.bytes if self.rows else 0,
         }
 
-    def go_on(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the record from a checkpoint."""
         self.digests = [EpochDigest(**each) for each in state["digests"]]
         self.scores = [(epoch, Score(**score)) for epoch, score in state["scores"]]
@@ -262,7 +262,7 @@ def _what_rate_means(result: Result) -> str:
     )
 
 
-def _result(report: Report, net: nn.Module, t: Training | None) -> Result:
+def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
     """Make the Result; without a training if weights were only scored."""
     resolved, config = report.resolved, report.resolved.config
     tries = attempts(report.folder.path)

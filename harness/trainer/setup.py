@@ -21,7 +21,7 @@ from harness.data.sets import mean_of_training
 from harness.distributed import World
 from harness.models import criterion
 from harness.models.resnet import pad_stem
-from harness.trainer.normalize import Pixels
+from harness.trainer.normalize import Normalize
 from harness.trainer.resolve import Resolved
 
 _CODE_OF_DDP = (
@@ -36,13 +36,13 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Classifier(nn.Module):
     """uint8 images [n, 3, px, px] to logits [n, classes]: normalise, then the network."""
 
-    def __init__(self, net: nn.Module, pixels: Pixels, *, channels_last: bool) -> None:
+    def __init__(self, net: nn.Module, pixels: Normalize, *, channels_last: bool) -> None:
         super().__init__()
         self.net, self.pixels = net, pixels
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, images: Tensor, *shifts: Tensor | None) -> Tensor:
-        """Logits of a batch; `shifts` are what `Pixels.of` says of it."""
+        """Logits of a batch; `shifts` are what `Normalize.of` says of it."""
         pixels = self.pixels(images, *shifts)
         logits: Tensor = self.net(pixels.contiguous(memory_format=self.layout))
         return logits
@@ -96,7 +96,7 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     Compiled in place, so that the keys of its state stay clean.
     """
     config = resolved.config
-    pixels = Pixels(config.data, mean_of_training(config.data))
+    pixels = Normalize(config.data, mean_of_training(config.data))
     if config.engine.pad_stem:
         pad_stem(net)
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)

@@ -14,8 +14,8 @@ from harness import config as cfg
 from harness.data.sets import Images, protocol
 from harness.monitor.clock import Clock
 from harness.trainer import setup
-from harness.trainer.loop import Training, memory_other_gib, memory_peak_gib
-from harness.trainer.metrics import Score
+from harness.trainer.loop import Training
+from harness.trainer.metrics import Score, memory_other_gib, memory_peak_gib
 from harness.trainer.resolve import Resolved
 
 

@@ -25,7 +25,7 @@ from harness.bench.ladder.rungs import Rung, Turn
 from harness.bench.sweep import scaling
 from harness.bench.sweep.arms import named_arms
 from harness.bench.sweep.pairs import MOST_STARTS, Base
-from harness.bench.sweep.process import WORKERS, Arm, ArmFailed, Working, worker_in
+from harness.bench.sweep.process import WORKERS, Variant, VariantFailed, VariantProcess, worker_in
 from harness.bench.sweep.scaling import Cell, cells_of, efficiencies
 from harness.bench.sweep.show_sweep import best_yaml
 from harness.bench.sweep.sweep import Swept, largest_batch, sweep
@@ -36,7 +36,7 @@ from harness.errors import BadInput
 from harness.trainer.loop import Training
 
 WORDS = (*TINY, "--data.source", "synthetic", "--train.global-batch", "16")
-BASE = Arm("base", WORDS)
+BASE = Variant("base", WORDS)
 FACTS = {
     "on_gpu": False,
     "cores": 2,
@@ -64,10 +64,10 @@ class Machine:
         self.turns = 0
         self.alive: list[Made] = []
 
-    def start(self, arm: Arm, log: Path) -> Made:
+    def start(self, arm: Variant, log: Path) -> Made:
         return Made(self, arm)
 
-    def rate(self, arm: Arm) -> float:
+    def rate(self, arm: Variant) -> float:
         self.turns += 1
         speed = math.prod(self.speeds[f"{key}={value}"] for key, value in arm.flags.items())
         weather = math.exp(self.random.gauss(0, self.noise)) * (1 - self.drift) ** self.turns
@@ -77,12 +77,12 @@ class Machine:
 class Made:
     """An arm of it."""
 
-    def __init__(self, machine: Machine, arm: Arm) -> None:
+    def __init__(self, machine: Machine, arm: Variant) -> None:
         self.machine, self.arm = machine, arm
         self.images = int(arm.flags.get("train.global_batch", 16))
         alive = sum(each.images for each in machine.alive)
         if alive + self.images > machine.holds:
-            raise ArmFailed(arm, "out of memory", memory=True)
+            raise VariantFailed(arm, "out of memory", memory=True)
         machine.alive.append(self)
         self.facts: dict[str, Any] = dict(FACTS)
         self.luck = math.exp(machine.random.gauss(0, machine.luck))
@@ -102,12 +102,14 @@ class Made:
             self.machine.alive.remove(self)
 
 
-def arm(**flags: str) -> Arm:
+def arm(**flags: str) -> Variant:
     named = {key.replace("__", "."): value for key, value in flags.items()}
-    return Arm(" ".join(f"{k}={v}" for k, v in named.items()), WORDS, named)
+    return Variant(" ".join(f"{k}={v}" for k, v in named.items()), WORDS, named)
 
 
-def swept(machine: Machine, arms: list[Arm], folder: Path, *, any_result: bool = False) -> Swept:
+def swept(
+    machine: Machine, arms: list[Variant], folder: Path, *, any_result: bool = False
+) -> Swept:
     return sweep(
         BASE, lambda _: arms, until=time.perf_counter() + 0.5, folder=folder,
         may_change_result=any_result, start=machine.start,
@@ -120,7 +122,7 @@ def test_on_a_gpu_an_arm_has_set_itself_up_before_the_next_one_starts(on_gpu: bo
     seen: list[str] = []
 
     class Noted(Made):
-        def __init__(self, arm: Arm) -> None:
+        def __init__(self, arm: Variant) -> None:
             super().__init__(machine, arm)
             self.facts["on_gpu"] = on_gpu
             self.name = arm.name
@@ -132,7 +134,7 @@ def test_on_a_gpu_an_arm_has_set_itself_up_before_the_next_one_starts(on_gpu: bo
     machine = Machine({})
     base = Base(BASE, Path(), lambda arm, log: Noted(arm))
     seen.clear()
-    base.compare(Arm("arm", WORDS), 0.0)
+    base.compare(Variant("arm", WORDS), 0.0)
     base_first = ["base starts", "base is ready", "arm starts", "arm is ready"]
     assert seen == (base_first if on_gpu else [base_first[k] for k in (0, 2, 1, 3)])
 
@@ -207,7 +209,7 @@ def test_winners_are_put_together_and_measured_anew(tmp_path: Path) -> None:
         "data.threads=3": 1.25, "engine.precision=fp32": 2.0, "engine.static_graph=true": 1.005,
     }  # fmt: skip
     machine = Machine(speeds, noise=0.001)
-    tried = [Arm(name, WORDS, dict([name.split("=")])) for name in speeds]
+    tried = [Variant(name, WORDS, dict([name.split("=")])) for name in speeds]
     found = swept(machine, tried, tmp_path)
     assert found.best is not None
     assert found.best.arm.flags == {"data.threads": "2", "engine.bucket_mb": "1"}
@@ -232,8 +234,8 @@ def test_where_nothing_is_faster_all_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_winners_that_contradict_each_other_are_not_put_together(tmp_path: Path) -> None:
     words = (*WORDS, "--optim.momentum", "0.9")
-    first = Arm("a", words, {"optim.nesterov": "true"})
-    second = Arm("b", words, {"optim.momentum": "0"})
+    first = Variant("a", words, {"optim.nesterov": "true"})
+    second = Variant("b", words, {"optim.momentum": "0"})
     with pytest.raises(BadInput):
         load.load([*words, "--optim.nesterov", "true", "--optim.momentum", "0"])
     machine = Machine({"optim.nesterov=true": 1.5, "optim.momentum=0": 1.4})
@@ -266,9 +268,9 @@ def test_the_largest_batch_that_fits_is_found(holds: int, most: int) -> None:
 def test_a_failing_arm_is_told_and_a_failing_base_ends_all(tmp_path: Path) -> None:
     machine = Machine({"engine.bucket_mb=1": 1.1})
 
-    def start(arm: Arm, log: Path) -> Made:
+    def start(arm: Variant, log: Path) -> Made:
         if arm.flags.get("engine.bucket_mb") == "2":
-            raise ArmFailed(arm, "it broke")
+            raise VariantFailed(arm, "it broke")
         return machine.start(arm, log)
 
     arms = [arm(engine__bucket_mb="2"), arm(engine__bucket_mb="1")]
@@ -278,10 +280,10 @@ def test_a_failing_arm_is_told_and_a_failing_base_ends_all(tmp_path: Path) -> No
     )  # fmt: skip
     assert [each.failed for each in found.trials] == ["it broke", None]
 
-    def broken(arm: Arm, log: Path) -> Made:
-        raise ArmFailed(arm, "the base broke")
+    def broken(arm: Variant, log: Path) -> Made:
+        raise VariantFailed(arm, "the base broke")
 
-    with pytest.raises(ArmFailed, match="base: the base broke"):
+    with pytest.raises(VariantFailed, match="base: the base broke"):
         sweep(BASE, lambda _: arms, until=0, folder=tmp_path, may_change_result=False, start=broken)
 
 
@@ -320,7 +322,7 @@ def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
         worker_in(tmp_path)
     (tmp_path / "harness" / "bench").mkdir(parents=True)
     (tmp_path / "harness" / "bench" / "arm.py").touch()
-    arm = Arm("older", ("--engine.compile", "false"), code=tmp_path)
+    arm = Variant("older", ("--engine.compile", "false"), code=tmp_path)
     assert arm.command("port")[1:] == ["-m", "harness.bench.arm", "port"]
 
 
@@ -369,7 +371,7 @@ def test_a_sweep_from_its_command_to_the_config(tmp_path: Path) -> None:
 
 @pytest.mark.gpu_too
 def test_ranks_of_an_arm_are_measured_together(tmp_path: Path) -> None:
-    working = Working(Arm("two", (*WORDS, *on_gpu()), ranks=2), tmp_path / "log")
+    working = VariantProcess(Variant("two", (*WORDS, *on_gpu()), ranks=2), tmp_path / "log")
     try:
         working.ready()
         assert working.turn(0.1) > 0

@@ -255,7 +255,7 @@ def test_it_trains_two_steps_and_validates(path: Path, few: tuple[Path, Path]) -
         with t.clock.account("train"):
             rows = [pause.row for pause in train_epoch(t, batches) if pause.row]
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
-        score = evaluate(t.model, val_batches, len(val_set), resolved, t.pulse)
+        score = evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         batches.close()
         val_batches.close()
     assert [row.step for row in rows] == [1, 2]

@@ -78,7 +78,7 @@ def test_color_is_in_the_rows_and_a_function_of_the_position() -> None:
     plain = Stream(7, np.arange(100), sides(100, 40), sides(100, 40), law)
     colored = Stream(
         7, plain.labels, plain.width, plain.height,
-        augment.Law(law.of, law.steps, color=augment.pca_color(0.1)),
+        augment.Augmentation(law.of, law.steps, color=augment.pca_color(0.1)),
     )  # fmt: skip
     rows = colored.shuffled(2, 0, 100).rows()
     assert rows.shape == (100, 15)

@@ -18,7 +18,7 @@ from harness.data import augment, buffers_in_use
 from harness.data import dali as pipeline
 from harness.data.dali import DaliBatches
 from harness.data.dataset import Dataset, open_folder
-from harness.data.stream import Law, Samples
+from harness.data.stream import Augmentation, Samples
 from harness.data.torch_loader import TorchBatches
 from harness.errors import RunFailed
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu_too
 
 
 @pytest.mark.parametrize("law", [RESIZED, CENTRE], ids=["train", "eval"])
-def test_dali_shows_what_pillow_shows(photos: Path, law: Law) -> None:
+def test_dali_shows_what_pillow_shows(photos: Path, law: Augmentation) -> None:
     """JPEG decoders may round differently; antialiased resizing must follow the same law.
 
     Without antialiasing the mean difference is ten times as large.
@@ -167,7 +167,7 @@ def test_real_photos_look_as_in_pillow(shared_data: Path, tmp_path: Path) -> Non
         assert difference.mean() < 0.2, "of 255"
 
 
-def devices(decode: str, law: Law, *, decode_only: bool = False) -> dict[str, str]:
+def devices(decode: str, law: Augmentation, *, decode_only: bool = False) -> dict[str, str]:
     """Where each operator of the graph of a GPU runs; nothing is built, so no GPU is needed."""
     graph = pipeline._graph(
         batch_size=1, num_threads=1, device_id=0, exec_dynamic=True, feed=iter([]),
@@ -314,7 +314,9 @@ def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.Monk
 @pytest.mark.gpu
 @pytest.mark.parametrize("law", [RESIZED, CENTRE], ids=["train", "eval"])
 @pytest.mark.parametrize("decode", ["cpu", "split", "gpu"])
-def test_on_a_gpu_the_pixels_are_nearly_the_same(photos: Path, decode: str, law: Law) -> None:
+def test_on_a_gpu_the_pixels_are_nearly_the_same(
+    photos: Path, decode: str, law: Augmentation
+) -> None:
     dataset = open_folder(photos)
     device = torch.device("cuda", 0)
     batches = list(dali(dataset, law, decode=decode, device=device))

@@ -20,7 +20,7 @@ from harness.data.stream import PADDING, Samples, Split, Stream
 IMAGENET = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 
 
-def make_stream(n: int = 1000, seed: int = 3, law: stream.Law | None = None) -> Stream:
+def make_stream(n: int = 1000, seed: int = 3, law: stream.Augmentation | None = None) -> Stream:
     rng = np.random.default_rng(0)
     width, height = rng.integers(40, 600, (2, n)).astype(np.int32)
     labels = rng.integers(0, 10, n).astype(np.int32)

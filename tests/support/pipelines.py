@@ -13,7 +13,7 @@ from harness.data import augment
 from harness.data.batch import Batch
 from harness.data.dali import DaliBatches
 from harness.data.dataset import Dataset, Read
-from harness.data.stream import Law, Samples, Stream
+from harness.data.stream import Augmentation, Samples, Stream
 from harness.data.torch_loader import TorchBatches
 
 CPU = torch.device("cpu")
@@ -23,7 +23,9 @@ CENTRE = augment.center_crop(72, PX)
 PADDED = augment.pad_crop(4, 32, flip=True)
 
 
-def samples_of(dataset: Dataset, law: Law, batch: int, epochs: int = 1) -> Iterator[Samples]:
+def samples_of(
+    dataset: Dataset, law: Augmentation, batch: int, epochs: int = 1
+) -> Iterator[Samples]:
     images = Stream(0, dataset.labels, dataset.width, dataset.height, law)
     for epoch in range(epochs):
         for first in range(0, len(dataset) - batch + 1, batch):
@@ -31,7 +33,7 @@ def samples_of(dataset: Dataset, law: Law, batch: int, epochs: int = 1) -> Itera
 
 
 def dali(
-    dataset: Dataset, law: Law, batch: int = 10, px: int = PX, *, depth: int = 2,
+    dataset: Dataset, law: Augmentation, batch: int = 10, px: int = PX, *, depth: int = 2,
     read: Read = "mmap", samples: Iterator[Samples] | None = None, decode: str = "cpu",
     device: torch.device | None = None, ahead: int = 2,
 ) -> DaliBatches:  # fmt: skip
@@ -42,7 +44,7 @@ def dali(
     )  # fmt: skip
 
 
-def in_pillow(dataset: Dataset, law: Law, batch: int = 10, px: int = PX) -> list[Batch]:
+def in_pillow(dataset: Dataset, law: Augmentation, batch: int = 10, px: int = PX) -> list[Batch]:
     arm = TorchBatches(
         dataset, samples_of(dataset, law, batch), law.steps, out_px=px, device=CPU, threads=0,
         prefetch=2,

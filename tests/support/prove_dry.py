@@ -73,14 +73,14 @@ def read(command: Command, *, refused: bool) -> None:
 
     from harness.__main__ import main
     from harness.bench.sweep.arms import Arms
-    from harness.bench.sweep.process import Arm
+    from harness.bench.sweep.process import Variant
 
     with patch.object(TyperCommand, "invoke") as verb:  # the arguments are read before
         main(command[command.index("harness") + 1 :])
     (context,) = verb.call_args.args
     settle(context.args, refused=refused)
     for arm in context.params.get("arm", []):
-        Arms(Arm("base", tuple(context.args)), Path()).read(arm)
+        Arms(Variant("base", tuple(context.args)), Path()).read(arm)
 
 
 def settle(words: Sequence[str], *, refused: bool) -> None:

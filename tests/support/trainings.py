@@ -17,7 +17,7 @@ from harness.distributed import World, from_environment, process_group
 from harness.monitor.clock import Clock
 from harness.system.signals import Signals
 from harness.trainer import setup
-from harness.trainer.control import Ballot, Pulse
+from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import Training, set_up
 from harness.trainer.resolve import Resolved, resolve
 
@@ -56,12 +56,12 @@ def make_resolved(config: cfg.Config, world: World) -> tuple[Resolved, Images, I
 def fresh(resolved: Resolved, classes: int = 4) -> Training:
     """A training from its beginning; `photos` has four classes."""
     net = setup.network(resolved, classes)
-    return set_up(resolved, net, Clock(resolved.world.device), pulse())
+    return set_up(resolved, net, Clock(resolved.world.device), control())
 
 
-def pulse() -> Pulse:
+def control() -> StepControl:
     """Votes, but nobody asks for anything."""
-    return Pulse(Ballot(timeout_s=60), Signals(), None, lambda: False)
+    return StepControl(Vote(timeout_s=60), Signals(), None, lambda: False)
 
 
 @contextmanager

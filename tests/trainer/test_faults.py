@@ -247,9 +247,9 @@ def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
 SICK = """
 import os, runpy, sys
 sys.path[0] = {root!r}
-from harness.trainer.metrics import EvalCounts, TrainCounts
+from harness.trainer.metrics import EvalMetrics, TrainMetrics
 
-kind, calls = {{"training": TrainCounts, "validation": EvalCounts}}[{where!r}], 0
+kind, calls = {{"training": TrainMetrics, "validation": EvalMetrics}}[{where!r}], 0
 add = kind.add
 
 def sick(self, first, *rest, **named):

@@ -21,7 +21,7 @@ from harness.distributed import World, from_environment, process_group
 from harness.errors import BadInput, RunFailed
 from harness.trainer import setup
 from harness.trainer.loop import evaluate, train_epoch, train_step
-from harness.trainer.metrics import EvalCounts, TrainCounts
+from harness.trainer.metrics import EvalMetrics, TrainMetrics
 from harness.trainer.resolve import resolve_precision, split_batch
 
 pytestmark = pytest.mark.gpu_too
@@ -46,8 +46,8 @@ def score_in_world(folder: Path) -> tuple[int, int, int, float]:
             for buffer in t.model.net.buffers():
                 buffer.add_(1)
         batches = resolved.loader.eval(val_set, resolved.config.eval.local_batch)
-        first = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
-        again = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
+        first = evaluate(t.model, batches, len(val_set), resolved, t.control)
+        again = evaluate(t.model, batches, len(val_set), resolved, t.control)
     assert first == again, "the loader begins anew after each evaluation"
     return first.images, first.correct1, first.correct5, first.loss
 
@@ -82,7 +82,7 @@ def score_ten_crops(folder: Path) -> tuple[int, int, int, float]:
     with process_group(world, 60):
         t = fresh(resolved)
         batches = resolved.loader.eval(val_set, resolved.eval_images)
-        score = evaluate(t.model, batches, len(val_set), resolved, t.pulse)
+        score = evaluate(t.model, batches, len(val_set), resolved, t.control)
     return score.images, score.correct1, score.correct5, score.loss
 
 
@@ -230,7 +230,7 @@ def test_rows_and_accounts_add_up(photos: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:
     world = here({})
-    counts = TrainCounts(8, world.device)
+    counts = TrainMetrics(8, world.device)
     logits = torch.zeros(4, 10, device=world.device)
     labels = torch.zeros(4, dtype=torch.int64, device=world.device)
     with process_group(world, 60):
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
 
 def test_padding_is_never_counted() -> None:
     world = here({})
-    counts = EvalCounts(world.device)
+    counts = EvalMetrics(world.device)
     logits = torch.eye(6)
     labels = torch.tensor([0, 1, 5, PADDING, PADDING, 0], device=world.device)
     counts.add(logits.to(world.device), labels)

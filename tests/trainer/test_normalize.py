@@ -25,7 +25,7 @@ from harness.errors import BadInput
 from harness.models import MODELS
 from harness.trainer import setup
 from harness.trainer.loop import evaluate, train_step
-from harness.trainer.normalize import Pixels
+from harness.trainer.normalize import Normalize
 from harness.trainer.resolve import split_batch
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_mean_and_standard_deviation_of_each_channel() -> None:
     data = cfg.Data(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (data.mean, data.std))
-    pixels = Pixels(data)
+    pixels = Normalize(data)
     torch.testing.assert_close(pixels(images), (images / 255 - mean) / std)
     assert pixels.of(np.zeros((4, 12), dtype=np.int64), CPU) == ()
 
@@ -90,7 +90,7 @@ def test_it_is_subtracted_before_padding_crop_and_mirror(icons: Path, source: st
     split = split_batch(config.train, 1)
     batches = Loader.resolve(data, world).train(train_set, split, epoch=0, step=0, epochs=1)
     mean = mean_of_training(data)
-    pixels = Pixels(data, mean)
+    pixels = Normalize(data, mean)
     seen = 0
     for batch in batches:
         ours = pixels(batch.images, *pixels.of(batch.rows, CPU))
@@ -111,7 +111,7 @@ def test_it_is_subtracted_before_padding_crop_and_mirror(icons: Path, source: st
 def test_validation_images_are_whole(icons: Path) -> None:
     data = data_of(icons, mean_image=True)
     mean = mean_of_training(data)
-    pixels = Pixels(data, mean)
+    pixels = Normalize(data, mean)
     images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     expected = (images - torch.from_numpy(mean).permute(2, 0, 1)) / 255
     std = torch.tensor(data.std).view(1, 3, 1, 1)
@@ -123,12 +123,12 @@ def test_colour_is_added_to_the_bytes_of_each_image() -> None:
     rows = np.zeros((4, 15), dtype=np.int64)
     rows[:, 12:] = np.arange(12).reshape(4, 3) * augment.COLOR_UNITS // 255  # 0 ... 11 grey levels
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    pixels = Pixels(data)
+    pixels = Normalize(data)
     shifted = images + torch.arange(12.0).view(4, 3, 1, 1)
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (data.mean, data.std))
     expected = (shifted / 255 - mean) / std
     torch.testing.assert_close(pixels(images, *pixels.of(rows, CPU)), expected)
-    assert (pixels(images) == Pixels(cfg.Data())(images)).all(), "validation has none"
+    assert (pixels(images) == Normalize(cfg.Data())(images)).all(), "validation has none"
 
 
 def test_synthetic_images_have_colour_too() -> None:
@@ -140,7 +140,7 @@ def test_synthetic_images_have_colour_too() -> None:
     split = split_batch(config.train, 1)
     loader = Loader.resolve(data, from_environment("cpu", {}))
     batch = next(loader.train(train_set, split, epoch=0, step=0, epochs=1))
-    pixels = Pixels(data)
+    pixels = Normalize(data)
     shifted = pixels(batch.images, *pixels.of(batch.rows, CPU))
     assert shifted.shape == (8, 3, 32, 32)
     assert not torch.equal(shifted, pixels(batch.images))
@@ -185,5 +185,5 @@ def test_what_is_shifted_image_by_image_is_compiled_once(
         train_step(t, batches)
         train_step(t, batches)
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
-        evaluate(t.model, val_batches, len(val_set), resolved, t.pulse)
+        evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         assert setup.graph_counts() == warm

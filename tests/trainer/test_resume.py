@@ -20,7 +20,7 @@ from harness.monitor.clock import Clock
 from harness.trainer import checkpointing
 from harness.trainer import setup as engine
 from harness.trainer.loop import Training, train_step
-from harness.trainer.metrics import TrainCounts
+from harness.trainer.metrics import TrainMetrics
 
 pytestmark = pytest.mark.gpu_too
 
@@ -207,8 +207,10 @@ def test_another_log_period_may_be_asked_for(photos: Path, tmp_path: Path) -> No
 def test_an_open_period_on_fewer_ranks_has_the_same_mean() -> None:
     losses = torch.tensor([[1.0, 2.0], [3.0, 4.0], [8.0, 0.0]], dtype=torch.float64)
     world = here({})
-    counts = TrainCounts(4, world.device)
-    counts.go_on(torch.tensor([[1, 2], [3, 4], [5, 6]]), losses, world, images_per_step=12)
+    counts = TrainMetrics(4, world.device)
+    counts.load_state_dict(
+        torch.tensor([[1, 2], [3, 4], [5, 6]]), losses, world, images_per_step=12
+    )
     with process_group(world, 60):
         period = counts.read(world, steps_done=2)
     assert (period.correct1, period.correct5) == (9, 12)
@@ -222,13 +224,13 @@ def test_the_clock_goes_on_and_says_what_was_lost() -> None:
     with first.account("train"):
         first.mark()
         first.mark()
-    first.mark_anew()  # a checkpoint
+    first.skip_interval()  # a checkpoint
     first.mark()
-    state = first.state()
+    state = first.state_dict()
     assert len(state["step_ms"]) == 2
     spent_s = sum(state["accounts_s"].values()) + 12.5
     second = Clock(torch.device("cpu"))
-    second.go_on(state, spent_s)
+    second.load_state_dict(state, spent_s)
     accounts = second.accounts_s
     assert accounts["lost"] == pytest.approx(12.5, abs=0.01)
     assert accounts["train"] == state["accounts_s"]["train"]
@@ -237,7 +239,7 @@ def test_the_clock_goes_on_and_says_what_was_lost() -> None:
     second.mark()
     assert len(second.read_period().steps_ms) == 3, "the open period's steps and its own"
     third = Clock(torch.device("cpu"))
-    third.go_on(None, spent_s=3.0)
+    third.load_state_dict(None, spent_s=3.0)
     assert third.accounts_s["lost"] == 3.0
     assert math.isclose(third.total_s, third.wall_s + 3, abs_tol=0.01)
 
@@ -269,4 +271,4 @@ def test_on_a_gpu_waiting_for_data_is_how_long_the_gpu_stands_still(
     assert clock.data_wait_s == 0, "nothing is read before the log point"
     assert clock.read_period().data_wait_s == pytest.approx(0.75)
     assert clock.read_period().data_wait_s == 0
-    assert clock.state()["data_wait_s"] == pytest.approx(0.75)
+    assert clock.state_dict()["data_wait_s"] == pytest.approx(0.75)

@@ -40,7 +40,7 @@ def after_steps(photos: Path, changes: dict[str, Any]) -> dict[str, Any]:
         for _ in range(5):
             train_step(t, batches)
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
-        evaluate(t.model, val_batches, len(val_set), resolved, t.pulse)
+        evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         weights = torch.cat([p.detach().flatten() for p in t.model.parameters()])
         told = {"bits": bits(t), "warm": warm, "graphs": engine.graph_counts()}
         return told | {"weights": weights[::500].tolist(), "keys": list(t.model.net.state_dict())}

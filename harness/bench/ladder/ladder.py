@@ -24,7 +24,7 @@ from harness.system.console import duration, out
 from harness.system.process import process_age_s
 from harness.system.signals import Signals
 from harness.trainer import setup
-from harness.trainer.control import Ballot, Pulse
+from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import set_up
 
 LEAST_ROUNDS, ROUNDS = 3, 10
@@ -55,16 +55,16 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | No
     until = time.perf_counter() - process_age_s() + 60 * minutes
     world = world_of_bench(config.engine.backend)
     with opened(config, world) as run:
-        ballot = Ballot(TIMEOUT_S)
+        vote = Vote(TIMEOUT_S)
         try:
-            pulse = Pulse(ballot, Signals(), None, lambda: False)
+            control = StepControl(vote, Signals(), None, lambda: False)
             net = setup.network(run.resolved, run.train_set.classes)
-            t = set_up(run.resolved, net, Clock(world.device), pulse)
+            t = set_up(run.resolved, net, Clock(world.device), control)
             timed, missing = rungs.rungs(t, run.train_set)
             bounds = limits.find(run.resolved, run.train_set.classes)
             turns = _in_rounds(timed, world, until)
         finally:
-            ballot.close()
+            vote.close()
         if not world.is_main:
             return None
         dataset = run.train_set.dataset

@@ -124,7 +124,7 @@ def _by_steps(
         for _ in range(first):
             step()
         wait_for(device)
-        clock.forget_mark()
+        clock.stop_timer()
         clock.mark()
         began, cpu_began = time.perf_counter(), time.process_time()
         for _ in range(steps):
@@ -272,7 +272,7 @@ def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = Fa
 
     def step() -> None:
         train_step(t, batches)
-        t.pulse.beat()
+        t.control.poll()
         if t.step % every == 0:
             t.counts.read(t.resolved.world, t.step)
             t.clock.read_period()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.bench.sweep.process import ROOT, Arm, worker_in
+from harness.bench.sweep.process import ROOT, Variant, worker_in
 from harness.config import load
 from harness.errors import BadInput
 
@@ -26,10 +26,10 @@ class Arms:
         folder: where to check out commits.
     """
 
-    def __init__(self, base: Arm, folder: Path) -> None:
+    def __init__(self, base: Variant, folder: Path) -> None:
         self._base, self._folder = base, folder
 
-    def read(self, text: str) -> Arm:
+    def read(self, text: str) -> Variant:
         """Parse one or several of `section.key=value`, `python=PATH`, `commit=REV`.
 
         Raises:
@@ -67,7 +67,7 @@ class Arms:
 
 
 @contextmanager
-def named_arms(base: Arm) -> Iterator[Arms]:
+def named_arms(base: Variant) -> Iterator[Arms]:
     """Return a parser of arms, whose checkouts exist until the block ends."""
     with TemporaryDirectory(prefix="harness-arms-") as folder:
         yield Arms(base, Path(folder))

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Protocol
 
-from harness.bench.sweep.process import Arm, ArmFailed, Working
+from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
 from harness.results.stats.statistics import interval_of_mean
 
 LEAST_PAIRS, PAIRS = 3, 8
@@ -26,7 +26,7 @@ Pair = tuple[float, float]
 
 
 class Works(Protocol):
-    """The interface of a running arm; see Working."""
+    """The interface of a running arm; see VariantProcess."""
 
     facts: dict[str, Any]
 
@@ -43,7 +43,7 @@ class Works(Protocol):
         """Kill it, if it still runs."""
 
 
-Start = Callable[[Arm, Path], Works]
+Start = Callable[[Variant, Path], Works]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trial:
         facts: what the arm reports about itself: graphs compiled, buckets, memory.
     """
 
-    arm: Arm
+    arm: Variant
     starts: list[list[Pair]] = field(default_factory=list)
     together: bool = True
     failed: str | None = None
@@ -111,14 +111,14 @@ class Base:
         ArmFailed: the base cannot be set up.
     """
 
-    def __init__(self, arm: Arm, folder: Path, start: Start = Working) -> None:
+    def __init__(self, arm: Variant, folder: Path, start: Start = VariantProcess) -> None:
         self._arm, self._folder, self._start = arm, folder, start
         self._logs = 0
         self.facts: dict[str, Any] = {}
         with self._alive(arm) as (works,):
             self.facts = works.facts
 
-    def compare(self, arm: Arm, budget_s: float) -> Trial:
+    def compare(self, arm: Variant, budget_s: float) -> Trial:
         """Measure an arm for about so many seconds, setup included; at least three pairs.
 
         If both do not fit into memory together, each turn is a start of its own.
@@ -130,16 +130,16 @@ class Base:
         try:
             try:
                 return self._together(arm, until)
-            except ArmFailed as error:
+            except VariantFailed as error:
                 if not error.memory:
                     raise
                 return self._apart(arm, until)
-        except ArmFailed as error:
+        except VariantFailed as error:
             if error.arm is not arm:
                 raise
             return Trial(arm, failed=error.why)
 
-    def fits(self, arm: Arm) -> bool:
+    def fits(self, arm: Variant) -> bool:
         """Return whether an arm fits into memory by itself, by training it for some steps.
 
         Raises:
@@ -147,13 +147,13 @@ class Base:
         """
         try:
             self._once(arm, LEAST_TURN_S)
-        except ArmFailed as error:
+        except VariantFailed as error:
             if not error.memory:
                 raise
             return False
         return True
 
-    def _together(self, arm: Arm, until: float) -> Trial:
+    def _together(self, arm: Variant, until: float) -> Trial:
         starts: list[list[Pair]] = []
         while True:
             began = time.perf_counter()
@@ -167,7 +167,7 @@ class Base:
             if to_come == 1 or (len(starts) >= LEAST_STARTS and _known(_logs(starts))):
                 return Trial(arm, starts, facts=facts)
 
-    def _apart(self, arm: Arm, until: float) -> Trial:
+    def _apart(self, arm: Variant, until: float) -> Trial:
         turn_s = _turn_s(until - time.perf_counter(), PAIRS) / 2  # the other half is for starting
         starts: list[list[Pair]] = []
         while not _enough(_logs(starts), until):
@@ -180,12 +180,12 @@ class Base:
             starts.append([(base, rate)])
         return Trial(arm, starts, together=False, facts=facts)
 
-    def _once(self, arm: Arm, turn_s: float) -> tuple[float, dict[str, Any]]:
+    def _once(self, arm: Variant, turn_s: float) -> tuple[float, dict[str, Any]]:
         with self._alive(arm) as (works,):
             return works.turn(turn_s), works.end()
 
     @contextmanager
-    def _alive(self, *arms: Arm) -> Iterator[list[Works]]:
+    def _alive(self, *arms: Variant) -> Iterator[list[Works]]:
         """Start arms and wait until they are set up: at the same time, or on a GPU one by one.
 
         On a GPU, setup times kernels to choose among them, and must run alone.

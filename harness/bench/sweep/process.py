@@ -27,7 +27,7 @@ LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """What is measured: a run's words, on so many ranks, by some Python and some code.
 
     Attributes:
@@ -75,7 +75,7 @@ def worker_in(code: Path) -> str:
     raise FileNotFoundError(code / WORKERS[0])
 
 
-class ArmFailed(RunFailed):
+class VariantFailed(RunFailed):
     """An arm cannot be measured; why, in a line.
 
     Attributes:
@@ -83,19 +83,19 @@ class ArmFailed(RunFailed):
         memory: whether it did not fit into the device's.
     """
 
-    def __init__(self, arm: Arm, why: str, *, memory: bool = False) -> None:
+    def __init__(self, arm: Variant, why: str, *, memory: bool = False) -> None:
         super().__init__(f"{arm.name}: {why}")
         self.arm, self.why, self.memory = arm, why, memory
 
 
-class Working:
+class VariantProcess:
     """An arm whose ranks have been started.
 
     Args:
         log: file for all that they print.
     """
 
-    def __init__(self, arm: Arm, log: Path) -> None:
+    def __init__(self, arm: Variant, log: Path) -> None:
         self.arm, self._log = arm, log
         self.facts: dict[str, Any] = {}
         self._wires: list[Wire] = []
@@ -135,7 +135,7 @@ class Working:
 
     def end(self) -> dict[str, Any]:
         """All that is known of it; its processes end."""
-        with suppress(ArmFailed):
+        with suppress(VariantFailed):
             for wire in self._wires:
                 self._tell(wire, end=True)
             self.facts |= self._hear()
@@ -192,7 +192,7 @@ class Working:
             raise self._failed(answer)
         return answer
 
-    def _failed(self, answer: Mapping[str, Any] | None = None) -> ArmFailed:
+    def _failed(self, answer: Mapping[str, Any] | None = None) -> VariantFailed:
         """Why it failed, by what a rank says of itself, else by what was printed last."""
         for wire in self._wires if answer is None else ():
             with suppress(Gone):
@@ -200,7 +200,7 @@ class Working:
                 answer = heard if "error" in heard else answer
         told = answer or {"error": self._last_words()}
         memory = bool(told.get("memory"))
-        return ArmFailed(self.arm, f"{told['error']}; see {self._log}", memory=memory)
+        return VariantFailed(self.arm, f"{told['error']}; see {self._log}", memory=memory)
 
     def _last_words(self) -> str:
         time.sleep(LOOK_S)  # for what is still being written

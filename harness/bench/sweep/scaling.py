@@ -12,7 +12,7 @@ from typing import Literal
 
 from harness import config as cfg
 from harness.bench.sweep.pairs import Start
-from harness.bench.sweep.process import Arm, ArmFailed, Working
+from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
 from harness.errors import BadInput
 from harness.results.stats.statistics import interval_of_mean
 from harness.system import cores
@@ -86,7 +86,12 @@ def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
 
 
 def measure(
-    base: Arm, cells: Sequence[Cell], *, until: float, folder: Path, start: Start = Working
+    base: Variant,
+    cells: Sequence[Cell],
+    *,
+    until: float,
+    folder: Path,
+    start: Start = VariantProcess,
 ) -> None:
     """Measure the cells one at a time, in rounds whose order alternates.
 
@@ -110,7 +115,7 @@ def measure(
         out.print(f"round {done + 1}: {_known(cells)}; at most {left} left")
 
 
-def _once(base: Arm, cell: Cell, turn_s: float, folder: Path, start: Start) -> None:
+def _once(base: Variant, cell: Cell, turn_s: float, folder: Path, start: Start) -> None:
     name = f"{count(cell.ranks, 'rank')}, global batch {cell.global_batch}"
     flags = {**base.flags, "train.global_batch": str(cell.global_batch)}
     arm = replace(base, name=name, ranks=cell.ranks, flags=flags)
@@ -121,7 +126,7 @@ def _once(base: Arm, cell: Cell, turn_s: float, folder: Path, start: Start) -> N
             cell.rates.append(works.turn(turn_s))
         finally:
             works.close()
-    except ArmFailed as error:
+    except VariantFailed as error:
         cell.failed = error.why
         out.print(f"{error}")
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from harness.bench.pages import write_page
-from harness.bench.sweep.process import Arm
+from harness.bench.sweep.process import Variant
 from harness.bench.sweep.scaling import Cell, Kind, cells_of, efficiencies, measure, threads_of_each
 from harness.config import load
 from harness.errors import BadInput, RunFailed
@@ -28,7 +28,9 @@ KINDS: dict[Kind, str] = {
 HEAD = ("ranks", "", "global batch", "images/s", "per rank", "efficiency %", "from", "to", "starts")
 
 
-def run(base: Arm, ranks: Sequence[int], *, minutes: float, folder: Path, per_node: int) -> None:
+def run(
+    base: Variant, ranks: Sequence[int], *, minutes: float, folder: Path, per_node: int
+) -> None:
     """Measure, print, and write scaling.json and scaling.html into a folder.
 
     Args:
@@ -58,7 +60,7 @@ def run(base: Arm, ranks: Sequence[int], *, minutes: float, folder: Path, per_no
     show(cells, base, folder)
 
 
-def show(cells: Sequence[Cell], base: Arm, folder: Path) -> None:
+def show(cells: Sequence[Cell], base: Variant, folder: Path) -> None:
     """Print the cells, and write both files."""
     table = Table(*HEAD)
     for column in (table.columns[0], *table.columns[2:]):
@@ -123,7 +125,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
     return report
 
 
-def _page(cells: Sequence[Cell], base: Arm) -> str:
+def _page(cells: Sequence[Cell], base: Variant) -> str:
     from harness.results.page import plots, plots_speed, render  # matplotlib is an extra
 
     curves, bars = [], []

@@ -18,7 +18,7 @@ from rich.table import Table
 from harness import config as cfg
 from harness.bench.sweep.arms import named_arms
 from harness.bench.sweep.pairs import Base, Trial
-from harness.bench.sweep.process import Arm
+from harness.bench.sweep.process import Variant
 from harness.bench.sweep.sweep import Swept, in_words, largest_batch, sweep
 from harness.bench.sweep.switches import candidates, changes_learning
 from harness.config import Config, load
@@ -35,7 +35,7 @@ MOST_FACTOR = 16
 
 
 def run(
-    base: Arm, named: Sequence[str], *, minutes: float, folder: Path, may_change_result: bool
+    base: Variant, named: Sequence[str], *, minutes: float, folder: Path, may_change_result: bool
 ) -> None:
     """Measure, print, and write sweep.json and best.yaml into a folder.
 
@@ -62,7 +62,7 @@ def run(
     show(swept, config, folder)
 
 
-def _known(base: Arm, config: Config, running: Base) -> list[Arm]:
+def _known(base: Variant, config: Config, running: Base) -> list[Variant]:
     """Return an arm for each value of each switch, and on a GPU the largest batch that fits."""
     arms = [
         replace(base, name=f"{key}={value}", flags={key: value})
@@ -76,7 +76,7 @@ def _known(base: Arm, config: Config, running: Base) -> list[Arm]:
     return arms
 
 
-def _larger(base: Arm, config: Config, factor: int) -> Arm:
+def _larger(base: Variant, config: Config, factor: int) -> Variant:
     flags = {"train.global_batch": str(factor * config.train.global_batch)}
     if config.train.max_local_batch is not None:
         flags["train.max_local_batch"] = str(factor * config.train.max_local_batch)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.bench.sweep.pairs import Base, Start, Trial
-from harness.bench.sweep.process import Arm, ArmFailed, Working
+from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
 from harness.bench.sweep.switches import changes_learning
 from harness.config import load
 from harness.errors import BadInput
@@ -32,15 +32,15 @@ class Swept:
         best: the fastest final that is certainly faster than the base, if there is one.
     """
 
-    base: Arm
+    base: Variant
     trials: list[Trial]
     finals: list[Trial]
     best: Trial | None
 
 
 def sweep(
-    base: Arm, arms: Callable[[Base], Sequence[Arm]], *, until: float, folder: Path,
-    may_change_result: bool, start: Start = Working,
+    base: Variant, arms: Callable[[Base], Sequence[Variant]], *, until: float, folder: Path,
+    may_change_result: bool, start: Start = VariantProcess,
 ) -> Swept:  # fmt: skip
     """Measure each arm against the base, then the winners together; print progress.
 
@@ -64,7 +64,7 @@ def sweep(
 
 
 def _one_by_one(
-    base: Base, arms: Sequence[Arm], until: float, wins: Callable[[Trial], bool]
+    base: Base, arms: Sequence[Variant], until: float, wins: Callable[[Trial], bool]
 ) -> list[Trial]:
     trials: list[Trial] = []
     durations_s: list[float] = []
@@ -84,7 +84,7 @@ def _one_by_one(
     return trials
 
 
-def _wins(trial: Trial, *, base: Arm, may_change_result: bool) -> bool:
+def _wins(trial: Trial, *, base: Variant, may_change_result: bool) -> bool:
     """Return whether an arm enters the finals: only settings, allowed, and fast enough."""
     arm = trial.arm
     settings = bool(arm.flags) and (arm.code, arm.python) == (base.code, base.python)
@@ -110,7 +110,7 @@ def _finals(base: Base, winners: Sequence[Trial], until: float) -> list[Trial]:
     return finals
 
 
-def _together(best_first: Sequence[Trial]) -> Arm:
+def _together(best_first: Sequence[Trial]) -> Variant:
     """Combine the winners, leaving out those that contradict a better one."""
     arm = replace(best_first[0].arm, name="all that won")
     for trial in best_first[1:]:
@@ -135,7 +135,7 @@ def in_words(trial: Trial) -> str:
     return f"{trial.ratio:.3f} of the base ({low:.3f} to {high:.3f})"
 
 
-def largest_batch(base: Base, arm: Callable[[int], Arm], most: int) -> Arm | None:
+def largest_batch(base: Base, arm: Callable[[int], Variant], most: int) -> Variant | None:
     """Return the arm with the largest power of two as its factor that fits into memory, if 2 does.
 
     Args:
@@ -149,7 +149,7 @@ def largest_batch(base: Base, arm: Callable[[int], Arm], most: int) -> Arm | Non
         try:
             if not base.fits(tried):
                 break
-        except ArmFailed as error:
+        except VariantFailed as error:
             out.print(f"{error}")
             break
         largest, factor = tried, 2 * factor

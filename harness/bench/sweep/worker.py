@@ -1,7 +1,7 @@
-"""Arm: the ranks of one arm of a sweep. They set a run up, then train a turn whenever asked.
+"""The ranks of one variant of a sweep: set a run up, then train a turn whenever the sweep asks.
 
-Started by `Working`, under torchrun or alone. Each rank talks to the bench on a wire of its own, so
-that no collective waits, and holds the device, while another arm is measured.
+Started by `VariantProcess`, under torchrun or alone. Each rank has its own connection to the sweep,
+so that no collective waits, and holds the device, while another variant is measured.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from harness.errors import HarnessError
 from harness.monitor.clock import Clock
 from harness.system.signals import Signals
 from harness.trainer import setup
-from harness.trainer.control import Ballot, Pulse
-from harness.trainer.loop import Training, memory_peak_gib, set_up
+from harness.trainer.control import StepControl, Vote
+from harness.trainer.loop import Training, set_up
+from harness.trainer.metrics import memory_peak_gib
 
 MOST_STEPS = 1000
 
@@ -58,10 +59,10 @@ def serve(words: list[str], token: str, wire: Wire) -> None:
     wire.say(token=token, rank=world.rank)
     began = time.perf_counter()
     with opened(config, world) as run:
-        ballot = Ballot(TIMEOUT_S)
-        pulse = Pulse(ballot, Signals(), None, lambda: False)
+        vote = Vote(TIMEOUT_S)
+        control = StepControl(vote, Signals(), None, lambda: False)
         net = setup.network(run.resolved, run.train_set.classes)
-        t = set_up(run.resolved, net, Clock(world.device), pulse)
+        t = set_up(run.resolved, net, Clock(world.device), control)
         rung = training_rung(t, run.train_set)
         wire.say(set_up_s=time.perf_counter() - began, **_facts(run, t))
         per_step_s, warm = None, setup.graph_counts()["graphs"]
