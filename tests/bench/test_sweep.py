@@ -428,7 +428,7 @@ def test_cells_hold_what_weak_and_strong_mean(ranks: set[int], batch: int) -> No
 
 def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
     config = load.load([*TINY, "--data.source", "synthetic", "--train.global-batch", "16"])
-    with pytest.raises(BadInput, match="multiple of every number"):
+    with pytest.raises(BadInput, match="multiple of each number"):
         cells_of(config, [1, 2, 3])
 
 
@@ -439,7 +439,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
         (("sweep", "--ranks", "0"), "must be at least 1"),
         (("scaling", "--ranks", "1,two"), "--ranks: write numbers from 1 on"),
         (("scaling", "--engine.bukket-mb", "1"), "did you mean --engine.bucket-mb?"),
-        (("scaling", *WORDS, "--ranks", "3"), "multiple of every number"),
+        (("scaling", *WORDS, "--ranks", "3"), "multiple of each number"),
         (("sweep", *WORDS, "--out", "/proc/none"), "name another folder"),
     ],
 )
