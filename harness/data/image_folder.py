@@ -37,20 +37,20 @@ class TreeFiles:
     index: Path
 
     def path(self, sample: int) -> Path:
-        """File of a sample."""
+        """Return the file of a sample."""
         return Path(self.where(sample))
 
     def where(self, sample: int) -> str:
-        """The same as a string: joining Paths would take longer than opening the file."""
+        """Return the same as a string: joining Paths takes longer than opening the file."""
         name = os.fsdecode(bytes(self.names[sample]))
         return os.path.join(self.root, self.classes[self.labels[sample]], name)
 
     def extent(self, sample: int) -> Extent:
-        """The same as a range of bytes."""
+        """Return the same as a range of bytes."""
         return Extent(self.path(sample), 0, int(self.size_bytes[sample]))
 
     def part(self, ids: NDArray[np.int64]) -> TreeFiles:
-        """Of some samples."""
+        """Return the files of some samples."""
         return replace(
             self,
             labels=self.labels[ids],
@@ -59,10 +59,10 @@ class TreeFiles:
         )
 
     def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
-        """Encoded bytes, mapped: they are paged in where they are decoded; `soon`: from now on.
+        """Return the encoded bytes, mapped; `soon` starts to page them in before they are decoded.
 
         Raises:
-            RunFailed: cannot be opened or mapped, or has another size than its index says.
+            RunFailed: the file cannot be opened or mapped, or its size differs from the index.
         """
         with self._opened(sample) as descriptor:
             try:
@@ -76,7 +76,7 @@ class TreeFiles:
         return np.frombuffer(mapped, dtype=np.uint8)
 
     def read(self, sample: int) -> Bytes:
-        """Encoded bytes, read into memory."""
+        """Return the encoded bytes, read into memory."""
         with self._opened(sample) as descriptor:
             read = os.read(descriptor, int(self.size_bytes[sample]))
         if len(read) != self.size_bytes[sample]:
@@ -90,7 +90,7 @@ class TreeFiles:
         except OSError as error:
             raise RunFailed(f"{self.where(sample)}: {error.strerror}") from None
         try:
-            # A mapped file that has shrunk would end the process with SIGBUS, no exception.
+            # Reading a map of a file that has shrunk would kill the process with SIGBUS.
             if os.fstat(descriptor).st_size != self.size_bytes[sample]:
                 raise RunFailed(
                     f"{self.where(sample)}: its size changed since it was indexed; remove "
@@ -102,10 +102,10 @@ class TreeFiles:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The folders of a tree, one per class, in the order of their labels.
+    """Return the class folders of a tree, in the order of their labels.
 
     Raises:
-        BadInput: missing, empty or flat folder.
+        BadInput: the folder is missing, empty or flat.
     """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -125,40 +125,40 @@ def class_folders(root: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """Names of the images in a folder of one class, in the order of the data set.
+    """Return the names of the images in a class folder, in the order of the dataset.
 
-    By the name without suffix first, which is all that is left of it in a shard.
+    They are sorted by the name without suffix first, as that is what a shard keeps.
     """
     names = [entry.name for entry in os.scandir(folder) if is_image(entry.name)]
     return sorted(names, key=os.path.splitext)
 
 
 def state_of(folders: Iterable[Path]) -> str:
-    """Changes whenever a file is added, removed or renamed: folders' names and times."""
+    """Return a hash that changes when a file is added, removed or renamed."""
     state = [(folder.name, folder.stat().st_mtime_ns) for folder in folders]
     return hashlib.sha256(json.dumps([INDEX_VERSION, state]).encode()).hexdigest()
 
 
 def build(root: Path, folders: list[Path]) -> Arrays:
-    """The index of a tree, from every image's header.
+    """Build the index of a tree from the images' headers.
 
     Raises:
-        BadInput: a class without images, a header that does not parse.
+        BadInput: a class has no images, or a header does not parse.
     """
     names: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = images_in(folder)
-        if not found and _is_split(folder):
+        images = images_in(folder)
+        if not images and _is_split(folder):
             raise BadInput(f"{root}: its images lie deeper; give {folder}, or what else it holds")
-        if not found:
+        if not images:
             raise BadInput(f"{folder}: holds no {', '.join(SUFFIXES)} file; remove it or fill it")
-        names += found
-        labels += [label] * len(found)
+        names += images
+        labels += [label] * len(images)
     paths = [folders[label] / name for label, name in zip(labels, names, strict=True)]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        shown = track(pool.map(_measure, paths), total=len(paths), what=f"indexing {root}")
-        sizes = np.array(list(shown), dtype=np.int64)
+        measured = track(pool.map(_measure, paths), total=len(paths), what=f"indexing {root}")
+        sizes = np.array(list(measured), dtype=np.int64)
     keys = [os.fsencode(f"{path.parent.name}/{path.stem}") for path in paths]
     arrays: Arrays = {
         "labels": np.array(labels, dtype=np.int32),
@@ -171,7 +171,7 @@ def build(root: Path, folders: list[Path]) -> Arrays:
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether a folder that should hold the images of a class holds folders or shards."""
+    """Return whether a supposed class folder holds folders or shards instead of images."""
     return any(
         entry.is_dir() or entry.name.endswith(".tar")
         for entry in os.scandir(folder)
@@ -180,7 +180,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _measure(path: Path) -> tuple[int, int, int]:
-    """Width and height in px, and size in bytes."""
+    """Return width and height in px, and size in bytes."""
     try:
         return (*size_px(path), path.stat().st_size)
     except ValueError as error:

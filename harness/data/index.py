@@ -1,7 +1,7 @@
-"""The index of a data set: what the stream must know of each image, read once and kept.
+"""The index of a dataset: label, size and place of each image, read once and stored.
 
-It lies beside the data, or in the cache folder where the data cannot be written. One process of a
-node builds it, the others wait for its lock.
+It lies in the data's folder, or in the cache folder if that cannot be written. One process per node
+builds it; the others wait for its lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.errors import BadInput
 from harness.system.console import duration, out
 
 INDEX_VERSION = 2
-"""Raised when what an index holds changes: older ones are built again."""
+"""Increased when the content of an index changes: older ones are rebuilt."""
 
 INDEX_NAME = ".harness-index.npz"
 _WORTH_SAYING_S = 2.0
@@ -38,14 +38,14 @@ Arrays = dict[str, NDArray[Any]]
 def load_or_build(
     root: Path, key: str, build: Callable[[], Arrays], stale: Callable[[Arrays], str]
 ) -> tuple[Path, Arrays]:
-    """The index of a folder and its file, built if it is missing, torn or not of this key.
+    """Return the path and content of a folder's index; it is built if missing, damaged or stale.
 
     Args:
-        key: of the state of the data; changes when the data do.
-        stale: what to say of an index with another key; may refuse.
+        key: identifies the state of the data; changes when they change.
+        stale: returns why an index with another key is stale, for a message; may raise BadInput.
     """
-    # Whoever may write there has indexed it for those who may not; it is replaced whole, so that
-    # reading needs no lock.
+    # An index in the folder, by a user who may write there, serves all users. It is replaced
+    # atomically, so that reading needs no lock.
     path = beside(root)
     arrays = _load(path)
     if arrays is not None and arrays["key"] == key:
@@ -56,7 +56,7 @@ def load_or_build(
         if arrays is not None and arrays["key"] == key:
             return path, arrays
         if path.exists():
-            why = stale(arrays) if arrays is not None else "not a whole index"
+            why = stale(arrays) if arrays is not None else "not a complete index"
             out.print(f"{path}: {why}, building it again")
         began = time.monotonic()
         arrays = build() | {"key": np.array(key)}
@@ -68,17 +68,17 @@ def load_or_build(
 
 
 def is_current(root: Path, key: str) -> bool:
-    """Whether there is an index with this key, which then takes no time to open."""
+    """Return whether there is an index with this key, which then need not be built."""
     return key in (_key_of(beside(root)), _key_of(writable_index(root)))
 
 
 def digest_of(
     classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
-    """Names, labels and sizes in 16 hex digits: the same for a tree and for shards made of it.
+    """Return 16 hex digits of names, labels and sizes: the same for a tree and its shards.
 
     Args:
-        keys: `class/name` without suffix of each image.
+        keys: `class/name` of each image, without suffix.
     """
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for array in (np.array(keys), *arrays):
@@ -87,7 +87,7 @@ def digest_of(
 
 
 def cache_folder() -> Path:
-    """Where this user's generated files go: $HARNESS_CACHE, or the system's cache folder.
+    """Return the folder of this user's generated files: $HARNESS_CACHE or the system's cache.
 
     Raises:
         BadInput: it cannot be written.
@@ -105,12 +105,12 @@ def cache_folder() -> Path:
 
 
 def beside(root: Path) -> Path:
-    """Where the index of a folder lies if the folder can be written."""
+    """Return the path of the index within the folder of the data."""
     return root / INDEX_NAME
 
 
 def writable_index(root: Path) -> Path:
-    """The same, or in the cache folder where it cannot."""
+    """Return the same, or a path in the cache folder if the data's folder cannot be written."""
     if os.access(root, os.W_OK):
         return beside(root)
     folder = cache_folder() / "index"
@@ -120,7 +120,7 @@ def writable_index(root: Path) -> Path:
 
 @contextmanager
 def locked(index: Path) -> Iterator[None]:
-    """One builder at a time; the lock is taken away again, since users look into their data."""
+    """Hold an index's lock; remove the lock file at the end, to leave nothing in the data."""
     lock = index.with_suffix(".lock")
     with FileLock(lock):
         try:
@@ -130,7 +130,7 @@ def locked(index: Path) -> Iterator[None]:
 
 
 def _load(path: Path) -> Arrays | None:
-    """The index, unless it is missing or torn."""
+    """Return the index; None if it is missing or damaged."""
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -140,7 +140,7 @@ def _load(path: Path) -> Arrays | None:
 
 
 def _key_of(path: Path) -> str | None:
-    """Of an index, without reading the rest of it."""
+    """Return the key of an index without reading the rest; None if missing or damaged."""
     try:
         with np.load(path) as file:
             return str(file["key"])

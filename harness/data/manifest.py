@@ -1,4 +1,4 @@
-"""pack.json: what harness data pack wrote into a folder of shards, and whether it is done."""
+"""pack.json: lists the shards that harness data pack wrote, and whether packing has finished."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Shard(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A folder of shards: from what, how, and which are finished."""
+    """The source, options and finished shards of a folder."""
 
     model_config = ConfigDict(frozen=True)
     version: int = 1
     source: str
     digest: str
-    """Of the names, labels and sizes that were to be packed."""
+    """The digest of the names, labels and sizes of the images to pack."""
     images: int
     options: dict[str, int | str | None]
     shards: dict[str, Shard] = {}
@@ -38,7 +38,7 @@ class Manifest(BaseModel):
 
 
 def read(root: Path) -> Manifest | None:
-    """The manifest of a folder, if pack made it.
+    """Return the manifest of a folder; None if it was not packed.
 
     Raises:
         BadInput: it cannot be read.
@@ -64,20 +64,20 @@ def write(root: Path, manifest: Manifest) -> None:
 
 
 def check_whole(root: Path) -> None:
-    """Refuse to read what is not packed to the end, or has lost a shard since.
+    """Check that packing has finished and that no shard is missing or truncated.
 
     Raises:
-        BadInput: names the shard and what to do. No error where pack was not at work.
+        BadInput: one of these; the message names the shard. Folders without manifest pass.
     """
-    told = read(root)
-    if told is None:
+    manifest = read(root)
+    if manifest is None:
         return
-    if not told.finished:
+    if not manifest.finished:
         raise BadInput(
-            f"{root}: is not packed to the end ({len(told.shards)} shards are); give the same "
+            f"{root}: is not packed to the end ({len(manifest.shards)} shards are); give the same "
             "harness data pack again, which goes on where it stopped"
         )
-    for name, shard in told.shards.items():
+    for name, shard in manifest.shards.items():
         try:
             size = (root / name).stat().st_size
         except OSError as error:
@@ -91,10 +91,10 @@ def check_whole(root: Path) -> None:
 
 
 def escaped(stem: str) -> str:
-    """A file's name without suffix, as the name of a sample, which ends at its first dot."""
-    return re.sub(r"[.%]", lambda found: _ESCAPED[found[0]], stem)
+    """Escape dots in a file's stem: in WebDataset, a sample's name ends at its first dot."""
+    return re.sub(r"[.%]", lambda match: _ESCAPED[match[0]], stem)
 
 
 def unescaped(name: str) -> str:
-    """The inverse."""
+    """Return the inverse of `escaped`."""
     return name.replace("%2E", ".").replace("%25", "%")

@@ -24,14 +24,14 @@ _CHUNK, _THREADS = 1000, 4
 
 
 def check_one_size(dataset: Dataset, px: int) -> None:
-    """Refuse a data set of which a mean image makes no sense.
+    """Check that all images have the side `px`, as a mean image needs.
 
     Raises:
-        BadInput: names the first image of another size.
+        BadInput: an image has another size; the message names the first.
     """
-    other = np.flatnonzero((dataset.width != px) | (dataset.height != px))
-    if len(other):
-        first = int(other[0])
+    misfits = np.flatnonzero((dataset.width != px) | (dataset.height != px))
+    if len(misfits):
+        first = int(misfits[0])
         raise BadInput(
             f"{dataset.where(first)}: is {dataset.width[first]} x {dataset.height[first]} px; "
             f"data.mean_image needs all images to be data.image_px {px} x {px}"
@@ -39,22 +39,22 @@ def check_one_size(dataset: Dataset, px: int) -> None:
 
 
 def mean_image(dataset: Dataset, px: int) -> MeanImage:
-    """The mean of all images, computed once and kept beside the index, by exact sums.
+    """Return the mean of all images, from exact sums; it is computed once and stored by the index.
 
     Raises:
         RunFailed: an image does not decode.
     """
-    # As with the index: who may write there has computed it for those who may not.
-    kept = _load(_path(beside(dataset.root), dataset))
-    if kept is not None:
-        return kept
+    # As with the index: a user who may write there computes it for all users.
+    mean = _load(_path(beside(dataset.root), dataset))
+    if mean is not None:
+        return mean
     path = _path(writable_index(dataset.root), dataset)
     with locked(path):
-        kept = _load(path)
-        if kept is None:
-            mean = kept = _compute(dataset, px)
-            write_atomic(path, lambda part: _save(part, mean))
-    return kept
+        mean = _load(path)
+        if mean is None:
+            computed = mean = _compute(dataset, px)
+            write_atomic(path, lambda part: _save(part, computed))
+    return mean
 
 
 def _path(index: Path, dataset: Dataset) -> Path:
@@ -63,10 +63,10 @@ def _path(index: Path, dataset: Dataset) -> Path:
 
 def _load(path: Path) -> MeanImage | None:
     try:
-        kept: MeanImage = np.load(path)
+        mean: MeanImage = np.load(path)
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
-    return kept
+    return mean
 
 
 def _save(path: Path, mean: MeanImage) -> None:
@@ -81,13 +81,13 @@ def _compute(dataset: Dataset, px: int) -> MeanImage:
             total += _pixels(dataset, sample)
         return total
 
-    everything = range(len(dataset))
-    chunks = [everything[first : first + _CHUNK] for first in everything[::_CHUNK]]
+    samples = range(len(dataset))
+    chunks = [samples[first : first + _CHUNK] for first in samples[::_CHUNK]]
     total = np.zeros((px, px, 3), dtype=np.int64)
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(sum_of, chunks)
-        for each in track(sums, total=len(chunks), what="mean image"):
-            total += each
+        for part in track(sums, total=len(chunks), what="mean image"):
+            total += part
     return total / len(dataset)
 
 

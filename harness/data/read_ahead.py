@@ -1,4 +1,4 @@
-"""Read-ahead: as the order is known, exactly the bytes that come next are asked for in time."""
+"""Read-ahead: the order is known, so the next batches' bytes are read before they are due."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from harness.data.index import Bytes
 from harness.data.stream import Samples
 
 THREADS = 8
-"""They wait for a disk more than they compute."""
-_AT_ONCE = 64  # images that a thread reads in a row: smaller pieces cost more than they hide
+"""Threads that mostly wait for the disk."""
+_CHUNK = 64  # images per task of a thread: smaller tasks cost more than they hide
 
 
 def read_ahead(
     samples: Iterator[Samples], read: Callable[[int], Bytes], batches: int
 ) -> Iterator[tuple[Samples, list[Bytes]]]:
-    """Each batch of samples with its encoded bytes, which were asked for `batches` before.
+    """Yield each batch of samples with its encoded bytes, which are read `batches` ahead.
 
     Args:
-        read: gives the bytes of a sample, or a map whose pages the kernel then reads.
-        batches: 0 reads a batch when it is wanted, in the caller's thread.
+        read: returns the bytes of a sample, or a map whose pages the kernel then reads.
+        batches: with 0, a batch is read when it is due, in the caller's thread.
 
     Raises:
-        RunFailed: as `read` does, when the batch is due.
+        RunFailed: from `read`, when the batch is due.
     """
     if not batches:
-        for each in samples:
-            yield each, [read(sample) for sample in each.ids.tolist()]
+        for batch in samples:
+            yield batch, [read(sample) for sample in batch.ids.tolist()]
         return
 
-    def some(ids: list[int]) -> list[Bytes]:
+    def read_chunk(ids: list[int]) -> list[Bytes]:
         return [read(sample) for sample in ids]
 
     def due() -> tuple[Samples, list[Bytes]]:
-        each, parts = waiting.popleft()
-        return each, [encoded for part in parts for encoded in part.result()]
+        batch, parts = waiting.popleft()
+        return batch, [encoded for part in parts for encoded in part.result()]
 
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
     waiting: deque[tuple[Samples, list[Future[list[Bytes]]]]] = deque()
     try:
-        for each in samples:
-            ids = each.ids.tolist()
-            cut = range(0, len(ids), _AT_ONCE)
-            waiting.append((each, [pool.submit(some, ids[k : k + _AT_ONCE]) for k in cut]))
+        for batch in samples:
+            ids = batch.ids.tolist()
+            starts = range(0, len(ids), _CHUNK)
+            parts = [pool.submit(read_chunk, ids[k : k + _CHUNK]) for k in starts]
+            waiting.append((batch, parts))
             if len(waiting) > batches:
                 yield due()
         while waiting:

@@ -1,4 +1,4 @@
-"""A folder of tar shards: its index, and its images, which are read where they lie."""
+"""A folder of tar shards: its index, and its images, which are read in place."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PAGE = mmap.PAGESIZE
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """An open shard: its bytes as one map, and its descriptor."""
+    """An open shard, mapped into memory."""
 
     path: Path
     bytes: Bytes
@@ -49,7 +49,7 @@ class ShardFiles:
     _opened: dict[int, _Shard] = field(default_factory=dict, repr=False)
 
     def where(self, sample: int) -> str:
-        """Shard, offset and name of a sample, for a message."""
+        """Return shard, offset and name of a sample, for a message."""
         path, offset = self.paths[self.shard[sample]], int(self.offset[sample])
         try:
             with path.open("rb") as file:
@@ -60,12 +60,12 @@ class ShardFiles:
         return f"{path}: offset {offset:,}{name}"
 
     def extent(self, sample: int) -> Extent:
-        """The same as a range of bytes."""
+        """Return the same as a range of bytes."""
         path = self.paths[self.shard[sample]]
         return Extent(path, int(self.offset[sample]), int(self.size_bytes[sample]))
 
     def part(self, ids: NDArray[np.int64]) -> ShardFiles:
-        """Of some samples."""
+        """Return the files of some samples."""
         return replace(
             self,
             shard=self.shard[ids],
@@ -74,10 +74,10 @@ class ShardFiles:
         )
 
     def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
-        """Encoded bytes, a view of the shard's map; `soon`: they are paged in from now on.
+        """Return the encoded bytes, mapped; `soon` starts to page them in before they are decoded.
 
         Raises:
-            RunFailed: the shard cannot be opened or mapped, or has another size than indexed.
+            RunFailed: the shard cannot be opened or mapped, or its size differs from the index.
         """
         shard = self._open(int(self.shard[sample]))
         offset, size = int(self.offset[sample]), int(self.size_bytes[sample])
@@ -87,7 +87,7 @@ class ShardFiles:
         return shard.bytes[offset : offset + size]
 
     def read(self, sample: int) -> Bytes:
-        """Encoded bytes, read into memory."""
+        """Return the encoded bytes, read into memory."""
         shard = self._open(int(self.shard[sample]))
         offset, size = int(self.offset[sample]), int(self.size_bytes[sample])
         try:
@@ -99,14 +99,14 @@ class ShardFiles:
         return np.frombuffer(read, dtype=np.uint8)
 
     def _open(self, number: int) -> _Shard:
-        """A shard, opened at its first use and held open."""
+        """Return a shard, which is opened at its first use and stays open."""
         if (opened := self._opened.get(number)) is not None:
             return opened
         path = self.paths[number]
         try:
             file = path.open("rb", buffering=0)
             size = os.fstat(file.fileno()).st_size
-            # A map of a file that has shrunk would end the process with SIGBUS, no exception.
+            # Reading a map of a file that has shrunk would kill the process with SIGBUS.
             if size != self.shard_bytes[number]:
                 raise RunFailed(
                     f"{path}: has {size:,} bytes, {self.shard_bytes[number]:,} when it was "
@@ -120,7 +120,7 @@ class ShardFiles:
 
 
 def shard_paths(root: Path) -> list[Path]:
-    """The shards in a folder, by name; none if it is no folder of shards."""
+    """Return the shards in a folder, sorted by name; empty if there are none."""
     try:
         names = sorted(e.name for e in os.scandir(root) if e.name.endswith(".tar"))
     except OSError:
@@ -129,20 +129,20 @@ def shard_paths(root: Path) -> list[Path]:
 
 
 def state_of(paths: Sequence[Path]) -> str:
-    """Changes whenever a shard is added, removed or written to."""
-    state = [(path.name, (told := path.stat()).st_size, told.st_mtime_ns) for path in paths]
+    """Return a hash that changes when a shard is added, removed or written."""
+    state = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([INDEX_VERSION, state]).encode()).hexdigest()
 
 
 def stale(root: Path, paths: Sequence[Path], old: Arrays) -> str:
-    """What to say of an index that is not of these shards.
+    """Return why an index does not fit these shards, for a message.
 
     Raises:
-        BadInput: a shard that it lists is gone.
+        BadInput: a shard that the index lists is missing.
     """
-    there = {path.name for path in paths}
+    present = {path.name for path in paths}
     for name in old.get("shards", ()):
-        if str(name) not in there:
+        if str(name) not in present:
             raise BadInput(
                 f"{root / str(name)}: is missing, the index of {root} lists it; copy it again, or "
                 "remove the index to do without it"
@@ -151,26 +151,26 @@ def stale(root: Path, paths: Sequence[Path], old: Arrays) -> str:
 
 
 def build(root: Path, paths: Sequence[Path]) -> Arrays:
-    """The index of shards, from every member's header.
+    """Build the index of shards from their members' headers.
 
     Raises:
-        BadInput: a shard that is truncated or no tar, a sample without label, a header that does
-            not parse; names shard and offset.
+        BadInput: a shard is truncated or no tar, a sample has no label, or a header does not
+            parse; the message names shard and offset.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         scanned = pool.map(lambda path: list(samples_of(path)), paths)
-        found = list(track(scanned, total=len(paths), what=f"indexing {root}"))
+        listings = list(track(scanned, total=len(paths), what=f"indexing {root}"))
     members = [
         (member.label, member.key, shard, member)
-        for shard, each in enumerate(found)
-        for member in each
+        for shard, listing in enumerate(listings)
+        for member in listing
     ]
     if not members:
         raise BadInput(f"{root}: its shards hold no {', '.join(IMAGES)} with a .cls beside it")
     members.sort()
     ordered = [member for *_, member in members]
-    table = np.array([each[1:] for each in ordered], dtype=np.int64)
-    named = class_names([(each.key, each.label) for each in ordered])
+    table = np.array([member[1:] for member in ordered], dtype=np.int64)
+    named = class_names([(member.key, member.label) for member in ordered])
     classes = named or [str(label) for label in range(int(table[:, 0].max()) + 1)]
     arrays: Arrays = {
         "labels": table[:, 0].astype(np.int32),
@@ -178,7 +178,7 @@ def build(root: Path, paths: Sequence[Path]) -> Arrays:
         "height": table[:, 2].astype(np.int32),
         "size_bytes": table[:, 3].copy(),
     }
-    keys = [os.fsencode(each.key) for each in ordered]
+    keys = [os.fsencode(member.key) for member in ordered]
     return arrays | {
         "digest": digest_of(classes, keys, list(arrays.values())),
         "offset": table[:, 4].copy(),
@@ -191,9 +191,9 @@ def build(root: Path, paths: Sequence[Path]) -> Arrays:
 
 
 def class_names(samples: Sequence[tuple[str, int]]) -> list[str] | None:
-    """Names of the classes where each label has a folder of its own, as in what pack makes.
+    """Return the classes' names if each label has a folder of its own, as in packed shards.
 
-    None where the labels are numbers alone.
+    None if the labels are only numbers.
     """
     folder_of: dict[int, str] = {}
     for key, label in samples:

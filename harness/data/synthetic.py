@@ -1,4 +1,4 @@
-"""Synthetic batches: random pixels made once, so that only the computing is measured."""
+"""Synthetic batches: random pixels, generated once, to measure training without data loading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.data.stream import Samples
 
 
 class SyntheticBatches:
-    """The same random images again and again; labels and rows are those of the stream."""
+    """Batches with the same random images each time; labels and rows come from the stream."""
 
     def __init__(
         self, samples: Iterator[Samples], *, local_batch: int, out_px: int, device: torch.device
@@ -31,4 +31,4 @@ class SyntheticBatches:
         return Batch(images=self._images, labels=labels, rows=samples.rows())
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no threads."""

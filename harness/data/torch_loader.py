@@ -1,6 +1,6 @@
-"""The torchvision arm: the same stream and windows, decoded by Pillow in DataLoader workers.
+"""Batches from torch's DataLoader: the same stream and crops as DALI's, decoded by Pillow.
 
-The baseline that DALI is measured against, and the way to run where DALI has no wheel.
+This is the baseline for DALI, and the way to run where DALI has no wheel.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from harness.errors import RunFailed
 from harness.system.signals import leave_to_parent
 
 _Item = tuple[NDArray[np.uint8], Ints] | str
-"""Pixels and row, or what is wrong with the image."""
+"""Pixels and row, or an error message about the image."""
 
 
 class TorchBatches:
-    """Batches of a stream's samples from a torch DataLoader.
+    """An iterator of a stream's batches from a torch DataLoader.
 
-    Args and errors as `pipeline.DaliBatches`; `threads` are worker processes here.
+    Arguments and errors are those of `dali.DaliBatches`; `threads` are worker processes here.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class TorchBatches:
         self._device = device
         loader: data.DataLoader[_Item] = data.DataLoader(
             _Images(dataset, steps, out_px),
-            batch_sampler=(each.rows() for each in samples),  # type: ignore[misc]
+            batch_sampler=(batch.rows() for batch in samples),  # type: ignore[misc]
             num_workers=threads,
-            # Else, from Python 3.14 on, each worker would be sent the index of all images.
+            # Without it, from Python 3.14 on, the index of all images is sent to each worker.
             multiprocessing_context="fork" if threads else None,
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
@@ -60,12 +60,12 @@ class TorchBatches:
         return self
 
     def __next__(self) -> Batch:
-        made = next(self._batches)
-        if isinstance(made, str):
-            raise RunFailed(made)
-        images, rows = made
-        where = {"device": self._device, "non_blocking": True}
-        images, labels = images.to(**where), rows[:, 2].to(**where)
+        batch = next(self._batches)
+        if isinstance(batch, str):
+            raise RunFailed(batch)
+        images, rows = batch
+        target = {"device": self._device, "non_blocking": True}
+        images, labels = images.to(**target), rows[:, 2].to(**target)
         return Batch(images=as_nchw(images), labels=labels, rows=rows.numpy())
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ def _begin_worker(number: int) -> None:
 
 
 class _Images(data.Dataset[_Item]):
-    """Indexed by a row of `Samples.rows`: the image as [px, px, 3], and the row."""
+    """A map from a row of `Samples.rows` to the image [px, px, 3] and the row."""
 
     def __init__(self, dataset: Dataset, steps: Steps, out_px: int) -> None:
         self._dataset, self._steps, self._out_px = dataset, steps, out_px
@@ -89,14 +89,14 @@ class _Images(data.Dataset[_Item]):
             with Image.open(BytesIO(self._dataset.content(sample))) as file:
                 image = file.convert("RGB")
         except RunFailed as error:
-            # Not raised: a DataLoader would wrap it into the traceback of its worker.
+            # Not raised: the DataLoader would wrap it in the traceback of its worker.
             return str(error)
         except (OSError, SyntaxError) as error:
             return undecodable(self._dataset, sample, error)
-        return np.asarray(self._draw(image, Samples.from_rows(row[None]))), row
+        return np.asarray(self._transform(image, Samples.from_rows(row[None]))), row
 
-    def _draw(self, image: Image.Image, one: Samples) -> Image.Image:
-        """Window, resize, cut and flip of one sample, in Pillow."""
+    def _transform(self, image: Image.Image, one: Samples) -> Image.Image:
+        """Crop the window, resize, crop the output and flip, with Pillow."""
         if self._steps.window:
             x, y, w, h = one.window[0].tolist()
             image = image.crop((x, y, x + w, y + h))
@@ -111,8 +111,8 @@ class _Images(data.Dataset[_Item]):
 
 
 def _collate(items: list[_Item]) -> tuple[torch.Tensor, torch.Tensor] | str:
-    wrong = next((item for item in items if isinstance(item, str)), None)
-    if wrong is not None:
-        return wrong
+    error = next((item for item in items if isinstance(item, str)), None)
+    if error is not None:
+        return error
     images, rows = zip(*items, strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(rows))

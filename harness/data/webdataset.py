@@ -1,7 +1,7 @@
-"""A WebDataset tar: an image and its label side by side, uncompressed, found by their headers.
+"""Read WebDataset tars: list the images and labels of an uncompressed shard from its headers.
 
 A sample is two members of one name: `class/name.jpg` (or `.jpeg`, `.png`) and `class/name.cls`, the
-label in ASCII. Other members are left alone. Whoever made it: harness data pack, or another tool.
+label in ASCII. Other members are ignored. Any tool may have written the tar.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGES = ("jpg", "jpeg", "png")
 
 
 class Member(NamedTuple):
-    """A sample as it lies in a shard."""
+    """A sample of a shard: key, label, image size in px, and the image's place in bytes."""
 
     key: str
     label: int
@@ -31,14 +31,14 @@ class Member(NamedTuple):
 
 
 def samples_of(path: Path, *, sized: bool = True) -> Iterator[Member]:
-    """The samples of a shard in its order, from its headers.
+    """Yield the samples of a shard in its order, from its headers.
 
     Args:
-        sized: whether to open each image for its width and height; else they are 0.
+        sized: open each image for its width and height; else they are 0.
 
     Raises:
-        BadInput: it is truncated or no tar, a sample has no label, or a header that does not
-            parse; names file and offset.
+        BadInput: the shard is truncated or no tar, a sample has no label, or a header does not
+            parse; the message names file and offset.
     """
     with opened(path) as tar:
         try:
@@ -52,10 +52,10 @@ def samples_of(path: Path, *, sized: bool = True) -> Iterator[Member]:
 
 
 def opened(path: Path) -> tarfile.TarFile:
-    """A tar whose members can be read where they lie.
+    """Open a tar whose members can be read in place.
 
     Raises:
-        BadInput: it cannot be read, or is none, or compressed: then it has no offsets to read at.
+        BadInput: it cannot be read, is no tar, or is compressed and so has no offsets.
     """
     try:
         return tarfile.open(path, "r:")
@@ -65,9 +65,9 @@ def opened(path: Path) -> tarfile.TarFile:
 
 
 def check_end(path: Path, tar: tarfile.TarFile) -> None:
-    """Refuse a tar of which tarfile read all that it could, but that goes on, or has no end.
+    """Check that a tar ends where tarfile stopped reading; raise BadInput if not.
 
-    tarfile takes a damaged or cut header for the end. A whole tar ends with blocks of zeros.
+    tarfile takes a damaged or truncated header for the end; a complete tar ends with zero blocks.
     """
     with path.open("rb") as file:
         file.seek(tar.offset)
@@ -79,7 +79,7 @@ def check_end(path: Path, tar: tarfile.TarFile) -> None:
 
 
 def grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Members of one name that follow each other, by suffix: WebDataset's rule."""
+    """Yield consecutive members of one name as {suffix: member}: WebDataset's rule."""
     parts: dict[str, tarfile.TarInfo] = {}
     last = ""
     for member in tar:

@@ -1,4 +1,4 @@
-"""The networks that a config can name, and how one is built."""
+"""Models: the table of networks that a config can name, and the function that builds one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MODELS", "Dense", "Residual", "build", "criterion"]
 
 @dataclass(frozen=True)
 class Residual:
-    """A ResNet, or a plain network; `stem` and `shortcut` are what `auto` stands for with it."""
+    """A ResNet or a plain network; `stem` and `shortcut` are its defaults for `auto`."""
 
     block: Block
     blocks: tuple[int, ...]
@@ -27,7 +27,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Dense:
-    """A DenseNet: layers per block, growth rate, channels that the stem gives."""
+    """A DenseNet: layers per block, growth rate, output channels of the stem."""
 
     blocks: tuple[int, ...]
     growth: int
@@ -86,12 +86,12 @@ MODELS: dict[str, Residual | Dense] = {
 
 
 def build(model: config.Model, classes: int) -> nn.Module:
-    """The network that the config describes, with fresh weights from torch's generator.
+    """Return the network that the config describes, with random weights from torch's generator.
 
     It maps float images (N, 3, H, W) to logits (N, classes). `model.weights` is not read here.
 
     Raises:
-        BadInput: no classes, or settings that do not fit this network.
+        BadInput: there are no classes, or the settings do not fit this network.
     """
     spec = MODELS[model.name]
     if classes < 1:
@@ -111,7 +111,7 @@ def build(model: config.Model, classes: int) -> nn.Module:
 
 
 def criterion(label_smoothing: float = 0.0) -> nn.CrossEntropyLoss:
-    """The loss of logits (N, classes) in float32 and labels (N): its mean over the images."""
+    """Return the loss: from float32 logits (N, classes) and labels (N) to its mean over images."""
     return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
 

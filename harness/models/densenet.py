@@ -56,17 +56,17 @@ class DenseLayer(nn.Module):
         return y
 
     def _first(self, *before: Tensor) -> Tensor:
-        """What is as wide as all before together, and so in memory grows with depth squared.
+        """Run the layers on the concatenated input, whose memory grows with the square of depth.
 
-        A backward pass that recomputes stops at the input of the convolution, which costs most.
+        Recomputation in the backward pass stops before the convolution, which costs most.
         """
         y: Tensor = self.conv1(torch.relu_(self.norm1(torch.cat(before, 1))))
         return y
 
     def _recomputing(self) -> dict[str, Any]:
-        """How checkpoint() is to recompute: no random numbers, and BN does not count twice."""
-        # A compiled graph updates the statistics outside of what it recomputes, and its tracer
-        # knows no such contexts.
+        """Return checkpoint()'s options: no random state, and BN's statistics update only once."""
+        # A compiled graph updates the statistics outside of the recomputed part, and its tracer
+        # does not support such contexts.
         contexts = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
         return {"preserve_rng_state": False, **contexts}
 
@@ -76,7 +76,7 @@ class DenseLayer(nn.Module):
 
 @contextmanager
 def _on_copies_of_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Let a BN update copies of its buffers."""
+    """Make a BN update copies of its buffers in this block."""
     buffers = dict(norm.named_buffers())
     for name, buffer in buffers.items():
         setattr(norm, name, buffer.clone())
@@ -92,7 +92,7 @@ class DenseBlock(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels_in, H, W) -> (N, channels_in + layers x growth, H, W)."""
-        # Kept apart, and concatenated anew for each layer: that is what can be recomputed.
+        # Kept apart, and concatenated in each layer, so that checkpointing can recompute that.
         tensors = [x]
         for layer in self:
             tensors.append(layer(tensors))
@@ -114,7 +114,7 @@ class Transition(nn.Sequential):
 
 
 def _stem(channels: int, *, imagenet: bool) -> dict[str, nn.Module]:
-    """What comes before the blocks: for ImageNet as ResNet's, for CIFAR a convolution alone."""
+    """Return the layers before the blocks: ResNet's for ImageNet, one convolution for CIFAR."""
     if not imagenet:
         return {"conv0": _conv(3, channels, 3)}
     return {
@@ -125,8 +125,8 @@ def _stem(channels: int, *, imagenet: bool) -> dict[str, nn.Module]:
     }
 
 
-def _initialise(network: nn.Module, fc_init_std: float | None) -> None:
-    """Draw the first weights as the authors' code does: He's by fan-out, no bias at the end."""
+def _initialize(network: nn.Module, fc_init_std: float | None) -> None:
+    """Initialize the weights as the authors' code does: He's by fan-out, zero classifier bias."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -149,10 +149,10 @@ def densenet(
     memory_saving: bool = False,
     fc_init_std: float | None = None,
 ) -> nn.Sequential:
-    """A DenseNet of `len(blocks)` blocks, from images (N, 3, H, W) to logits (N, classes).
+    """Return a DenseNet from images (N, 3, H, W) to logits (N, classes).
 
-    The stem gives `channels`, every layer adds `growth`, and a transition between two blocks
-    leaves `compression` of them.
+    The stem outputs `channels`, every layer adds `growth`, and a transition between two blocks
+    keeps the share `compression` of them.
     """
     features = _stem(channels, imagenet=imagenet)
     for number, count in enumerate(blocks, 1):
@@ -169,9 +169,9 @@ def densenet(
         features[f"denseblock{number}"] = DenseBlock(layers)
         channels += count * growth
         if number < len(blocks):
-            left = int(channels * compression)
-            features[f"transition{number}"] = Transition(channels, left, dropout)
-            channels = left
+            channels_out = int(channels * compression)
+            features[f"transition{number}"] = Transition(channels, channels_out, dropout)
+            channels = channels_out
     features[f"norm{len(blocks) + 1}"] = nn.BatchNorm2d(channels)
     network = nn.Sequential(
         OrderedDict(
@@ -182,5 +182,5 @@ def densenet(
             classifier=nn.Linear(channels, classes),
         )
     )
-    _initialise(network, fc_init_std)
+    _initialize(network, fc_init_std)
     return network

@@ -1,4 +1,4 @@
-"""Costs: operations and bytes of a training step, counted from its graph; nothing is computed."""
+"""Count the operations and bytes of a training step from its graph, without computing it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of the graph, its costs shared out over the images of a batch.
+    """One operation of the graph, with its costs per image of the batch.
 
     Attributes:
-        flops: a multiply-add is two; only matrix products and convolutions count, as usual.
+        flops: of matrix products and convolutions only, as usual; a multiply-add is two.
         moved_bytes: of all tensors that it reads and writes, each once.
     """
 
@@ -42,29 +42,29 @@ class Costs:
 
     @property
     def step(self) -> tuple[Op, ...]:
-        """All of them."""
+        """All operations of a step."""
         return self.forward + self.backward + self.optimizer
 
 
 def flops(ops: Iterable[Op]) -> float:
-    """Operations per image."""
+    """Return the floating-point operations per image."""
     return sum(op.flops for op in ops)
 
 
 def moved_bytes(ops: Iterable[Op], *, fused: bool) -> float:
-    """Bytes per image between memory and processor.
+    """Return the bytes per image moved between memory and processor.
 
     Args:
-        fused: everything between two matrix products costs nothing, as if it were part of them:
-            what no compiler can go below. Else each operation reads and writes its own tensors.
+        fused: count matrix products and convolutions only, as if all else were fused into them: a
+            lower bound for any compiler. Else each operation reads and writes its own tensors.
     """
     return sum(op.moved_bytes for op in ops if op.flops or not fused)
 
 
 def roofline_s(ops: Iterable[Op], flops_per_s: float, bytes_per_s: float, *, fused: bool) -> float:
-    """Seconds per image that no machine with these peaks can go below (Williams et al. 2009).
+    """Return a lower bound of the seconds per image at these peaks (Williams et al. 2009).
 
-    Operations run one after the other, each bound by computing or by memory.
+    Operations run one after the other, each bound by computation or by memory.
 
     Args:
         fused: as for `moved_bytes`.
@@ -79,12 +79,12 @@ def roofline_s(ops: Iterable[Op], flops_per_s: float, bytes_per_s: float, *, fus
 def training_costs(
     model: cfg.Model, classes: int, *, image_px: int, images: int, precision: str, momentum: bool
 ) -> Costs:
-    """Costs per image of a step over a local batch of `images`.
+    """Return the costs per image of a step over a local batch of `images`.
 
-    The graph is run on tensors without content. Normalising the pixels is not in it.
+    The graph is run on fake tensors. Normalizing the pixels is not included.
 
     Args:
-        momentum: whether SGD has any.
+        momentum: whether SGD uses momentum.
     """
     autocast = torch.autocast("cpu", dtype=_AUTOCAST.get(precision))
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
@@ -104,7 +104,7 @@ def training_costs(
 
 
 class _Count(TorchDispatchMode):
-    """Notes each operation that moves data."""
+    """Records each operation that moves data."""
 
     def __init__(self, images: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -123,28 +123,28 @@ class _Count(TorchDispatchMode):
 
 
 def _size(tree: Any) -> int:
-    """Bytes of all tensors in it."""
+    """Return the bytes of all tensors in a tree."""
     leaves = tree_leaves(tree)
     return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
 
 
 def _written(func: Any, args: Any) -> list[Any]:
-    """Arguments that are changed in place."""
-    declared = zip(func._schema.arguments, args, strict=False)
-    return [given for each, given in declared if each.alias_info and each.alias_info.is_write]
+    """Return the arguments that are changed in place."""
+    pairs = zip(func._schema.arguments, args, strict=False)
+    return [arg for spec, arg in pairs if spec.alias_info and spec.alias_info.is_write]
 
 
 def _made(out: Any, args: Any) -> list[Any]:
-    """What is given back, without arguments that were changed in place."""
-    given = {id(x) for x in tree_leaves(args)}
-    return [x for x in tree_leaves(out) if id(x) not in given]
+    """Return the outputs that are not arguments changed in place."""
+    inputs = {id(x) for x in tree_leaves(args)}
+    return [x for x in tree_leaves(out) if id(x) not in inputs]
 
 
 _ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided}
 
 
 def _moves_nothing(func: Any) -> bool:
-    """A view of its argument, or memory without content."""
-    aliases = [each.alias_info for each in func._schema.returns]
+    """Return whether an operation makes a view of its argument or only allocates memory."""
+    aliases = [value.alias_info for value in func._schema.returns]
     is_view = any(alias is not None and not alias.is_write for alias in aliases)
     return is_view or func._overloadpacket in _ALLOCATE

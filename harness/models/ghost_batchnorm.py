@@ -1,7 +1,7 @@
-"""BN over groups of the batch: the statistics of small batches in a large one.
+"""Ghost BN: batch normalization over groups of a batch (Hoffer et al. 2017).
 
-Goyal et al. 2017, 3: the loss that is trained depends on how many images BN normalises together,
-so that number (32) stays the same while the batch grows. Hoffer et al. 2017 call it ghost BN.
+Goyal et al. 2017, 3: the training loss depends on how many images BN normalizes together, so that
+number (32) stays the same while the batch grows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
-    """BN that trains on consecutive groups of `images`, each normalised by itself.
+    """BN that trains on consecutive groups of `images`, each normalized by itself.
 
-    Running statistics follow the first group, as in a job of as many ranks the first rank's count.
+    Running statistics follow the first group only, as those of rank 0 count in a distributed job.
     Evaluation, parameters and buffers are nn.BatchNorm2d's.
     """
 
@@ -35,32 +35,34 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(f"{len(x)} images are no multiple of {self.images}")
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        # Written by group, a compiled graph would grow with their number; eager, the fused kernels
-        # are several times faster than the plain formula.
+        # By group, a compiled graph would grow with the number of groups; in eager mode the fused
+        # kernels are several times faster than the plain formula.
         return self._all_at_once(x) if torch.compiler.is_compiling() else self._by_group(x)
 
     def _by_group(self, x: Tensor) -> Tensor:
         running = self.running_mean, self.running_var
-        normalised = []
+        normalized = []
         for group in x.split(self.images):  # parts of a batch: views in any memory format
-            normalised.append(
+            normalized.append(
                 F.batch_norm(
                     group, *running, self.weight, self.bias, True, self.momentum or 0.0, self.eps
                 )
             )
             running = None, None
-        return torch.cat(normalised)
+        return torch.cat(normalized)
 
     def _all_at_once(self, x: Tensor) -> Tensor:
         groups = x.unflatten(0, (-1, self.images)).float()  # (groups, images, C, H, W)
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), keepdim=True, correction=0)
-        self._count(mean[0].flatten(), var[0].flatten(), groups[0].numel() // self.num_features)
+        self._update_statistics(
+            mean[0].flatten(), var[0].flatten(), groups[0].numel() // self.num_features
+        )
         gamma, beta = (p.view(1, 1, -1, 1, 1) for p in (self.weight, self.bias))
-        normalised: Tensor = (groups - mean) * torch.rsqrt(var + self.eps) * gamma + beta
-        return normalised.to(x.dtype).flatten(0, 1)
+        normalized: Tensor = (groups - mean) * torch.rsqrt(var + self.eps) * gamma + beta
+        return normalized.to(x.dtype).flatten(0, 1)
 
-    def _count(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Let the running statistics follow a group's; the variance without bias, as in torch."""
+    def _update_statistics(self, mean: Tensor, var: Tensor, values: int) -> None:
+        """Update the running statistics from a group's; the variance is unbiased, as in torch."""
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
@@ -69,7 +71,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_groups(network: nn.Module, images: int) -> None:
-    """Make every BN of a network train on groups of `images`; its weights and keys stay."""
+    """Replace every BN of a network by ghost BN on groups of `images`; weights and keys stay."""
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(network, name, GhostBatchNorm2d(child, images))

@@ -20,7 +20,7 @@ StrideIn = Literal["3x3", "1x1"]
 
 
 def _conv(channels_in: int, channels_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that only its stride makes smaller; the BN that follows has the bias."""
+    """Return a padded convolution; without a bias, as the BN that follows has one."""
     return nn.Conv2d(
         channels_in, channels_out, kernel_px, stride, padding=kernel_px // 2, bias=False
     )
@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
         y = torch.relu_(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.downsample is not None:
-            # In place as BN's backward pass needs its input, not its output.
+            # In place is safe: BN's backward pass needs its input, not its output.
             y += self.downsample(x)
         return torch.relu_(y)
 
@@ -89,7 +89,7 @@ class PadShortcut(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        # Half of the zeros on each side: the paper does not say where, published weights do.
+        # Half of the zeros on each side, as in published weights; the paper does not specify it.
         self.before = (channels_out - channels_in) // 2
         self.after = channels_out - channels_in - self.before
 
@@ -102,7 +102,7 @@ class PadShortcut(nn.Module):
 def _shortcut(
     option: Shortcut, channels_in: int, channels_out: int, stride: int
 ) -> nn.Module | None:
-    """The way around a block (ibid., 3.3): identity, zero padding, a projection; or none."""
+    """Return a block's shortcut (ibid., 3.3): identity, zero padding, a projection, or None."""
     if option == "none":
         return None
     same_shape = channels_in == channels_out and stride == 1
@@ -114,7 +114,7 @@ def _shortcut(
 
 
 def _stem(stem: Stem, width: int) -> dict[str, nn.Module]:
-    """What comes before the blocks: for ImageNet it divides the image's side by 4."""
+    """Return the layers before the blocks; for ImageNet they divide the image's side by 4."""
     large = stem == "imagenet"
     layers: dict[str, nn.Module] = {
         "conv1": _conv(3, width, 7, stride=2) if large else _conv(3, width, 3),
@@ -135,21 +135,21 @@ def _stage(
     shortcut: Shortcut,
     stride_in: StrideIn,
 ) -> nn.Sequential:
-    """`count` blocks of the same shape, of which the first strides."""
+    """Return `count` blocks of the same width, the first of which has the stride."""
     channels_out = width * block.expansion
     first_strides = (stride, 1) if block is BasicBlock or stride_in == "1x1" else (1, stride)
-    way_around = _shortcut(shortcut, channels_in, channels_out, stride)
-    blocks = [block(channels_in, width, first_strides, way_around)]
+    around = _shortcut(shortcut, channels_in, channels_out, stride)
+    blocks = [block(channels_in, width, first_strides, around)]
     for _ in range(count - 1):
-        way_around = _shortcut(shortcut, channels_out, channels_out, 1)
-        blocks.append(block(channels_out, width, (1, 1), way_around))
+        around = _shortcut(shortcut, channels_out, channels_out, 1)
+        blocks.append(block(channels_out, width, (1, 1), around))
     return nn.Sequential(*blocks)
 
 
-def _initialise(network: nn.Module, zero_gamma: bool, fc_init_std: float | None) -> None:
-    """Draw the first weights: convolutions by He et al. 2015 ("Delving deep"), 2.2, by fan-out.
+def _initialize(network: nn.Module, zero_gamma: bool, fc_init_std: float | None) -> None:
+    """Initialize convolutions by He et al. 2015 ("Delving deep"), 2.2, with fan-out.
 
-    The rest is torch's default, unless Goyal et al. 2017, 5.1 is asked for.
+    The rest is torch's default, unless the settings ask for Goyal et al. 2017, 5.1.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -175,7 +175,7 @@ def resnet(
     zero_gamma: bool = False,
     fc_init_std: float | None = None,
 ) -> nn.Sequential:
-    """A ResNet of `len(blocks)` stages, from images (N, 3, H, W) to logits (N, classes).
+    """Return a ResNet from images (N, 3, H, W) to logits (N, classes).
 
     Each stage after the first halves the image's side and doubles the width (ibid., 3.3 and 4.2).
     """
@@ -191,26 +191,26 @@ def resnet(
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(channels, classes)
     network = nn.Sequential(OrderedDict(layers))
-    _initialise(network, zero_gamma, fc_init_std)
+    _initialize(network, zero_gamma, fc_init_std)
     return network
 
 
 class _PaddedStem(nn.Module):
-    """A convolution that computes with one more channel, of zeros; its parameters are the given."""
+    """A convolution with the given parameters that computes with an extra channel of zeros."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
-        self._how: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+        self._options: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
 
     def forward(self, images: Tensor) -> Tensor:
         images, weight = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (images, self.weight))
-        maps: Tensor = F.conv2d(images, weight, self.bias, **self._how)
+        maps: Tensor = F.conv2d(images, weight, self.bias, **self._options)
         return maps
 
 
 def pad_stem(net: nn.Module) -> None:
-    """Let the first convolution compute with four channels: cuDNN's fast kernels take no three."""
+    """Pad the first convolution to four channels: cuDNN has no fast kernels for three."""
     convolutions = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d))
     name, first = next(convolutions)
     net.set_submodule(name, _PaddedStem(first))

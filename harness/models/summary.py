@@ -1,4 +1,4 @@
-"""What a network is made of: shapes, parameters and multiply-adds, found without computing."""
+"""Summarize a network: shapes, parameters and multiply-adds of its layers, without computing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NORM_AND_BIAS = "norm and bias"
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer, or several as one: what it is, gives out, holds and costs for one image."""
+    """A layer, or several summed: module, output shape, parameters, multiply-adds per image."""
 
     name: str
     module: str
@@ -43,19 +43,19 @@ class Total:
 
 
 def layers(model: nn.Module, image_px: int) -> list[Layer]:
-    """All layers that hold parameters or change the shape, in the order of the forward pass.
+    """Return all layers that have parameters or change the shape, in the forward pass's order.
 
-    The model may be on any device and is left as it is: tensors of the meta device stand in for
-    its own, so nothing is computed. Only convolutions and linear layers count multiply-adds.
+    The model may be on any device and stays unchanged: tensors on the meta device replace its own,
+    so nothing is computed. Only convolutions and linear layers count multiply-adds.
 
     Raises:
-        BadInput: no such image.
+        BadInput: `image_px` is not positive.
     """
     if image_px < 1:
         raise BadInput(f"data.image_px: {image_px} px is no size of an image")
-    found: list[Layer] = []
+    rows: list[Layer] = []
     hooks = [
-        module.register_forward_hook(partial(_note, found, name))
+        module.register_forward_hook(partial(_record, rows, name))
         for name, module in model.named_modules()
     ]
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -67,22 +67,22 @@ def layers(model: nn.Module, image_px: int) -> list[Layer]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return rows
 
 
-def _note(
-    found: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
+def _record(
+    rows: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
 ) -> None:
-    """Add the layer that has just run to `found`; of its parts together only a change of shape."""
+    """Append the layer that has just run; a container only if it changes the shape by itself."""
     shape = tuple(output.shape[1:])
     if list(module.children()):
-        if shape != found[-1].output:
-            found.append(Layer(name, _kind(module), shape, 0, (), 0))
+        if shape != rows[-1].output:
+            rows.append(Layer(name, _kind(module), shape, 0, (), 0))
         return
     parameters = list(module.parameters())
     if not parameters and output.shape == inputs[0].shape:
         return
-    found.append(
+    rows.append(
         Layer(
             name,
             _kind(module),
@@ -95,17 +95,17 @@ def _note(
 
 
 def decay_group(parameter: Tensor) -> str:
-    """Which parameters decay together: matrices and kernels, or what has one dimension."""
+    """Return a parameter's weight-decay group: matrices and kernels, or norm and bias."""
     return DECAY if parameter.ndim >= 2 else NORM_AND_BIAS
 
 
 def _in_order(groups: Iterable[str]) -> tuple[str, ...]:
-    """Each group once, in the order of first appearance."""
+    """Return each group once, in the order of first appearance."""
     return tuple(dict.fromkeys(groups))
 
 
 def _kind(module: nn.Module) -> str:
-    """The class of a module; with size and stride of a window, or number and class of blocks."""
+    """Return a module's class, with kernel size and stride, or number and class of its blocks."""
     kind = type(module).__name__
     if isinstance(module, nn.Conv2d):
         return f"{kind} {_by(module.kernel_size)}/{module.stride[0]}"
@@ -118,12 +118,12 @@ def _kind(module: nn.Module) -> str:
 
 
 def _by(sizes: Iterable[int]) -> str:
-    """Sizes like 256x56x56."""
+    """Format sizes as 256x56x56."""
     return "x".join(map(str, sizes))
 
 
 def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
-    """Multiply-adds for one image, counted as torchvision counts its `_ops`: no bias, no BN."""
+    """Return multiply-adds per image, counted as torchvision's `_ops`: without bias and BN."""
     if isinstance(module, nn.Conv2d):
         kernel = module.weight[0].numel()
     elif isinstance(module, nn.Linear):
@@ -134,15 +134,15 @@ def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
 
 
 def total(rows: Iterable[Layer]) -> Total:
-    """The sums over all layers."""
+    """Return the sums over all layers."""
     rows = list(rows)
     return Total(sum(row.parameters for row in rows), sum(row.macs for row in rows) / 1e9)
 
 
 def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
-    """`layers(model, ...)` summed up to one row per stage: each part of the model that is no list.
+    """Sum `layers(model, ...)` to one row per stage, that is, per child of the model.
 
-    A part that is a list of unlike parts, as DenseNet's `features`, has a row for each of these.
+    A Sequential of different modules, such as DenseNet's `features`, has a row per child.
     """
     rows = list(rows)
     summed = []
@@ -163,7 +163,7 @@ def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
 
 
 def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Children by name, with the children of a plain list of unlike ones in its place."""
+    """Yield children by name; a Sequential of different modules is replaced by its children."""
     for name, child in model.named_children():
         kinds = {type(part) for part in child.children()}
         if type(child) is nn.Sequential and len(kinds) > 1:
@@ -178,7 +178,7 @@ def print_model(
     """Print a network as a table: a line per stage or per layer, the totals last.
 
     Raises:
-        BadInput: no such model, or settings that do not fit it.
+        BadInput: the model is unknown, or its settings do not fit.
     """
     settings = _named(model) if isinstance(model, str) else model
     with torch.device("meta"):
@@ -212,10 +212,10 @@ def print_model(
 
 
 def _named(name: str) -> config.Model:
-    """The default settings of the model with this name.
+    """Return the default settings of the model with this name.
 
     Raises:
-        BadInput: no such model; the nearest name is given.
+        BadInput: the model is unknown; the message suggests the nearest name.
     """
     known: tuple[config.ModelName, ...] = get_args(config.ModelName)
     for candidate in known:

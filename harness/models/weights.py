@@ -1,4 +1,4 @@
-"""Weights from torchvision or a file into a network: all of them, or none and one line why."""
+"""Load weights from torchvision or a file into a network, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from harness.errors import BadInput
 State = dict[str, Tensor]
 
 HOLDERS = ("state_dict", "model")
-"""Under which of its keys a checkpoint may hold the state dict."""
+"""The keys under which a checkpoint may hold the state dict."""
 
 WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
-"""What torch.compile and DDP put before every key, one around the other in either order."""
+"""Prefixes that torch.compile and DDP add to every key; they may be nested in either order."""
 
 CLASSIFIERS = ("fc", "linear", "classifier", "head")
-"""What published files call the last layer."""
+"""Names of the last layer in published files."""
 
 OLD_DENSE_LAYER = re.compile(r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 """torchvision's DenseNets were saved when names could hold dots: `norm.1` is `norm1` now."""
 
 
 def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
-    """Load `torchvision:ENTRY` or a file into `model`, whole or not at all.
+    """Load `torchvision:ENTRY` or a file into `model`, completely or not at all.
 
     Raises:
-        BadInput: no such weights, no download, no checkpoint, or they do not fit `model`.
+        BadInput: the weights are unknown, cannot be downloaded or read, or do not fit `model`.
     """
     source, _, entry = spec.partition(":")
     if source == "torchvision":
@@ -49,7 +49,7 @@ def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
 
 
 def _from_torchvision(entry: str, model_name: str) -> State:
-    """The state dict of one of torchvision's entries, from its cache or downloaded."""
+    """Return the state dict of one of torchvision's entries, from torch's cache or downloaded."""
     from torchvision import models  # takes a second, and few runs need it
 
     if model_name not in models.list_models(module=models):
@@ -68,7 +68,7 @@ def _from_torchvision(entry: str, model_name: str) -> State:
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch a file whose name ends with its hash, and check that; `path` appears when complete."""
+    """Download a file whose name ends with its hash, and check that; `path` is never partial."""
     digest = path.stem.rpartition("-")[2]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,12 @@ def _download(url: str, path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
-    """What a checkpoint file holds; nothing in it is run."""
+    """Return the content of a checkpoint file, without running any code in it."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadInput(f"model.weights: {path}: {error.strerror or error}") from error
-    # Bytes that are no checkpoint make the unpickler fail in any way, KeyError included.
+    # On other files the unpickler may raise any exception, such as KeyError.
     except Exception as error:
         objects = _unsafe_objects(path) if isinstance(error, UnpicklingError) else []
         if objects:
@@ -100,7 +100,7 @@ def _read(path: Path) -> Any:
 
 
 def _unsafe_objects(path: Path) -> list[str]:
-    """The classes and functions in a checkpoint that torch refuses, if its format tells them."""
+    """Return the classes and functions in a checkpoint that torch refuses, if it lists them."""
     try:
         return get_unsafe_globals_in_checkpoint(str(path))
     except (ValueError, RuntimeError, UnpicklingError):
@@ -108,37 +108,37 @@ def _unsafe_objects(path: Path) -> list[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The kind of an error and the first sentence of its message."""
+    """Return the class of an error and the first sentence of its message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].split('. ')[0]}".rstrip(": ")
 
 
 def _state_dict(content: Any, name: str) -> State:
-    """The state dict in a checkpoint: the whole, or what one of HOLDERS holds."""
-    held = content
+    """Return the state dict of a checkpoint: its content, or the value under one of HOLDERS."""
+    state = content
     if isinstance(content, dict):
-        held = next(
+        state = next(
             (content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content
         )
-    if not isinstance(held, dict):
-        raise BadInput(f"model.weights: {name}: no state dict but a {type(held).__name__}")
-    for key, value in held.items():
+    if not isinstance(state, dict):
+        raise BadInput(f"model.weights: {name}: no state dict but a {type(state).__name__}")
+    for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise BadInput(
                 f"model.weights: {name}: no state dict, neither itself nor under "
                 f"{' or '.join(map(repr, HOLDERS))}: {key!r} is of type {type(value).__name__}"
             )
-    return dict(held)
+    return dict(state)
 
 
 def _classifier(keys: Iterable[str]) -> str:
-    """What a state dict, or a network, calls its last layer."""
-    found = {key.split(".")[0] for key in keys}
-    return next((name for name in CLASSIFIERS if name in found), CLASSIFIERS[0])
+    """Return the name of the last layer in a state dict's keys."""
+    layers = {key.split(".")[0] for key in keys}
+    return next((name for name in CLASSIFIERS if name in layers), CLASSIFIERS[0])
 
 
 def _our_keys(state: State, classifier: str) -> State:
-    """The same tensors with wrappers' prefixes cut off and the classifier named as ours is."""
+    """Return the state dict with our keys: without wrappers' prefixes, the classifier renamed."""
     for prefix in WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -149,17 +149,17 @@ def _our_keys(state: State, classifier: str) -> State:
 
 
 def _add_batch_counts(state: State, model: nn.Module) -> None:
-    """Add the BN's batch counters, which files from before torch 0.4.1 do not hold."""
+    """Add BN's batch counters, which files from before torch 0.4.1 lack."""
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
 
 
 def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> None:
-    """Refuse weights that differ from the model in any key or shape.
+    """Check that the weights have the model's keys and shapes.
 
     Raises:
-        BadInput: the first difference and its likely cause.
+        BadInput: they do not; the message names the first difference and its likely cause.
     """
     ours: State = model.state_dict()
     missing = [key for key in ours if key not in state]
@@ -180,5 +180,5 @@ def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> No
 
 
 def _shape(tensor: Tensor) -> str:
-    """A shape like 64x3x7x7."""
+    """Format a shape as 64x3x7x7."""
     return "x".join(map(str, tensor.shape))

@@ -1,6 +1,6 @@
-"""Check images before training: what would make it wrong, and what is worth knowing.
+"""Check the images of a dataset before training: report errors (WRONG) and notes (NOTES).
 
-Reads headers, or with `decode` everything. Finds all there is, instead of stopping at the first.
+It reads the headers, or with `decode` all bytes, and reports all findings, not only the first.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HUGE_PX = 5980 * 6430
 LEAK_PCT = 1.0
 """More validation images than this among the training images make an accuracy wrong."""
 
-_HEAD_BYTES = 4096  # what is hashed first; few images share it without being the same
-_ORIENTATION, _TURNED = 0x0112, range(2, 9)  # some write 0, which says nothing
+_HEAD_BYTES = 4096  # hashed to find duplicates; few images share them without being the same
+_ORIENTATION, _ROTATED = 0x0112, range(2, 9)  # EXIF; some cameras write 0, which is undefined
 
 WRONG = {
     "empty": "0 bytes",
@@ -45,7 +45,7 @@ WRONG = {
 }
 NOTES = {
     "duplicate": "validation images that are training images too",
-    "CMYK": "four colours: slow to decode, and decoders differ",
+    "CMYK": "four colors: slow to decode, and decoders differ",
     "PNG": "PNG among JPEG: no hardware decoder takes them",
     "rotated": "EXIF rotation, which the harness ignores as the published accuracies do",
     "huge": "larger than any of ImageNet: memory on a GPU",
@@ -54,7 +54,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: a kind of WRONG or NOTES, where, and what exactly."""
+    """One finding: its kind (a key of WRONG or NOTES), place and details."""
 
     kind: str
     where: str
@@ -62,13 +62,13 @@ class Finding:
 
     @property
     def wrong(self) -> bool:
-        """Whether training on it would be wrong."""
+        """Whether it would make training wrong."""
         return self.kind in WRONG
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a split holds."""
+    """The statistics of a split."""
 
     split: str
     kind: str
@@ -83,7 +83,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found."""
+    """The result of a check."""
 
     decoded: bool
     splits: list[Split]
@@ -92,24 +92,24 @@ class Report:
     @property
     def wrong(self) -> list[Finding]:
         """Findings that would make training wrong."""
-        return [each for each in self.findings if each.wrong]
+        return [finding for finding in self.findings if finding.wrong]
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        told = [asdict(each) | {"wrong": each.wrong} for each in self.findings]
+        """Return the report as JSON values."""
+        findings = [asdict(finding) | {"wrong": finding.wrong} for finding in self.findings]
         return {
             "decoded": self.decoded,
             "splits": [asdict(split) for split in self.splits],
-            "findings": told,
+            "findings": findings,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
-    """What an image's header says; of ImageNet there are 1.3 million.
+class _Image:
+    """The facts of one image; few, as ImageNet has 1.3 million.
 
     Attributes:
-        head: digest of its first bytes; 0 where there are none.
+        head: digest of its first bytes; 0 if it is empty or unreadable.
         findings: of this image.
     """
 
@@ -121,63 +121,63 @@ class _Looked:
 
 
 def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
-    """Look at every image of all splits.
+    """Check every image of all splits.
 
     Args:
-        decode: all of every image, and the digests of the shards that pack made.
+        decode: decode all images entirely, and compare the digests of packed shards.
     """
-    splits, findings, looks = [], [], []
+    splits, findings, images_of = [], [], []
     for source in sources:
-        looked = list(_look_at_all(source, decode=decode, workers=workers))
-        looks.append(looked)
-        splits.append(_split(source, looked))
-        findings += [finding for each in looked for finding in each.findings]
-        findings += _odd_png(source, looked)
+        images = list(_read_all(source, decode=decode, workers=workers))
+        images_of.append(images)
+        splits.append(_split(source, images))
+        findings += [finding for image in images for finding in image.findings]
+        findings += _odd_png(source, images)
         findings += _counts(source)
         if decode:
             findings += _altered(source)
     findings += _other_classes(sources)
-    findings += _shared(sources, looks)
+    findings += _shared(sources, images_of)
     return Report(decode, splits, findings)
 
 
-def _look_at_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Looked]:
+def _read_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Image]:
     what = f"checking {source.root}" if not source.split else f"checking {source.split}"
     return in_parallel(
-        lambda image: _look(source, image, decode=decode), range(len(source)),
+        lambda image: _read_image(source, image, decode=decode), range(len(source)),
         threads=workers, what=what, unit="images",
     )  # fmt: skip
 
 
-def _look(source: Source, image: int, *, decode: bool) -> _Looked:
+def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
     where = source.where(image)
     try:
         content = source.whole(image) if decode else source.read(image, _HEAD_BYTES)
     except BadInput as error:
-        return _Looked(findings=(Finding("unreadable", where, str(error)),))
+        return _Image(findings=(Finding("unreadable", where, str(error)),))
     if not content:
-        return _Looked(findings=(Finding("empty", where),))
-    looked = _opened(content, where, decode=decode)
-    if looked is None and not decode:
-        # Long EXIF or colour profiles come before the size.
+        return _Image(findings=(Finding("empty", where),))
+    result = _opened(content, where, decode=decode)
+    if result is None and not decode:
+        # A long EXIF block or color profile may come before the size.
         content = source.whole(image)
-        looked = _opened(content, where, decode=False)
-    if looked is None:
-        return _Looked(findings=(Finding("unreadable", where),))
+        result = _opened(content, where, decode=False)
+    if result is None:
+        return _Image(findings=(Finding("unreadable", where),))
     head = hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8]
-    return replace(looked, head=int.from_bytes(head))
+    return replace(result, head=int.from_bytes(head))
 
 
-def _opened(content: bytes, where: str, *, decode: bool) -> _Looked | None:
-    """None if the header does not parse."""
+def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
+    """Return the facts of an encoded image; None if its header does not parse."""
     findings = []
     try:
         with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
             width, height = image.size
             if image.mode == "CMYK":
                 findings.append(Finding("CMYK", where))
-            if (turn := image.getexif().get(_ORIENTATION, 1)) in _TURNED:
-                findings.append(Finding("rotated", where, f"orientation {turn}"))
+            if (orientation := image.getexif().get(_ORIENTATION, 1)) in _ROTATED:
+                findings.append(Finding("rotated", where, f"orientation {orientation}"))
             if width * height > HUGE_PX:
                 findings.append(Finding("huge", where, f"{width} x {height} px"))
             if decode:
@@ -185,12 +185,12 @@ def _opened(content: bytes, where: str, *, decode: bool) -> _Looked | None:
                     image.load()
                 except (OSError, ValueError, SyntaxError) as error:
                     findings.append(Finding("corrupt", where, str(error)))
-            return _Looked(width, height, image.format == "PNG", findings=tuple(findings))
+            return _Image(width, height, image.format == "PNG", findings=tuple(findings))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
-def _split(source: Source, looked: Sequence[_Looked]) -> Split:
+def _split(source: Source, images: Sequence[_Image]) -> Split:
     counts = Counter(source.labels)
     per_class = [counts[label] for label in range(len(source.classes))]
     return Split(
@@ -201,15 +201,15 @@ def _split(source: Source, looked: Sequence[_Looked]) -> Split:
         least_per_class=min(per_class),
         most_per_class=max(per_class),
         gigabytes=sum(source.sizes) / 1e9 if source.sizes else None,
-        median_width_px=int(np.median([each.width for each in looked])),
-        median_height_px=int(np.median([each.height for each in looked])),
+        median_width_px=int(np.median([image.width for image in images])),
+        median_height_px=int(np.median([image.height for image in images])),
     )
 
 
-def _odd_png(source: Source, looked: Sequence[_Looked]) -> Iterable[Finding]:
-    png = [image for image, each in enumerate(looked) if each.png]
-    if 2 * len(png) < len(looked):
-        return [Finding("PNG", source.where(image)) for image in png]
+def _odd_png(source: Source, images: Sequence[_Image]) -> Iterable[Finding]:
+    numbers = [number for number, image in enumerate(images) if image.png]
+    if 2 * len(numbers) < len(images):
+        return [Finding("PNG", source.where(number)) for number in numbers]
     return []
 
 
@@ -234,8 +234,8 @@ def _counts(source: Source) -> Iterator[Finding]:
 
 
 def _altered(source: Source) -> Iterator[Finding]:
-    told = manifest.read(source.root) if source.root.is_dir() else None
-    shards = told.shards if told else {}
+    packed = manifest.read(source.root) if source.root.is_dir() else None
+    shards = packed.shards if packed else {}
     for name, shard in track(shards.items(), total=len(shards), what="comparing digests"):
         path = source.root / name
         with path.open("rb") as file:
@@ -251,22 +251,22 @@ def _other_classes(sources: Sequence[Source]) -> Iterator[Finding]:
             yield Finding("classes", str(lack.root), detail)
 
 
-def _shared(sources: Sequence[Source], looks: Sequence[Sequence[_Looked]]) -> list[Finding]:
-    """Validation images with the bytes of a training image."""
+def _shared(sources: Sequence[Source], images_of: Sequence[Sequence[_Image]]) -> list[Finding]:
+    """Return the validation images that have the bytes of a training image."""
     by_split = {source.split: n for n, source in enumerate(sources)}
     if not {"train", "val"} <= set(by_split):
         return []
     train, val = sources[by_split["train"]], sources[by_split["val"]]
-    known: dict[int, list[int]] = {}
-    for image, each in enumerate(looks[by_split["train"]]):
-        known.setdefault(each.head, []).append(image)
-    found = []
-    for image, each in enumerate(looks[by_split["val"]]):
-        # Only where the beginnings agree is it worth reading both.
-        same = known.get(each.head, []) if each.head else []
-        content = val.whole(image) if same else b""
-        twin = next((other for other in same if train.whole(other) == content), None)
+    by_head: dict[int, list[int]] = {}
+    for number, image in enumerate(images_of[by_split["train"]]):
+        by_head.setdefault(image.head, []).append(number)
+    duplicates = []
+    for number, image in enumerate(images_of[by_split["val"]]):
+        # Both images are read in full only if their first bytes agree.
+        candidates = by_head.get(image.head, []) if image.head else []
+        content = val.whole(number) if candidates else b""
+        twin = next((other for other in candidates if train.whole(other) == content), None)
         if twin is not None:
-            found.append((val.where(image), f"is {train.where(twin)}"))
-    kind = "leak" if 100 * len(found) > LEAK_PCT * len(val) else "duplicate"
-    return [Finding(kind, where, detail) for where, detail in found]
+            duplicates.append((val.where(number), f"is {train.where(twin)}"))
+    kind = "leak" if 100 * len(duplicates) > LEAK_PCT * len(val) else "duplicate"
+    return [Finding(kind, where, detail) for where, detail in duplicates]

@@ -23,15 +23,15 @@ _THREADS = 4
 def get(name: str, root: Path, archive: Path | None = None) -> None:
     """Write `train` and `test`, one folder per class, from torchvision's download.
 
-    Nothing is left behind half-written.
+    If this fails, no partial folder is left.
 
     Args:
         name: one of SETS.
         root: a new folder.
-        archive: its .tar.gz, if it is on a disk already.
+        archive: the set's .tar.gz, if it has been downloaded already.
 
     Raises:
-        BadInput: the folder exists, the archive is another one, or it cannot be downloaded.
+        BadInput: the folder exists, the archive is a wrong one, or the download fails.
     """
     with new_folder(root) as part, TemporaryDirectory(dir=part) as unpacked:
         _unpack(SETS[name], Path(unpacked), archive)
@@ -44,7 +44,7 @@ def _unpack(kind: type[CIFAR10], folder: Path, archive: Path | None) -> None:
     if archive is not None:
         if not archive.is_file():
             raise BadInput(f"{archive}: no such file; give the set's {kind.filename}")
-        # Its content is unpickled, which only the authors' own may be.
+        # Its content is unpickled, which can run code: accept only the authors' own file.
         if not check_integrity(str(archive), kind.tgz_md5):
             raise BadInput(
                 f"{archive}: is not the whole {kind.filename}, whose MD5 is {kind.tgz_md5}"

@@ -1,4 +1,4 @@
-"""What packing does to an image: nothing, unless asked to make it smaller."""
+"""Re-encode images for packing, if they are to be smaller; by default their bytes stay."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are made smaller. Without any of it their bytes stay as they are.
+    """How images are made smaller; by default not at all.
 
     Attributes:
-        shorter_px, longer_px: most that the shorter or longer side may have; the other in ratio.
-        quality: of JPEG, for all images; by default 90 for those that are made smaller.
+        shorter_px, longer_px: maximum of the shorter or longer side; the ratio is kept.
+        quality: JPEG quality of all images; by default 90 for those that are resized.
     """
 
     shorter_px: int | None = None
@@ -28,12 +28,12 @@ class Encoding:
     quality: int | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether any image may be encoded anew."""
+    def changes_images(self) -> bool:
+        """Whether any image may be re-encoded."""
         return any(value is not None for value in (self.shorter_px, self.longer_px, self.quality))
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that an image of this size gets."""
+        """Return the width and height to which an image of this size is resized."""
         scale = 1.0
         if self.shorter_px is not None:
             scale = min(scale, self.shorter_px / min(width, height))
@@ -43,15 +43,15 @@ class Encoding:
 
 
 def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
-    """Suffix, by content, and bytes of an image as it is to be packed.
+    """Return the suffix (by content) and the bytes of an image as it is packed.
 
-    PNG stays PNG, which is lossless. EXIF goes with the old bytes: rotation was never applied.
+    PNG stays PNG, which is lossless. Re-encoding drops EXIF, whose rotation is never applied.
 
     Args:
-        where: the image lies, for a message.
+        where: the image's place, for a message.
 
     Raises:
-        BadInput: it is neither JPEG nor PNG, or does not decode where it must.
+        BadInput: it is neither JPEG nor PNG, or does not decode.
     """
     suffix = "png" if content.startswith(PNG) else "jpg" if content.startswith(JPEG) else None
     try:

@@ -1,7 +1,8 @@
-"""Pack images into WebDataset tar shards: the same bytes for any number of workers, kills or not.
+"""Pack images into WebDataset tar shards, with the same bytes for any number of workers and kills.
 
-Which image goes into which shard, and where, is settled before the first is read. A shard gets its
-name when it is whole and on the disk; pack.json lists it then. What was killed goes on from there.
+The shard and position of each image are planned before the first image is read. A shard gets its
+name once it is complete and on the disk, and is then listed in pack.json; a killed pack resumes
+from there.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from harness.system.console import count, out, track
 from harness.system.files import write_atomic
 
 _LOCK = ".pack.lock"
-_TICK = 25  # images between two words to the progress bar
+_TICK = 25  # images between two updates of the progress bar
 _FREE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed. All of it is in the bytes of the shards.
+    """The options of packing; the bytes of the shards depend on all of them.
 
     Attributes:
         shard_images: images per shard.
         seed: of the order in the shards; None keeps the order of classes.
-        encoding: what is done to an image.
+        encoding: how images are re-encoded.
     """
 
     shard_images: int
@@ -51,52 +52,52 @@ class Packing:
     encoding: Encoding
 
     def options(self) -> dict[str, int | str | None]:
-        """As pack.json holds them."""
+        """Return the options for pack.json."""
         return {"shard_images": self.shard_images, "seed": self.seed, **asdict(self.encoding)}
 
 
 def pack(source: Source, dest: Path, how: Packing, workers: int) -> manifest.Manifest:
-    """Write the shards of one split into a folder of their own, or go on with it.
+    """Write the shards of one split into a folder of their own, or resume a killed pack.
 
     Raises:
-        BadInput: the folder holds something else, or the same with other options; an image cannot
-            be read; the disk is too small.
-        RunFailed: the disk fills up meanwhile; what is finished stays.
+        BadInput: the folder holds something else, or shards with other options; an image cannot be
+            read; the disk is too small.
+        RunFailed: the disk fills up meanwhile; finished shards stay.
     """
-    _refuse_one_name(source)
+    _refuse_duplicate_names(source)
     try:
         dest.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{dest}: {error.strerror}; give a folder that can be written") from None
-    with _alone(dest):
-        told = _begun(source, dest, how)
-        if told.finished:
-            return told
-        for left in dest.glob(".*.part"):  # of an attempt that was killed
-            left.unlink()
-        todo = {name: ids for name, ids in _plan(source, how).items() if name not in told.shards}
+    with _exclusive(dest):
+        packed = _begun(source, dest, how)
+        if packed.finished:
+            return packed
+        for part in dest.glob(".*.part"):  # from a pack that was killed
+            part.unlink()
+        todo = {name: ids for name, ids in _plan(source, how).items() if name not in packed.shards}
         _check_room(source, dest, how, todo)
-        if told.shards:
-            out.print(f"{dest}: {count(len(told.shards), 'shard')} there, {len(todo)} to go")
+        if packed.shards:
+            out.print(f"{dest}: {count(len(packed.shards), 'shard')} there, {len(todo)} to go")
         try:
             for name, shard in _written(source, dest, how, todo, workers):
-                told = told.model_copy(update={"shards": told.shards | {name: shard}})
-                manifest.write(dest, told)
-            shards = {name: told.shards[name] for name in sorted(told.shards)}
-            told = told.model_copy(update={"shards": shards, "finished": True})
-            manifest.write(dest, told)
+                packed = packed.model_copy(update={"shards": packed.shards | {name: shard}})
+                manifest.write(dest, packed)
+            shards = {name: packed.shards[name] for name in sorted(packed.shards)}
+            packed = packed.model_copy(update={"shards": shards, "finished": True})
+            manifest.write(dest, packed)
         except OSError as error:
             raise RunFailed(
-                f"{dest}: {error.strerror} after {count(len(told.shards), 'shard')}"
+                f"{dest}: {error.strerror} after {count(len(packed.shards), 'shard')}"
                 + ("; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "")
                 + ", and give the same command again: it goes on from there"
             ) from None
-    return told
+    return packed
 
 
 @contextmanager
-def _alone(dest: Path) -> Iterator[None]:
-    """One at a time packs into a folder."""
+def _exclusive(dest: Path) -> Iterator[None]:
+    """Keep other processes from packing into the folder."""
     lock = FileLock(dest / _LOCK)
     try:
         lock.acquire(blocking=False)
@@ -105,39 +106,39 @@ def _alone(dest: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (told := manifest.read(dest)) and told.finished:
-            # Whoever has it open already will find all finished; else a second one could begin.
+        if (packed := manifest.read(dest)) and packed.finished:
+            # Safe only now: a process that still has the old lock file open finds a finished pack.
             (dest / _LOCK).unlink()
         lock.release()
 
 
 def _begun(source: Source, dest: Path, how: Packing) -> manifest.Manifest:
-    """What is in the folder already, if it is of the same images and options."""
+    """Return the folder's manifest, new or of an earlier pack of the same images and options."""
     fresh = manifest.Manifest(
         source=source.kind, digest=source.digest, images=len(source), options=how.options()
     )
-    told = manifest.read(dest)
-    if told is None:
+    packed = manifest.read(dest)
+    if packed is None:
         if others := sorted(set(os.listdir(dest)) - {_LOCK}):
             raise BadInput(f"{dest}: holds {others[0]} already; give a new folder")
         manifest.write(dest, fresh)
         return fresh
     differ = [
-        f"{key} {told.options.get(key)}, now {value}"
+        f"{key} {packed.options.get(key)}, now {value}"
         for key, value in fresh.options.items()
-        if told.options.get(key) != value
+        if packed.options.get(key) != value
     ]
-    if told.digest != fresh.digest:
-        differ.append(f"{told.images:,} other images, now {fresh.images:,} of {source.root}")
+    if packed.digest != fresh.digest:
+        differ.append(f"{packed.images:,} other images, now {fresh.images:,} of {source.root}")
     if differ:
         raise BadInput(
             f"{dest}: was begun with {'; '.join(differ)}; give the same again, or a new folder"
         )
-    return told
+    return packed
 
 
-def _refuse_one_name(source: Source) -> None:
-    """Two samples of one name that follow each other in a shard would be read as one."""
+def _refuse_duplicate_names(source: Source) -> None:
+    """Refuse images of one name: consecutive ones in a shard would be read as one sample."""
     seen: dict[str, int] = {}
     for image, name in enumerate(source.names):
         if (other := seen.setdefault(name, image)) != image:
@@ -148,7 +149,7 @@ def _refuse_one_name(source: Source) -> None:
 
 
 def _plan(source: Source, how: Packing) -> dict[str, Sequence[int]]:
-    """The images of each shard, by its name."""
+    """Return the images of each shard, by the shard's name."""
     size = len(source)
     ids = list(range(size)) if how.seed is None else stream.order(how.seed, 0, size).tolist()
     cuts = range(0, size, how.shard_images)
@@ -159,12 +160,12 @@ def _plan(source: Source, how: Packing) -> dict[str, Sequence[int]]:
 
 
 def _check_room(source: Source, dest: Path, how: Packing, todo: dict[str, Sequence[int]]) -> None:
-    """Refuse before any work what cannot fit; re-encoded images are smaller by nobody knows what.
+    """Check that the shards fit on the disk; the size of re-encoded images is not known before.
 
     Raises:
-        BadInput: says how much is needed.
+        BadInput: they do not; the message says how much is needed.
     """
-    if source.sizes is None or how.encoding.asked:
+    if source.sizes is None or how.encoding.changes_images:
         return
     sizes = source.sizes
     needed = sum(sizes[image] + 2560 for ids in todo.values() for image in ids)
@@ -179,7 +180,7 @@ def _check_room(source: Source, dest: Path, how: Packing, todo: dict[str, Sequen
 def _written(
     source: Source, dest: Path, how: Packing, todo: dict[str, Sequence[int]], workers: int
 ) -> Iterator[tuple[str, manifest.Shard]]:
-    """Write the shards, several at once, with a bar that counts images."""
+    """Write the shards in parallel, with a bar that counts images; yield each finished one."""
     work = _Work(source, how.encoding)
     finished: list[tuple[str, manifest.Shard]] = []
     total = sum(map(len, todo.values()))
@@ -199,7 +200,7 @@ def _written(
 
 
 class _Work:
-    """Shards being written: what the threads share."""
+    """The state shared by the threads that write shards."""
 
     def __init__(self, source: Source, encoding: Encoding) -> None:
         self.stop = Event()
@@ -209,7 +210,7 @@ class _Work:
     def ticks(
         self, jobs: dict[Future[manifest.Shard], str], finished: list[tuple[str, manifest.Shard]]
     ) -> Iterator[None]:
-        """Once per image that is packed; puts each shard that is done into `finished`."""
+        """Yield once per packed image; append each completed shard to `finished`."""
         left = dict(jobs)
         while left or not self._packed.empty():
             yield from repeat(None, self._packed.get())
@@ -217,7 +218,7 @@ class _Work:
                 finished.append((left.pop(job), job.result()))
 
     def wake(self, job: Future[manifest.Shard]) -> None:
-        """Have `ticks` look which shards are done."""
+        """Let `ticks` check which shards are done."""
         self._packed.put(0)
 
     def write(self, ids: Sequence[int], path: Path) -> manifest.Shard:
@@ -228,7 +229,7 @@ class _Work:
 
     def _fill(self, part: Path, ids: Sequence[int], hashed: _Hashed) -> None:
         source, since = self._source, 0
-        # w|: as to a pipe, without going back.
+        # w|: written as a stream, without seeking.
         with part.open("wb") as hashed.file, tarfile.open(
             fileobj=cast(Any, hashed), mode="w|", format=tarfile.USTAR_FORMAT
         ) as tar:  # fmt: skip
@@ -258,7 +259,7 @@ def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content:
 
 
 class _Hashed:
-    """A file to write to, with the digest of what was written."""
+    """A file that is hashed and counted while it is written."""
 
     def __init__(self) -> None:
         self.file: IO[bytes]
@@ -266,7 +267,7 @@ class _Hashed:
         self.bytes = 0
 
     def write(self, data: bytes) -> int:
-        """Write, and count."""
+        """Write, hash and count the data."""
         self.sha256.update(data)
         self.bytes += len(data)
         return self.file.write(data)

@@ -1,4 +1,4 @@
-"""Some images of a folder, without reading all of it: what `harness doctor` tries out."""
+"""Pick some random images of a folder without reading all of it, for `harness doctor`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOST_FOLDERS = 50  # listing a class of ImageNet takes a file server longer tha
 
 
 def some_files(root: Path, most: int, seed: int) -> TreeFiles | ShardFiles | None:
-    """At most `most` images of a tree or of shards, at random, in random order.
+    """Return at most `most` images of a tree or of shards, at random, in random order.
 
-    No index is built. None of shards that have none yet: where their images lie is not known.
+    No index is built; the result is None for shards without an index.
 
     Raises:
-        BadInput: missing, empty or flat folder, or no image in the folders that were looked into.
+        BadInput: a missing, empty or flat folder, or no image in the class folders drawn.
     """
     draw = random.Random(seed)
     if not shard_paths(root):
@@ -38,21 +38,21 @@ def some_files(root: Path, most: int, seed: int) -> TreeFiles | ShardFiles | Non
 def _of_tree(root: Path, most: int, draw: random.Random) -> TreeFiles:
     folders = class_folders(root)
     folders = draw.sample(folders, min(_MOST_FOLDERS, len(folders)))
-    found = [
+    images = [
         (label, entry.name)
         for label, folder in enumerate(folders)
         for entry in os.scandir(folder)
         if is_image(entry.name)
     ]
-    if not found:
+    if not images:
         raise BadInput(f"{folders[0]}: holds no image; remove it or fill it")
-    found = draw.sample(found, min(most, len(found)))
-    sizes = [(folders[label] / name).stat().st_size for label, name in found]
+    images = draw.sample(images, min(most, len(images)))
+    sizes = [(folders[label] / name).stat().st_size for label, name in images]
     return TreeFiles(
         root=root,
         classes=[folder.name for folder in folders],
-        labels=np.array([label for label, _ in found], dtype=np.int32),
-        names=np.array([os.fsencode(name) for _, name in found]),
+        labels=np.array([label for label, _ in images], dtype=np.int32),
+        names=np.array([os.fsencode(name) for _, name in images]),
         size_bytes=np.array(sizes, dtype=np.int64),
         index=root,
     )

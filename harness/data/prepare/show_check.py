@@ -1,4 +1,4 @@
-"""What `harness data check` found, for a person and as JSON."""
+"""Print the report of `harness data check`, and write it as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXAMPLES = 5
 
 
 def show(report: Report) -> None:
-    """A table of the splits, and of each kind of finding the first few."""
+    """Print a table of the splits, and the first findings of each kind."""
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("split", "of", "images", "classes", "per class", "GB", "median px"):
         table.add_column(name, justify="left" if name in ("split", "of") else "right")
@@ -34,31 +34,31 @@ def show(report: Report) -> None:
         )
     wide.print(table)
     order = [*WRONG, *NOTES]
-    found = sorted(report.findings, key=lambda each: order.index(each.kind))
-    for kind, each in groupby(found, key=lambda each: each.kind):
-        _show_kind(kind, list(each))
+    findings = sorted(report.findings, key=lambda finding: order.index(finding.kind))
+    for kind, group in groupby(findings, key=lambda finding: finding.kind):
+        _show_kind(kind, list(group))
 
 
-def _show_kind(kind: str, found: list[Finding]) -> None:
+def _show_kind(kind: str, findings: list[Finding]) -> None:
     what = WRONG.get(kind) or NOTES[kind]
-    out.print(f"{'WRONG' if kind in WRONG else 'note'}: {len(found):,} x {kind} ({what})")
-    for each in found[:_EXAMPLES]:
-        out.print(f"    {each.where}" + (f": {each.detail}" if each.detail else ""))
-    if len(found) > _EXAMPLES:
-        out.print(f"    and {len(found) - _EXAMPLES:,} more; --json FILE lists them")
+    out.print(f"{'WRONG' if kind in WRONG else 'note'}: {len(findings):,} x {kind} ({what})")
+    for finding in findings[:_EXAMPLES]:
+        out.print(f"    {finding.where}" + (f": {finding.detail}" if finding.detail else ""))
+    if len(findings) > _EXAMPLES:
+        out.print(f"    and {len(findings) - _EXAMPLES:,} more; --json FILE lists them")
 
 
 def write_json(report: Report, path: Path) -> None:
-    """All of it."""
+    """Write the report as JSON."""
     text = json.dumps(report.facts(), indent=1)
     write_atomic(path, lambda part: part.write_text(text))
 
 
 def last_line(report: Report, path: Path) -> str:
-    """The verdict, and what to do next."""
+    """Return the last line: the verdict and what to do next."""
     if report.wrong:
         return (
-            f"{path}: {count(len(report.wrong), 'finding')} would make training wrong; mend them "
+            f"{path}: {count(len(report.wrong), 'finding')} would make training wrong; fix them "
             "and check again"
         )
     images = sum(split.images for split in report.splits)

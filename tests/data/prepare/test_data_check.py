@@ -197,7 +197,7 @@ def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
     assert "WRONG: 1 x corrupt (does not decode to its end)" in done.stdout
     assert "note: 1 x rotated (EXIF rotation" in done.stdout
     assert done.stdout.splitlines()[-1] == (
-        f"{tree}: 1 finding would make training wrong; mend them and check again"
+        f"{tree}: 1 finding would make training wrong; fix them and check again"
     )
     told = json.loads((tmp_path / "found.json").read_text())
     assert Counter(each["kind"] for each in told["findings"]) == {"corrupt": 1, "rotated": 1}

@@ -16,10 +16,10 @@ __all__ = ["Source", "open_sources"]
 
 
 def open_sources(root: Path) -> list[Source]:
-    """The splits of whatever is at a path, found out from what lies there.
+    """Return the splits of a folder, whose form is detected.
 
     Raises:
-        BadInput: it is none of what is known, or not whole; names file, offset and what to do.
+        BadInput: the form is unknown or the data are incomplete; the message names the file.
     """
     if not root.exists():
         raise BadInput(f"{root}: No such file or directory; give the folder of your images")

@@ -1,4 +1,4 @@
-"""Shards as a source: to check them, or to pack them anew in other sizes."""
+"""Shards as a source: to check them, or to pack them again with other options."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from harness.system.console import track
 
 
 def of(folder: Path, split: str) -> Source:
-    """The shards of one split, found by the names of their members; no image is opened."""
+    """Return the shards of one split as a source, from their members' names; opens no image."""
     manifest.check_whole(folder)
     paths = shards.shard_paths(folder)
-    found: list[tuple[int, str, Path, int, int]] = []
+    samples: list[tuple[int, str, Path, int, int]] = []
     for path in track(paths, total=len(paths), what=f"listing {folder}"):
-        for each in samples_of(path, sized=False):
-            found.append((each.label, each.key, path, each.offset, each.size_bytes))
-    if not found:
+        for member in samples_of(path, sized=False):
+            samples.append((member.label, member.key, path, member.offset, member.size_bytes))
+    if not samples:
         raise BadInput(f"{folder}: its shards hold no image with a .cls beside it")
-    found.sort()
-    labels, names = [label for label, *_ in found], [name for _, name, *_ in found]
-    places = [(path, offset, size) for _, _, path, offset, size in found]
+    samples.sort()
+    labels, names = [label for label, *_ in samples], [name for _, name, *_ in samples]
+    places = [(path, offset, size) for _, _, path, offset, size in samples]
     classes = shards.class_names(list(zip(names, labels, strict=True)))
 
     def where(image: int) -> str:

@@ -17,12 +17,12 @@ class Source:
     """A split, its images ordered by class, then name.
 
     Attributes:
-        kind: what it is, in words.
-        split: train or val; empty where it stands alone.
+        kind: a description such as `tar shards`.
+        split: train or val; empty for a folder without splits.
         names: `class/name` of each image, without suffix.
-        sizes: encoded bytes of each; None where that is not known before it is read.
-        read: encoded bytes of an image, or its first so many; any thread may call it.
-        where: where an image lies, for a message.
+        sizes: encoded bytes of each image; None if unknown before reading.
+        read: (image, most) -> its first `most` encoded bytes; thread-safe.
+        where: image -> its place, for a message.
     """
 
     root: Path
@@ -39,21 +39,21 @@ class Source:
         return len(self.names)
 
     def whole(self, image: int) -> bytes:
-        """All encoded bytes of an image."""
+        """Return all encoded bytes of an image."""
         return self.read(image, sys.maxsize)
 
     @property
     def digest(self) -> str:
-        """Of names, labels and, where known, sizes: the same source has the same."""
-        told = hashlib.sha256()
+        """The digest of names, labels and, if known, sizes."""
+        digest = hashlib.sha256()
         for name, label in zip(self.names, self.labels, strict=True):
-            told.update(os.fsencode(name) + b"\0%d\n" % label)
-        told.update(repr(self.sizes).encode())
-        return told.hexdigest()[:16]
+            digest.update(os.fsencode(name) + b"\0%d\n" % label)
+        digest.update(repr(self.sizes).encode())
+        return digest.hexdigest()[:16]
 
 
 def pread(path: Path, offset: int, size: int, what: str) -> bytes:
-    """Bytes of a file from an offset on.
+    """Return `size` bytes of a file from an offset on.
 
     Raises:
         BadInput: it cannot be read, or ends before; names `what`.

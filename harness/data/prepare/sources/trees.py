@@ -12,31 +12,31 @@ from harness.errors import BadInput
 from harness.system.console import track
 
 SPLITS = {"train": "train", "val": "val", "test": "val", "validation": "val"}
-"""Folders that hold splits, and what becomes of them."""
+"""Names of folders that hold splits -> the split."""
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split, where a folder holds splits and nothing else that is shown."""
-    found = {entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."}
-    if not found or not found <= set(SPLITS) or not found & {"train", "val"}:
+    """Return the folder of each split; empty if `root` has other visible folders than splits."""
+    names = {entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."}
+    if not names or not names <= set(SPLITS) or not names & {"train", "val"}:
         return {}
     folders: dict[str, Path] = {}
     for name, split in SPLITS.items():  # in this order: `val` goes before `test`
-        if name in found:
+        if name in names:
             folders.setdefault(split, root / name)
     return folders
 
 
 def of(folder: Path, split: str, kind: str = "folder tree") -> Source:
-    """A tree of one split."""
+    """Return a tree of one split as a source."""
     classes, names, labels, paths = [], list[str](), list[int](), list[Path]()
     folders = class_folders(folder)
-    for label, each in enumerate(track(folders, total=len(folders), what=f"listing {folder}")):
-        classes.append(each.name)
-        found = images_in(each)
-        paths += [each / name for name in found]
-        names += [f"{each.name}/{os.path.splitext(name)[0]}" for name in found]
-        labels += [label] * len(found)
+    for label, path in enumerate(track(folders, total=len(folders), what=f"listing {folder}")):
+        classes.append(path.name)
+        images = images_in(path)
+        paths += [path / name for name in images]
+        names += [f"{path.name}/{os.path.splitext(name)[0]}" for name in images]
+        labels += [label] * len(images)
     return of_files(folder, kind, split, classes, names, labels, paths)
 
 
@@ -44,7 +44,7 @@ def of_files(
     root: Path, kind: str, split: str, classes: list[str], names: list[str], labels: list[int],
     paths: list[Path],
 ) -> Source:  # fmt: skip
-    """A split of which each image is a file."""
+    """Return a split whose images are files as a source."""
 
     def read(image: int, most: int) -> bytes:
         try:
@@ -67,7 +67,7 @@ def of_files(
 
 
 def flat_images(folder: Path) -> list[str]:
-    """Names of the images that lie flat in a folder."""
+    """Return the names of the images directly in a folder."""
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
 
 
