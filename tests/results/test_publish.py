@@ -214,7 +214,7 @@ def test_a_setting_that_changed_on_the_way_is_the_last_attempts() -> None:
         (["wandb:lab/bench/x", "--to", "wandb"], "--to wandb takes run folders only"),
         (["ref:goyal2017-resnet50-b256", "--to", "mllog", "--out", "x"], "takes run folders only"),
         (["none", "--to", "mllog", "--out", "x"], "none: no such run folder"),
-        (["RUN", "TWIN", "--to", "mllog", "--out", "x"], "a-s0: 2 of these runs are called so"),
+        (["RUN", "TWIN", "--to", "mllog", "--out", "x"], "a-s0: 2 of these runs have this name"),
         (["GOING", "--to", "wandb"], "is running at epoch 4.00"),
         (["OFFLINE", "--to", "wandb"], "is a folder of W&B's client"),
         (["RUN", "--to", "nowhere"], "--to: 'nowhere' is not one of 'wandb'"),
