@@ -24,7 +24,7 @@ from trainings import alone, make_config
 from harness import config as cfg
 from harness.bench.ladder import rungs, show_ladder
 from harness.bench.ladder.advice import Change, first_change
-from harness.bench.ladder.law import Augmentation, Part, law_of
+from harness.bench.ladder.law import Law, Part, law_of
 from harness.bench.ladder.summary import Ladder, Measured
 from harness.config import load
 from harness.data.sets import open_sets
@@ -38,7 +38,7 @@ SECONDS = st.dictionaries(
 
 @given(SECONDS)
 def test_shared_parts_add_up_and_overlapped_ones_do_not(parts: dict[Part, float]) -> None:
-    shared, overlapped = Augmentation(shared=True), Augmentation(shared=False)
+    shared, overlapped = Law(shared=True), Law(shared=False)
     assert shared.whole_s(parts) == pytest.approx(sum(parts.values()))
     assert overlapped.whole_s(parts) == max(parts.values())
     for law in (shared, overlapped):
@@ -88,7 +88,7 @@ def ladder(binds: Part, *, cold: float = 1e6, fits: bool = True) -> Ladder:
     """A ladder in which one part takes nearly all the time."""
     parts: dict[Part, float] = {"data": 1e-3, "compute": 1e-3, "all-reduce": 1e-3} | {binds: 1e-1}
     rates = {rungs.LOADER: 1000.0, rungs.READ_COLD: cold}
-    law = Augmentation(shared=True)
+    law = Law(shared=True)
     return Ladder(
         what=["network: made up"],
         ranks_per_node=1,
@@ -192,7 +192,7 @@ def test_from_the_command_to_the_page(tmp_path: Path, photos: Path, device: torc
     shares = [row["share_pct"] for row in rows.values() if row["share_pct"] is not None]
     assert sum(shares) == pytest.approx(100)
     assert told["binds"] in told["parts_s"]
-    whole_s = Augmentation(**told["law"]).whole_s(told["parts_s"])
+    whole_s = Law(**told["law"]).whole_s(told["parts_s"])
     assert told["predicted"] == pytest.approx(1 / whole_s)
     assert rows[rungs.READ_WARM]["bytes_per_second"] > 0
     assert rows[rungs.FORWARD]["limit"] > rows[rungs.BACKWARD]["limit"] > 0
