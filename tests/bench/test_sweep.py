@@ -452,4 +452,4 @@ def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: st
 def test_torchrun_is_not_asked_for(tmp_path: Path) -> None:
     done = python("-m", "harness", "bench", "sweep", *WORDS, ranks=2, cwd=tmp_path)
     assert done.returncode == 2
-    assert "give --ranks instead" in done.stderr
+    assert "with --ranks" in done.stderr
