@@ -110,7 +110,7 @@ class Model(Section):
     )
     fc_init_std: float | None = setting(
         None,
-        "Standard deviation of the classifier's normal initialisation (Goyal et al.: 0.01); "
+        "Standard deviation of the classifier's normal initialization (Goyal et al.: 0.01); "
         "by default torch's uniform one.",
         changes="result",
         gt=0,
@@ -213,7 +213,7 @@ class Data(Section):
     flip: bool = setting(True, "Mirror half of the training images.", changes="result")
     colour_std: float = setting(
         0.0,
-        "PCA colour augmentation of ImageNet's colours (Krizhevsky et al. 2012: 0.1); 0: none.",
+        "PCA color augmentation of ImageNet's colors (Krizhevsky et al. 2012: 0.1); 0: none.",
         changes="result and speed",
         ge=0,
     )
@@ -226,7 +226,7 @@ class Data(Section):
     )
     eval_resize_px: int = setting(
         256,
-        "Validation: shorter side before the centre crop, px; 0 leaves the image as it is.",
+        "Validation: shorter side before the center crop, px; 0 leaves the image as it is.",
         changes="result and speed",
         ge=0,
     )
@@ -263,7 +263,7 @@ class Train(Section):
 
     global_batch: int = setting(
         256,
-        "Images per optimiser step, over all ranks and accumulation.",
+        "Images per optimizer step, over all ranks and accumulation.",
         changes="result and speed",
         ge=1,
     )
@@ -309,7 +309,7 @@ class Schedule(Section):
         (30.0, 60.0, 80.0), "step: epochs at which the rate drops.", changes="result"
     )
     drop_steps: Integers = setting(
-        (), "step: optimiser steps at which it drops, in place of drop_epochs.", changes="result"
+        (), "step: optimizer steps at which it drops, in place of drop_epochs.", changes="result"
     )
     drop_factor: float = setting(
         0.1, "step, plateau: what a drop multiplies the rate with.", changes="result", gt=0, le=1
@@ -346,7 +346,7 @@ class Schedule(Section):
         lt=100,
     )
     max_steps: int | None = setting(
-        None, "Stop after this many optimiser steps.", changes="result", ge=1
+        None, "Stop after this many optimizer steps.", changes="result", ge=1
     )
     max_minutes: float | None = setting(
         None, "Stop when training has taken so many minutes, validation and start-up left out.",
@@ -372,7 +372,7 @@ class Eval(Section):
     )
     views: Literal["centre", "ten_crop"] = setting(
         "centre",
-        "centre: one crop; ten_crop: corners and centre, mirrored too, mean of the probabilities.",
+        "centre: one crop; ten_crop: corners and center, mirrored too, mean of the probabilities.",
         changes="result and speed",
     )
 

@@ -54,7 +54,7 @@ class Row(BaseModel):
         "progress/attempt", "time", "1 for the first start, one more after each restart", ...
     )
     epoch: float = _row("progress/epoch", "same", "epochs done, with fraction", ...)
-    step: int = _row("progress/step", "same", "optimiser steps done", ...)
+    step: int = _row("progress/step", "same", "optimizer steps done", ...)
     images_seen: int = _row("progress/images", "same", "training images seen by all ranks", ...)
     train_s: float = _row(
         "progress/seconds", "time", "of all attempts in training, incl. waiting for data", ...
@@ -146,7 +146,7 @@ class RunEvent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: str
-    step: int = _field("optimiser steps done when it was taken")
+    step: int = _field("optimizer steps done when it was taken")
 
 
 class Target(BaseModel):
@@ -213,7 +213,7 @@ class Result(BaseModel):
     loader_threads: int
 
     epochs: float = _field("epochs trained", "same")
-    steps: int = _field("optimiser steps", "same")
+    steps: int = _field("optimizer steps", "same")
     images_seen: int = _field("training images, of all ranks", "same")
 
     val_top1_pct: float = _field("after the last step", "bits")

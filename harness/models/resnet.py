@@ -1,4 +1,4 @@
-"""ResNet for ImageNet and CIFAR (He et al. 2015): blocks, shortcuts and initialisation.
+"""ResNet for ImageNet and CIFAR (He et al. 2015): blocks, shortcuts and initialization.
 
 A network is a plain `nn.Sequential` with named children, so its forward pass is the order in which
 they are put in. The names are torchvision's, so that published weights fit.

@@ -29,7 +29,7 @@ from harness.trainer.profiler import Profile, phase
 from harness.trainer.resolve import Resolved
 
 if TYPE_CHECKING:
-    from harness.trainer.mfu import Utilisation
+    from harness.trainer.mfu import Utilization
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Training:
     peers: StragglerDetector
     attempt: int = 1
     profile: Profile | None = None
-    utilisation: Utilisation | None = None
+    utilization: Utilization | None = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
     step: int = 0
@@ -259,7 +259,7 @@ def _log_point(t: Training) -> Row:
 
 def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
     steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
-    rate, used = period.images / times.train_s, t.utilisation
+    rate, used = period.images / times.train_s, t.utilization
     return Row(
         kind="train",
         attempt=t.attempt,

@@ -1,4 +1,4 @@
-"""Utilisation: which share of a device's peaks the network's own work comes to, at some rate."""
+"""Utilization: which share of a device's peaks the network's own work comes to, at some rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.trainer.resolve import Resolved
 
 
 @dataclass(frozen=True)
-class Utilisation:
+class Utilization:
     """What a training image asks of a device that can do so much.
 
     Attributes:
@@ -27,7 +27,7 @@ class Utilisation:
     def mfu_pct(self, images_per_second: float) -> float:
         """Share of the peak operations that are the network's, at this rate of all ranks.
 
-        Model FLOPs utilisation: what is computed again does not count (Chowdhery et al. 2022, 4.1).
+        Model FLOPs utilization: what is computed again does not count (Chowdhery et al. 2022, 4.1).
         """
         return 100 * self.flops * images_per_second / self.ranks / self.peak.flops_per_s
 
@@ -36,9 +36,9 @@ class Utilisation:
         return 100 * self.moved_bytes * images_per_second / self.ranks / self.peak.bytes_per_s
 
 
-def utilisation(costs: Costs, peak: Peaks, ranks: int) -> Utilisation:
+def utilization(costs: Costs, peak: Peaks, ranks: int) -> Utilization:
     """Of a step whose costs are known."""
-    return Utilisation(flops(costs.step), moved_bytes(costs.step, fused=True), peak, ranks)
+    return Utilization(flops(costs.step), moved_bytes(costs.step, fused=True), peak, ranks)
 
 
 def costs_of(resolved: Resolved, classes: int) -> Costs:
@@ -50,7 +50,7 @@ def costs_of(resolved: Resolved, classes: int) -> Costs:
     )  # fmt: skip
 
 
-def of_printed_peaks(resolved: Resolved, classes: int) -> Utilisation | None:
+def of_printed_peaks(resolved: Resolved, classes: int) -> Utilization | None:
     """Of a GPU whose peaks are printed; for others, a run has no time to measure any.
 
     Ranks that share a GPU have no peak of their own.
@@ -60,4 +60,4 @@ def of_printed_peaks(resolved: Resolved, classes: int) -> Utilisation | None:
     peak = printed_for(resolved.world.device, resolved.precision)
     if peak is None or resolved.world.shares_gpu:
         return None
-    return utilisation(costs_of(resolved, classes), peak, resolved.world.size)
+    return utilization(costs_of(resolved, classes), peak, resolved.world.size)

@@ -33,7 +33,7 @@ class Normalize(nn.Module):
     def __init__(self, data: Data, mean_image: MeanImage | None = None) -> None:
         super().__init__()
         std = torch.tensor(data.std)
-        self.coloured = data.colour_std > 0
+        self.colored = data.colour_std > 0
         self.has_parts = mean_image is not None
         self.pad_px = data.pad_px if data.augment == "pad_crop" else 0
         mean = torch.zeros(3) if self.has_parts else torch.tensor(data.mean)
@@ -48,31 +48,31 @@ class Normalize(nn.Module):
         self.register_buffer(name, channels.view(1, 3, 1, 1), persistent=False)
 
     def of(self, rows: Ints, device: torch.device) -> tuple[Tensor | None, ...]:
-        """The inputs of `forward` besides the images: none, or (part, colour).
+        """The inputs of `forward` besides the images: none, or (part, color).
 
         Args:
             rows: of the images, [n, 12 or 15] (`Samples.rows`).
         """
-        part = colour = None
+        part = color = None
         if self.has_parts:
             part = torch.from_numpy(self._part(rows)).to(device, non_blocking=True)
-        if self.coloured:
+        if self.colored:
             shift = rows[:, 12:15].astype(np.float32) / COLOR_UNITS * 255
-            colour = torch.from_numpy(shift).to(device, non_blocking=True)
-        return (part, colour) if self.has_parts or self.coloured else ()
+            color = torch.from_numpy(shift).to(device, non_blocking=True)
+        return (part, color) if self.has_parts or self.colored else ()
 
     def forward(
-        self, images: Tensor, part: Tensor | None = None, colour: Tensor | None = None
+        self, images: Tensor, part: Tensor | None = None, color: Tensor | None = None
     ) -> Tensor:
         """float32 [n, 3, px, px].
 
         Args:
             part: which part of the mean image, [n]; by default that of a whole image.
-            colour: added to R, G, B, [n, 3], in units of a byte.
+            color: added to R, G, B, [n, 3], in units of a byte.
         """
         pixels = images.float()
-        if colour is not None:
-            pixels = pixels + colour[:, :, None, None]
+        if color is not None:
+            pixels = pixels + color[:, :, None, None]
         pixels = pixels * self.scale + self.shift
         if self.has_parts:
             whole = 2 * ((2 * self.pad_px + 1) * self.pad_px + self.pad_px)

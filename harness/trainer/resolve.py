@@ -67,7 +67,7 @@ class Resolved:
         return self.config.engine.compile_mode
 
     def lr(self, step: int, events: Sequence[Event] = ()) -> float:
-        """Learning rate of an optimiser step, counted from 0, after what was decided before it."""
+        """Learning rate of an optimizer step, counted from 0, after what was decided before it."""
         return learning_rate(
             step,
             schedule=self.config.schedule,

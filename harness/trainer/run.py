@@ -39,7 +39,7 @@ from harness.trainer.reporter import RunLogger
 from harness.trainer.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
-    from harness.trainer.mfu import Utilisation
+    from harness.trainer.mfu import Utilization
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
@@ -146,11 +146,11 @@ def _train(
     """Train all epochs, each with its digest and checkpoint, some with an evaluation."""
     resolved, train_set = report.resolved, report.train_set
     assert train_set is not None
-    with _artefacts_kept(report):
+    with _compile_cache(report):
         t = set_up(resolved, net, report.clock, control)
     report.warmed_up()
     t.profile = _profile(report)
-    t.utilisation = _utilization(resolved, train_set.classes)
+    t.utilization = _utilization(resolved, train_set.classes)
     checkpoints.restore(t)
     val_loader = resolved.loader.eval(report.val_set, resolved.eval_images)
     val_batches = started(val_loader)
@@ -223,7 +223,7 @@ def _score(report: RunLogger, net: nn.Module, control: StepControl) -> None:
     resolved = report.resolved
     setup.set_up_torch(resolved)
     model = setup.place(net, resolved)
-    with _artefacts_kept(report), report.clock.account("compile"):
+    with _compile_cache(report), report.clock.account("compile"):
         setup.warm_up_eval(model, resolved)
     report.warmed_up()
     loader = resolved.loader.eval(report.val_set, resolved.eval_images)
@@ -233,7 +233,7 @@ def _score(report: RunLogger, net: nn.Module, control: StepControl) -> None:
     loader.close()
 
 
-def _utilization(resolved: Resolved, classes: int) -> Utilisation | None:
+def _utilization(resolved: Resolved, classes: int) -> Utilization | None:
     if not resolved.world.on_gpu:
         return None
     from harness.trainer.mfu import of_printed_peaks
@@ -241,7 +241,7 @@ def _utilization(resolved: Resolved, classes: int) -> Utilisation | None:
     return of_printed_peaks(resolved, classes)
 
 
-def _artefacts_kept(report: RunLogger) -> AbstractContextManager[None]:
+def _compile_cache(report: RunLogger) -> AbstractContextManager[None]:
     """Keep what the warm-up compiles, so that the run's next start finds it."""
     if not report.resolved.compiled:
         return nullcontext()

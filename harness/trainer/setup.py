@@ -1,4 +1,4 @@
-"""Engine: the network made ready to train: normalising, precision, DDP, compiling, warm-up."""
+"""Set up a network for training: normalization, precision, DDP, compiling, warm-up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Classifier(nn.Module):
-    """uint8 images [n, 3, px, px] to logits [n, classes]: normalise, then the network."""
+    """uint8 images [n, 3, px, px] to logits [n, classes]: normalize, then the network."""
 
     def __init__(self, net: nn.Module, pixels: Normalize, *, channels_last: bool) -> None:
         super().__init__()

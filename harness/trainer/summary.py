@@ -117,7 +117,7 @@ def speed(
     """Throughput and where the time went; `t` is none where weights were only scored."""
     graphs, train_s = setup.graph_counts(), clock.train_s
     rate = t.images_seen / train_s if t else None
-    used = t.utilisation if t else None
+    used = t.utilization if t else None
     return {
         "images_per_second": rate,
         "mfu_pct": used.mfu_pct(rate) if used and rate else None,

@@ -70,16 +70,16 @@ def test_an_error_comes_with_its_batch(ahead: int) -> None:
 
 
 def test_its_threads_end_with_it() -> None:
+    earlier = set(threading.enumerate())  # those of other tests, until they are collected
     made = read_ahead(batches(50), encoded, 2)
     next(made)
-    assert any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+    threads = set(threading.enumerate()) - earlier
+    assert any(thread.name.startswith("read-ahead") for thread in threads)
     made.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if not any(thread.name.startswith("read-ahead") for thread in threading.enumerate()):
-            return
-        time.sleep(0.01)
-    pytest.fail("a thread is left")
+    deadline = time.monotonic() + 30
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        assert not thread.is_alive(), thread.name
 
 
 def test_a_source_that_answers_slowly_is_asked_at_once() -> None:

@@ -132,7 +132,7 @@ def costs() -> Costs:
 def test_at_the_speed_of_light_something_is_used_up(costs: Costs, ranks: int, name: str) -> None:
     peak = printed(name, "fp16")
     assert peak is not None
-    used = mfu.utilisation(costs, peak, ranks)
+    used = mfu.utilization(costs, peak, ranks)
     limit = ranks / roofline_s(costs.step, peak.flops_per_s, peak.bytes_per_s, fused=True)
     both = used.mfu_pct(limit) + used.memory_pct(limit)
     assert both >= 100 * (1 - 1e-9)
@@ -141,8 +141,8 @@ def test_at_the_speed_of_light_something_is_used_up(costs: Costs, ranks: int, na
 
 
 def test_more_ranks_share_the_work() -> None:
-    one = mfu.Utilisation(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=1)
-    two = mfu.Utilisation(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=2)
+    one = mfu.Utilization(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=1)
+    two = mfu.Utilization(2e9, 1e6, Peaks(1e12, 1e9, ""), ranks=2)
     assert one.mfu_pct(100) == 20
     assert two.mfu_pct(200) == 20
     assert one.memory_pct(100) == pytest.approx(10)

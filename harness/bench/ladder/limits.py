@@ -8,7 +8,7 @@ from typing import Any
 from harness.bench.ladder import rungs
 from harness.models.flops import Costs, roofline_s
 from harness.monitor import peaks, probes
-from harness.trainer.mfu import Utilisation, costs_of, utilisation
+from harness.trainer.mfu import Utilization, costs_of, utilization
 from harness.trainer.resolve import Resolved
 
 LARGE_BYTES = 64 * probes.MIB
@@ -72,9 +72,9 @@ class Limits:
         )
 
     @property
-    def utilization(self) -> Utilisation:
+    def utilization(self) -> Utilization:
         """The utilization of the peaks, as a function of the rate."""
-        return utilisation(self.costs, self.peak, self.ranks)
+        return utilization(self.costs, self.peak, self.ranks)
 
 
 def find(resolved: Resolved, classes: int) -> Limits:

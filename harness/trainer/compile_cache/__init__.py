@@ -1,4 +1,4 @@
-"""Artefacts: compiled graphs, kept with the run, so that its next start need not compile them."""
+"""Compile cache: a run's compiled graphs, so that its next start need not compile them."""
 
 from harness.trainer.compile_cache.cache import kept
 
