@@ -101,13 +101,13 @@ def group(config: Config, environment: Mapping[str, Any], world_size: int) -> st
     seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
     device = environment.get("device")
     device = device if isinstance(device, Mapping) else {}
-    told = [
+    settings = [
         fingerprint(seedless, "result"),
         fingerprint(seedless, "speed"),
         str(world_size),
         str(device.get("name")),
     ]
-    cell = hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    cell = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
     return f"{config.model.name}-{world_size}x{_short(device)}-{cell}"
 
 

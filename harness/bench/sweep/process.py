@@ -53,14 +53,14 @@ class Variant:
         """As launch/train.py takes them."""
         return [*self.words, *words_of(self.flags)]
 
-    def command(self, told: str) -> list[str]:
+    def command(self, argument: str) -> list[str]:
         """What starts its ranks."""
         module = worker_in(self.code).removesuffix(".py").replace("/", ".")
         if self.launch is not None:
-            return [*self.launch, str(self.ranks), "-m", module, told]
+            return [*self.launch, str(self.ranks), "-m", module, argument]
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
         several = torchrun if self.ranks > 1 else []
-        return [str(self.python), *several, "-m", module, told]
+        return [str(self.python), *several, "-m", module, argument]
 
 
 def worker_in(code: Path) -> str:
@@ -103,11 +103,11 @@ class VariantProcess:
         host = arm.host if arm.launch is None else ""  # of all networks
         self._server = socket.create_server((host, 0))
         address = f"{arm.host}:{self._server.getsockname()[1]}"
-        told = json.dumps({"words": arm.all_words, "address": address, "token": self._token})
+        argument = json.dumps({"words": arm.all_words, "address": address, "token": self._token})
         paths = [str(arm.code), *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("wb") as printed:
             self._process = subprocess.Popen(
-                arm.command(told), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
+                arm.command(argument), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )  # fmt: skip
@@ -147,11 +147,11 @@ class VariantProcess:
         self._server.close()
         for wire in self._wires:
             wire.close()
-        # Ranks end by themselves when their wire does; torchrun ends its ranks when it is told to.
-        for told in (None, signal.SIGTERM, signal.SIGKILL):
+        # Ranks end by themselves when their wire does; torchrun ends its ranks on a signal.
+        for signal_sent in (None, signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                if told is not None:
-                    os.killpg(self._process.pid, told)
+                if signal_sent is not None:
+                    os.killpg(self._process.pid, signal_sent)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_S)
                 return
@@ -172,9 +172,9 @@ class VariantProcess:
                 met[hello["rank"]] = wire
         self._wires = [met[rank] for rank in sorted(met)]
 
-    def _tell(self, wire: Wire, **told: Any) -> None:
+    def _tell(self, wire: Wire, **message: Any) -> None:
         try:
-            wire.say(**told)
+            wire.say(**message)
         except Gone:
             raise self._failed() from None
 
@@ -198,15 +198,15 @@ class VariantProcess:
             with suppress(Gone):
                 heard = wire.hear(LOOK_S)
                 answer = heard if "error" in heard else answer
-        told = answer or {"error": self._last_words()}
-        memory = bool(told.get("memory"))
-        return VariantFailed(self.arm, f"{told['error']}; see {self._log}", memory=memory)
+        failure = answer or {"error": self._last_words()}
+        memory = bool(failure.get("memory"))
+        return VariantFailed(self.arm, f"{failure['error']}; see {self._log}", memory=memory)
 
     def _last_words(self) -> str:
         time.sleep(LOOK_S)  # for what is still being written
         lines = self._log.read_text(errors="replace").splitlines()
-        told = [line for line in lines if line.strip()]
-        return told[-1].strip() if told else "its processes ended"
+        printed = [line for line in lines if line.strip()]
+        return printed[-1].strip() if printed else "its processes ended"
 
 
 def words_of(flags: Mapping[str, str]) -> list[str]:

@@ -27,14 +27,14 @@ class Wire:
         host, _, port = address.rpartition(":")
         return Wire(socket.create_connection((host, int(port)), timeout=60))
 
-    def say(self, **told: Any) -> None:
+    def say(self, **message: Any) -> None:
         """Send a message.
 
         Raises:
             Gone: nobody is there.
         """
         try:
-            self._file.write(json.dumps(told) + "\n")
+            self._file.write(json.dumps(message) + "\n")
             self._file.flush()
         except OSError as error:
             raise Gone(str(error)) from None

@@ -31,7 +31,7 @@ MOST_STEPS = 1000
 
 
 def main() -> None:
-    """Connect, set up, measure until nobody asks any more; what fails is told on the wire too."""
+    """Connect, set up, measure until the sweep closes the connection; failures are sent as well."""
     asked = json.loads(sys.argv[1])
     wire = Wire.to(asked["address"])
     try:
@@ -77,8 +77,8 @@ def serve(words: list[str], token: str, wire: Wire) -> None:
 
 
 def _in_a_line(error: BaseException) -> str:
-    told = " ".join(str(error).split())
-    return told if isinstance(error, HarnessError) else f"{type(error).__name__}: {told}"
+    message = " ".join(str(error).split())
+    return message if isinstance(error, HarnessError) else f"{type(error).__name__}: {message}"
 
 
 def _per_step_s(rung: Rung) -> float:

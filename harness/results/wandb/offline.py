@@ -53,7 +53,7 @@ def read(folder: Path) -> Measured:
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The log's records; a torn one at its end is left out by the client."""
     try:
-        told = subprocess.run(
+        inspected = subprocess.run(
             [*READ, file],
             capture_output=True,
             text=True,
@@ -69,5 +69,5 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         raise BadInput(
             f"{file}: W&B's client cannot read it ({why}): it needs wandb 0.31 or newer"
         ) from None
-    for line in told.stdout.splitlines():
+    for line in inspected.stdout.splitlines():
         yield json.loads(line)

@@ -39,9 +39,11 @@ def measured(
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadInput(f"{address}: its config is of another version: {where}") from None
-    told = list(history)
-    rows = [{FIELDS[key]: value for key, value in row.items() if key in FIELDS} for row in told]
-    if told and told[0].get("_step", 0) > 0:
+    history_rows = list(history)
+    rows = [
+        {FIELDS[key]: value for key, value in row.items() if key in FIELDS} for row in history_rows
+    ]
+    if history_rows and history_rows[0].get("_step", 0) > 0:
         # So looks what the client keeps on disk of a run that it went on with online.
         raise BadInput(f"{address}: lacks the rows of earlier attempts; read them from W&B itself")
     if result.get("steps", 0) > (last := max((row.get("step", 0) for row in rows), default=0)):
@@ -56,13 +58,15 @@ def measured(
 
 def _environment(config: Mapping[str, Any]) -> dict[str, Any]:
     """What environment.json said; its one float is one again, of which W&B drops a `.0`."""
-    told = config.get("environment")
-    if not isinstance(told, Mapping):
+    environment = config.get("environment")
+    if not isinstance(environment, Mapping):
         return {}
-    device = told.get("device")
+    device = environment.get("device")
     if isinstance(device, Mapping) and device.get("memory_gib") is not None:
-        told = dict(told) | {"device": dict(device) | {"memory_gib": float(device["memory_gib"])}}
-    return dict(told)
+        environment = dict(environment) | {
+            "device": dict(device) | {"memory_gib": float(device["memory_gib"])}
+        }
+    return dict(environment)
 
 
 def _result(summary: Mapping[str, Any]) -> dict[str, Any]:
