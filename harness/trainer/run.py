@@ -52,7 +52,7 @@ def run(config: cfg.Config, world: World) -> None:
         BadInput: before anything is written.
         RunFailed: training cannot go on.
         SecondaryFailure: another rank has failed first.
-        Stopped: a signal asked for it; the state is saved.
+        Preempted: a signal asked for it; the state is saved.
     """
     clock = Clock(world.device)
     train_set, val_set = open_sets(config)

@@ -108,7 +108,7 @@ class Base:
         folder: for the output of the ranks.
 
     Raises:
-        ArmFailed: the base cannot be set up.
+        VariantFailed: the base cannot be set up.
     """
 
     def __init__(self, arm: Variant, folder: Path, start: Start = VariantProcess) -> None:
@@ -124,7 +124,7 @@ class Base:
         If both do not fit into memory together, each turn is a start of its own.
 
         Raises:
-            ArmFailed: the base itself fails.
+            VariantFailed: the base itself fails.
         """
         until = time.perf_counter() + budget_s
         try:
@@ -143,7 +143,7 @@ class Base:
         """Return whether an arm fits into memory by itself, by training it for some steps.
 
         Raises:
-            ArmFailed: it fails for another reason.
+            VariantFailed: it fails for another reason.
         """
         try:
             self._once(arm, LEAST_TURN_S)

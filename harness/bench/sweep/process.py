@@ -1,4 +1,4 @@
-"""Working: an arm that runs: its processes started, its answers heard, its end seen to."""
+"""A running variant of a sweep: start its processes, read their answers, and end them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class VariantProcess:
         """Return once its ranks have set themselves up.
 
         Raises:
-            ArmFailed: they could not.
+            VariantFailed: they could not.
         """
         with self._server:
             self._meet()
@@ -126,7 +126,7 @@ class VariantProcess:
         """Images per second over about so many seconds; the first turn takes four steps more.
 
         Raises:
-            ArmFailed: its ranks ended.
+            VariantFailed: its ranks ended.
         """
         for wire in self._wires:
             self._tell(wire, turn_s=turn_s)

@@ -44,7 +44,7 @@ def run(
 
     Raises:
         BadInput: the config cannot be run here, an arm is invalid, or the folder cannot be written.
-        ArmFailed: the base cannot be measured.
+        VariantFailed: the base cannot be measured.
     """
     config = load.load(base.all_words, prog="harness bench sweep")
     until = time.perf_counter() - process_age_s() + 60 * minutes

@@ -51,7 +51,7 @@ def sweep(
         may_change_result: whether a setting that may change the accuracy can win.
 
     Raises:
-        ArmFailed: the base fails.
+        VariantFailed: the base fails.
     """
     out.print(f"{base.name}: setting it up")
     running = Base(base, folder, start)
