@@ -159,9 +159,7 @@ class _Turns:
         with t.clock.account("train"):
             if saves:
                 self._save()  # as at the end of the epoch before
-            for pause in train_epoch(t, self.batches):
-                if pause.save:
-                    self._save()
+            train_epoch(t, self.batches, save=lambda t, must: self._save())
             self.report.digests.append(end_epoch(t, self.train_set))
         if saves:
             with t.clock.account("checkpoint"):

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from harness.data.augment import Ints
+from harness.data.stream import Samples
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     rows: Ints
+
+    @property
+    def samples(self) -> Samples:
+        """The rows' columns by name."""
+        return Samples.from_rows(self.rows)
 
 
 class Batches(Protocol):

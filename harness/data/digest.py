@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.augment import Ints
+from harness.data.stream import Samples
 
 _Uint64s = NDArray[np.uint64]
 
@@ -30,7 +31,7 @@ class Digest:
             hashes = _mix(hashes ^ column)
         self.images += len(rows)
         self.order = (self.order + int(np.sum(hashes, dtype=np.uint64))) % 2**64
-        self.samples = (self.samples + digest_of(rows[:, 1])) % 2**64
+        self.samples = (self.samples + digest_of(Samples.from_rows(rows).ids)) % 2**64
 
     def load_state_dict(self, words: Ints) -> None:
         """Restore what `words()` returned."""

@@ -64,9 +64,9 @@ class TorchBatches:
         if isinstance(batch, str):
             raise RunFailed(batch)
         images, rows = batch
-        target = {"device": self._device, "non_blocking": True}
-        images, labels = images.to(**target), rows[:, 2].to(**target)
-        return Batch(images=as_nchw(images), labels=labels, rows=rows.numpy())
+        labels = torch.from_numpy(Samples.from_rows(rows).labels)
+        images, labels = (x.to(self._device, non_blocking=True) for x in (images, labels))
+        return Batch(as_nchw(images), labels, rows)
 
     def close(self) -> None:
         """Stop the worker processes."""
@@ -84,7 +84,8 @@ class _Images(data.Dataset[_Item]):
         self._dataset, self._steps, self._out_px = dataset, steps, out_px
 
     def __getitem__(self, row: Ints) -> _Item:
-        sample = int(row[1])
+        one = Samples.from_rows(row[None])
+        sample = int(one.ids[0])
         try:
             with Image.open(BytesIO(self._dataset.content(sample))) as file:
                 image = file.convert("RGB")
@@ -93,7 +94,7 @@ class _Images(data.Dataset[_Item]):
             return str(error)
         except (OSError, SyntaxError) as error:
             return undecodable(self._dataset, sample, error)
-        return np.asarray(self._transform(image, Samples.from_rows(row[None]))), row
+        return np.asarray(self._transform(image, one)), row
 
     def _transform(self, image: Image.Image, one: Samples) -> Image.Image:
         """Crop the window, resize, crop the output and flip, with Pillow."""
@@ -110,9 +111,9 @@ class _Images(data.Dataset[_Item]):
         return image
 
 
-def _collate(items: list[_Item]) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _collate(items: list[_Item]) -> tuple[torch.Tensor, Ints] | str:
     error = next((item for item in items if isinstance(item, str)), None)
     if error is not None:
         return error
     images, rows = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.stack(images)), np.stack(rows)

@@ -10,13 +10,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from harness.system.process import process_age_s
 
 Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
+Phase = Literal["wait for data", "forward", "loss", "backward", "counts", "optimizer"]
+"""The parts of a step."""
+PHASE_PREFIX = "phase: "
+"""Of the phases' names in a profile."""
 
-_Span = tuple[torch.cuda.Event, torch.cuda.Event]
-"""Events at the begin and end of some GPU work."""
+_Moment = torch.cuda.Event | float
+_WAITING: set[Phase] = {"wait for data"}
+_COMPUTING: set[Phase] = {"forward", "loss"}  # the backward pass waits for the other ranks
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,11 @@ class Clock:
         self._spent_s: dict[Account, float] = {"start_up": 0.0}
         self._started = time.perf_counter() - process_age_s()
         self._since = self._started
-        self._marks: list[torch.cuda.Event | float | None] = []
+        self._marks: list[_Moment | None] = []
+        self._spans: list[tuple[Phase, _Moment, _Moment]] = []
         self._step_ms: list[float] = []
         self._log_point = _LogPoint(0, 0.0, 0.0)
         self._before_s = 0.0
-        self._computed: list[_Span] = []
-        self._waited: list[_Span] = []
         self._compute_ms = 0.0
         self.data_wait_s = 0.0
         self.energy_j: float | None = None  # of all ranks' GPUs in the account `train`
@@ -135,38 +140,30 @@ class Clock:
             self._log_point = _LogPoint(*state["log_point"])
 
     @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Time a block that gets a batch from the loader; on a GPU, count the device's idle time.
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Mark a part of a step for the profiler, and time it without a sync if rows report it.
 
-        There the host's own waiting does not count, since the GPU may still have work queued.
+        On a GPU, waiting for data is the device's idle time, not the host's: the GPU may still have
+        work queued.
         """
-        if self._device.type == "cuda":
-            with _span(self._waited):
+        with record_function(PHASE_PREFIX + name):
+            if name in _WAITING | _COMPUTING:
+                began = self._now()
                 yield
-        else:
-            began = time.perf_counter()
-            yield
-            self.data_wait_s += time.perf_counter() - began
+                self._spans.append((name, began, self._now()))
+            else:
+                yield
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Time a part of a step in which this rank does not wait for others, without a sync."""
-        if self._device.type == "cuda":
-            with _span(self._computed):
-                yield
-        else:
-            began = time.perf_counter()
-            yield
-            self._compute_ms += 1000 * (time.perf_counter() - began)
+    def _now(self) -> _Moment:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def mark(self) -> None:
         """Mark the end of a step and the start of the next."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+        self._marks.append(self._now())
 
     def read_period(self) -> PeriodTimes:
         """Return the times since the last log point; the device must be idle."""
@@ -185,8 +182,11 @@ class Clock:
         pairs = zip(self._marks, self._marks[1:], strict=False)
         self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]
-        self._compute_ms += _take_ms(self._computed)
-        self.data_wait_s += _take_ms(self._waited) / 1000
+        for name, began, ended in self._spans:
+            span_ms = _between_ms(began, ended)
+            self._compute_ms += span_ms * (name in _COMPUTING)
+            self.data_wait_s += span_ms / 1000 * (name in _WAITING)
+        self._spans.clear()
 
     def skip_interval(self) -> None:
         """Mark a new start: the time since the last mark is not a step, but a checkpoint."""
@@ -202,24 +202,7 @@ class Clock:
         return float(np.percentile(self._step_ms, percentile)) if self._step_ms else None
 
 
-@contextmanager
-def _span(spans: list[_Span]) -> Iterator[None]:
-    """Record events around this block's GPU work, without waiting for it."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    yield
-    end.record()
-    spans.append((begin, end))
-
-
-def _take_ms(spans: list[_Span]) -> float:
-    """Return the sum of the spans' times in ms and clear the list; the device must be idle."""
-    total_ms = sum(_between_ms(begin, end) for begin, end in spans)
-    spans.clear()
-    return total_ms
-
-
-def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> float:
+def _between_ms(a: _Moment, b: _Moment) -> float:
     if isinstance(a, float):
         assert isinstance(b, float)
         return (b - a) * 1000

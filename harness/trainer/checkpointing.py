@@ -21,7 +21,6 @@ class CheckpointManager:
     def __init__(self, attempt: Attempt, report: RunLogger) -> None:
         self._attempt, self._report = attempt, report
         self._saver: Saver | None = None
-        self.training: Training | None = None
         if attempt.lease is not None:
             self._saver = Saver(
                 attempt.folder.checkpoints,
@@ -43,7 +42,6 @@ class CheckpointManager:
 
     def restore(self, t: Training) -> None:
         """Restore training, clock and record from the checkpoint, if there is one."""
-        self.training = t
         t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
         if attempt.found is not None:
@@ -56,7 +54,7 @@ class CheckpointManager:
         else:
             t.clock.load_state_dict(None, attempt.spent_s)
 
-    def save(self, t: Training, *, must: bool) -> None:
+    def save(self, t: Training, must: bool) -> None:
         """Copy the state, and write the copy in the background.
 
         Args:

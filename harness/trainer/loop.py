@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from harness.schedule import Event, History, decide, last_step
 from harness.trainer import setup
 from harness.trainer.control import StepControl
 from harness.trainer.metrics import EvalMetrics, Score, TrainMetrics, mean_of_views, memory_peak_gib
-from harness.trainer.profiler import Profile, phase
+from harness.trainer.profiler import Profile
 from harness.trainer.resolve import Resolved
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     criterion: nn.Module
+    autocast: torch.autocast
     counts: TrainMetrics
     clock: Clock
     control: StepControl
     peers: StragglerDetector
     attempt: int = 1
-    profile: Profile | None = None
+    profile: Profile = field(default_factory=Profile)
     utilization: Utilization | None = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
@@ -80,15 +81,6 @@ class Training:
         return self.step * self.resolved.split.global_batch
 
 
-@dataclass(frozen=True)
-class Pause:
-    """What is due between two steps: a row, a checkpoint, and whether the run stops after it."""
-
-    row: Row | None
-    save: bool
-    stop: bool
-
-
 class StopAgreed(Exception):
     """All ranks have agreed to stop at this step; its state can be saved."""
 
@@ -109,6 +101,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
         optimizer=optimizer,
         scaler=setup.grad_scaler(resolved),
         criterion=criterion(resolved.config.train.label_smoothing),
+        autocast=setup.autocast(resolved),
         counts=TrainMetrics(
             min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
         ),
@@ -120,22 +113,21 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
 
 def train_step(t: Training, batches: Iterator[Batch]) -> None:
     """Take one step of SGD over a global batch; the host reads nothing from the device."""
-    split, shifts, device = t.resolved.split, t.model.pixels.of, t.resolved.world.device
-    for micro in range(split.accumulate):
-        with t.clock.waiting_for_data(), phase("wait for data"):
+    accumulate, phase = t.resolved.split.accumulate, t.clock.phase
+    for micro in range(accumulate):
+        with phase("wait for data"):
             batch = next(batches)
-        last = micro == split.accumulate - 1
-        setup.seed_dropout(t.resolved, t.step * split.accumulate + micro)
-        with nullcontext() if last else t.ddp.no_sync():
-            with t.clock.computing():
-                with setup.autocast(t.resolved), phase("forward"):
-                    logits = t.ddp(batch.images, *shifts(batch.rows, device))
-                with phase("loss"):
-                    loss = t.criterion(logits.float(), batch.labels)
+        setup.seed_dropout(t.resolved, t.step * accumulate + micro)
+        # Only the last backward pass of a step averages the gradients over the ranks.
+        with t.ddp.no_sync() if micro < accumulate - 1 else nullcontext():
+            with phase("forward"), t.autocast:
+                logits = t.ddp(*t.model.inputs(batch))
+            with phase("loss"):
+                loss = t.criterion(logits.float(), batch.labels)
             with phase("backward"):
-                t.scaler.scale(loss / split.accumulate).backward()
+                t.scaler.scale(loss / accumulate).backward()
         with phase("counts"):
-            t.counts.add(loss, logits, batch.labels, share=1 / split.accumulate)
+            t.counts.add(loss, logits, batch.labels, share=1 / accumulate)
             t.digest.add(batch.rows)
     with phase("optimizer"):
         set_lr(t.optimizer, t.resolved.lr(t.step, t.events))
@@ -146,33 +138,42 @@ def train_step(t: Training, batches: Iterator[Batch]) -> None:
     t.step += 1
 
 
-def train_epoch(t: Training, batches: Iterator[Batch]) -> Iterator[Pause]:
-    """Train to the end of the epoch or of the run, and pause where a row or checkpoint is due.
+def train_epoch(
+    t: Training,
+    batches: Iterator[Batch],
+    write: Callable[[Row], object] = lambda row: None,
+    save: Callable[[Training, bool], object] = lambda t, must: None,
+) -> None:
+    """Train to the end of the epoch or of the run.
+
+    Args:
+        write: called with each row.
+        save: called where a checkpoint is due within the epoch, and with True where it must be
+            taken, as the run stops.
 
     Raises:
-        StopAgreed: after the pause for the last checkpoint.
+        StopAgreed: after the last checkpoint.
     """
     config = t.resolved.config
     every, save_every = config.log.every_steps, config.checkpoint.every_steps
     t.model.train()
     t.peers.begin()
     t.clock.mark()
-    ends = False
-    while not ends:
-        if t.profile is not None and t.profile.before(t.step):
+    while True:
+        if t.profile.before(t.step):
             t.clock.skip_interval()
         train_step(t, batches)
         t.clock.mark()
-        stop, save, end = t.control.poll()
+        stop, due, end = t.control.poll()
         if end:
             t.events.append(Event("time is up", t.step))
-        ends = t.ends_epoch  # the epoch's digest and checkpoint come next, and only then a stop
-        row = _log_point(t) if ends or t.step % every == 0 else None
-        stop = stop and not ends
-        save = not ends and (stop or save or (save_every > 0 and t.step % save_every == 0))
-        if row or save:
-            yield Pause(row, save, stop)
-        if save:
+        ends = t.ends_epoch
+        if ends or t.step % every == 0:
+            write(_log_point(t))
+        if ends:  # the epoch's digest and checkpoint come next, and only then a stop
+            break
+        if stop or due or (save_every > 0 and t.step % save_every == 0):
+            save(t, stop)
             t.clock.skip_interval()
         if stop:
             raise StopAgreed

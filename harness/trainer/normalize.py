@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from harness.config import Data
 from harness.data.augment import COLOR_UNITS, Ints
+from harness.data.batch import Batch
+from harness.data.stream import Samples
 
 if TYPE_CHECKING:
     from harness.data.mean import MeanImage
@@ -47,19 +49,17 @@ class Normalize(nn.Module):
     def _keep(self, name: str, channels: Tensor) -> None:
         self.register_buffer(name, channels.view(1, 3, 1, 1), persistent=False)
 
-    def of(self, rows: Ints, device: torch.device) -> tuple[Tensor | None, ...]:
-        """The inputs of `forward` besides the images: none, or (part, color).
-
-        Args:
-            rows: of the images, [n, 12 or 15] (`Samples.rows`).
-        """
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """Arguments of `forward` for a training batch: (images), or (images, part, color)."""
+        samples, device = batch.samples, batch.images.device
         part = color = None
         if self.has_parts:
-            part = torch.from_numpy(self._part(rows)).to(device, non_blocking=True)
+            part = torch.from_numpy(self._part(samples)).to(device, non_blocking=True)
         if self.colored:
-            shift = rows[:, 12:15].astype(np.float32) / COLOR_UNITS * 255
+            assert samples.color is not None
+            shift = samples.color.astype(np.float32) / COLOR_UNITS * 255
             color = torch.from_numpy(shift).to(device, non_blocking=True)
-        return (part, color) if self.has_parts or self.colored else ()
+        return (batch.images, part, color) if self.has_parts or self.colored else (batch.images,)
 
     def forward(
         self, images: Tensor, part: Tensor | None = None, color: Tensor | None = None
@@ -79,9 +79,9 @@ class Normalize(nn.Module):
             pixels = pixels - (self.parts[whole] if part is None else self.parts[part])
         return pixels
 
-    def _part(self, rows: Ints) -> Ints:
-        x, y, flip = rows[:, 9] + self.pad_px, rows[:, 10] + self.pad_px, rows[:, 11]
-        index: Ints = 2 * ((2 * self.pad_px + 1) * y + x) + flip
+    def _part(self, samples: Samples) -> Ints:
+        x, y = (samples.cut + self.pad_px).T
+        index: Ints = 2 * ((2 * self.pad_px + 1) * y + x) + samples.flip
         return index
 
 

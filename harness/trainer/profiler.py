@@ -1,17 +1,13 @@
-"""Profile: some steps of a run under torch's profiler: a trace to look at, and where time goes.
-
-The phases of a step are marked by `phase`, which costs a microsecond while nobody profiles.
-"""
+"""Profile: some steps of a run under torch's profiler: a trace to look at, and where time goes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich import box
@@ -19,18 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import profiler
 
+from harness.monitor.clock import PHASE_PREFIX
 from harness.system.console import out
 
-Phase = Literal["wait for data", "forward", "loss", "backward", "counts", "optimizer"]
 TRACE, KERNELS = "trace.json.gz", "kernels.txt"
 _COSTLIEST = 8
 _OTHER = "between"
 _WIDTH = 100
-
-
-def phase(name: Phase) -> AbstractContextManager[Any]:
-    """Marks a part of a step in the trace."""
-    return profiler.record_function(f"phase: {name}")
 
 
 @dataclass(frozen=True)
@@ -43,15 +34,17 @@ class _Span:
 
 
 class Profile:
-    """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank.
+    """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank; by default none.
 
     Args:
         folder: for the trace and the table; made when there is something to write.
     """
 
-    def __init__(self, first: int, last: int, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, first: int = 0, last: int = 0, folder: Path = Path(), *, on_gpu: bool = False
+    ) -> None:
         self.first, self.last, self.folder = first, last, folder
-        self._on_gpu = device.type == "cuda"
+        self._on_gpu = on_gpu
         self._running: profiler.profile | None = None
 
     def before(self, step: int) -> bool:
@@ -91,7 +84,8 @@ def _table(events: list[Any], *, on_gpu: bool) -> str:
     own_us: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     calls: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for event in events:
-        if event.name.startswith("phase: ") or event.device_type != torch.autograd.DeviceType.CPU:
+        on_cpu = event.device_type == torch.autograd.DeviceType.CPU
+        if event.name.startswith(PHASE_PREFIX) or not on_cpu:
             continue  # a kernel is reported with the operator that launched it
         took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if took > 0:
@@ -120,9 +114,9 @@ def _table(events: list[Any], *, on_gpu: bool) -> str:
 
 def _spans(events: Iterable[Any]) -> Iterable[_Span]:
     for event in events:
-        if event.name.startswith("phase: "):
+        if event.name.startswith(PHASE_PREFIX):
             at = event.time_range
-            yield _Span(event.name.removeprefix("phase: "), at.start, at.end)
+            yield _Span(event.name.removeprefix(PHASE_PREFIX), at.start, at.end)
 
 
 def _phase_of(moment: float, spans: list[_Span]) -> str:

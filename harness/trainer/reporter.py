@@ -20,8 +20,7 @@ from harness.monitor.throttle import Throttle
 from harness.run_folder.folder import RunFolder, attempts
 from harness.schedule import ENDS
 from harness.system.console import count, out
-from harness.trainer import setup
-from harness.trainer import summary as result
+from harness.trainer import setup, summary
 from harness.trainer.loop import Training
 from harness.trainer.metrics import Score
 from harness.trainer.resolve import Resolved
@@ -155,31 +154,25 @@ class RunLogger:
         """End the warm-up: graphs compiled from now on are recompilations."""
         self.graphs_warm = setup.graph_counts()
 
-    def conclude(self, net: nn.Module, t: Training | None) -> None:
-        """Make the result."""
-        if not self.writes:
-            return
-        self.result = _result(self, net, t)
-        if self.result.recompiles or self.result.graph_breaks:
-            self.result.notes.append(
-                f"{count(self.result.recompiles, 'recompile')} after the warm-up and "
-                f"{count(self.result.graph_breaks, 'graph break')}: the speed is not to be trusted"
-            )
-
-    def finish(self) -> None:
+    def finish(self, net: nn.Module, t: Training | None) -> None:
         """Write the result before anything that may hang or fail, such as the network.
 
         Raises:
             OSError: it cannot be written, or rows still wait for room on the disk.
         """
-        if self.rows is None or self.result is None:
-            return
+        assert self.rows is not None
+        result = self.result = _result(self, net, t)
+        if result.recompiles or result.graph_breaks:
+            result.notes.append(
+                f"{count(result.recompiles, 'recompile')} after the warm-up and "
+                f"{count(result.graph_breaks, 'graph break')}: the speed is not to be trusted"
+            )
         self.rows.sync()
-        self.folder.write_json("result.json", self.result.model_dump())
+        self.folder.write_json("result.json", result.model_dump())
         self.folder.set_state("finished")
         self.durable(self.rows.rows)
-        self.result.wandb = self.close(self.result.model_dump(), exit_code=0)
-        self.folder.write_json("result.json", self.result.model_dump())
+        result.wandb = self.close(result.model_dump(), exit_code=0)
+        self.folder.write_json("result.json", result.model_dump())
 
     def close(self, summary: dict[str, Any], exit_code: int, timeout_s: float | None = None) -> str:
         """Close progress bar and W&B, however the run ends; return how W&B ended."""
@@ -267,9 +260,9 @@ def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
     resolved, config = report.resolved, report.resolved.config
     tries = attempts(report.folder.path)
     return Result(
-        **result.identity(config, tries),
+        **summary.identity(config, tries),
         run_id=report.folder.run_id,
-        notes=[*report.notes, *result.changes_on_the_way(tries)],
+        notes=[*report.notes, *summary.changes_on_the_way(tries)],
         model=config.model.name,
         parameters=sum(p.numel() for p in net.parameters()),
         epochs=t.epoch if t else 0.0,
@@ -277,13 +270,13 @@ def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
         images_seen=t.images_seen if t else 0,
         digests=report.digests,
         wandb="off" if report.mirror is None else report.mirror.status,
-        **result.data_facts(config, report.train_set, report.val_set),
-        **result.engine_facts(resolved, training=t is not None),
+        **summary.data_facts(config, report.train_set, report.val_set),
+        **summary.engine_facts(resolved, training=t is not None),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=report.target,
         slowed=report.throttle.slowed if report.throttle else [],
         stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
-        **result.accuracy(report.scores),
-        **result.speed(resolved, report.clock, t, report.graphs_warm),
+        **summary.accuracy(report.scores),
+        **summary.speed(resolved, report.clock, t, report.graphs_warm),
     )

@@ -16,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import models
-from harness.data.batch import as_nchw
+from harness.data.batch import Batch, as_nchw
 from harness.data.sets import mean_of_training
 from harness.distributed import World
 from harness.models import criterion
@@ -36,16 +36,20 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Classifier(nn.Module):
     """uint8 images [n, 3, px, px] to logits [n, classes]: normalize, then the network."""
 
-    def __init__(self, net: nn.Module, pixels: Normalize, *, channels_last: bool) -> None:
+    def __init__(self, net: nn.Module, normalize: Normalize, *, channels_last: bool) -> None:
         super().__init__()
-        self.net, self.pixels = net, pixels
+        self.net, self.normalize = net, normalize
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def forward(self, images: Tensor, *shifts: Tensor | None) -> Tensor:
-        """Logits of a batch; `shifts` are what `Normalize.of` says of it."""
-        pixels = self.pixels(images, *shifts)
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """Logits of a batch; `inputs` says which."""
+        pixels = self.normalize(*inputs)
         logits: Tensor = self.net(pixels.contiguous(memory_format=self.layout))
         return logits
+
+    def inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """What to call this with for a training batch; for validation, its images are enough."""
+        return self.normalize.inputs(batch)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """As DDP's, for one rank, which has nothing to sum."""
@@ -96,10 +100,10 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     Compiled in place, so that the keys of its state stay clean.
     """
     config = resolved.config
-    pixels = Normalize(config.data, mean_of_training(config.data))
+    normalize = Normalize(config.data, mean_of_training(config.data))
     if config.engine.pad_stem:
         pad_stem(net)
-    model = Classifier(net, pixels, channels_last=config.engine.channels_last)
+    model = Classifier(net, normalize, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
         _share_compile_workers(resolved.world)
@@ -167,7 +171,7 @@ def _send_bf16(
 _send_bf16.__annotations__ = dict(bf16_compress_hook.__annotations__)
 
 
-def autocast(resolved: Resolved) -> AbstractContextManager[None]:
+def autocast(resolved: Resolved) -> torch.autocast:
     """Mixed precision for forward passes; nothing for fp32 and tf32."""
     dtype = _AUTOCAST.get(resolved.precision)
     return torch.autocast(resolved.world.device.type, dtype=dtype, enabled=dtype is not None)
@@ -218,10 +222,12 @@ def _inside(ddp: Trained) -> Classifier:
 
 def _throw_away(ddp: Trained, resolved: Resolved) -> None:
     n = resolved.split.local_batch
-    shifts = _inside(ddp).pixels.of(np.zeros((n, 15), dtype=np.int64), resolved.world.device)
+    images = _blank(n, resolved)
+    labels = torch.zeros(n, dtype=torch.int64, device=images.device)
+    batch = Batch(images, labels, np.zeros((n, 15), dtype=np.int64))
     with autocast(resolved):
-        logits = ddp(_blank(n, resolved), *shifts)
-    criterion()(logits.float(), logits.new_zeros(len(logits)).long()).backward()
+        logits = ddp(*_inside(ddp).inputs(batch))
+    criterion()(logits.float(), batch.labels).backward()
 
 
 def _first_calls(resolved: Resolved) -> int:
@@ -270,17 +276,6 @@ def graph_counts() -> dict[str, int]:
     return {
         "graphs": int(counters["stats"]["unique_graphs"]),
         "breaks": sum(n for why, n in breaks if not any(name in why for name in _CODE_OF_DDP)),
-    }
-
-
-def cache_counts() -> dict[str, int]:
-    """Count the graphs that inductor has compiled or found in its cache in this process."""
-    from torch._dynamo.utils import counters
-
-    inductor = counters["inductor"]
-    return {
-        "graphs_compiled": int(inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]),
-        "graphs_found": int(inductor["fxgraph_cache_hit"]),
     }
 
 

@@ -15,6 +15,7 @@ from trainings import alone
 from harness import config as cfg
 from harness.config import CIFAR_MODELS
 from harness.config import load as cli
+from harness.logging.schema import Row
 from harness.results.references import load_references
 from harness.schedule import Event, learning_rate, peak_lr, warmup_start_lr
 from harness.trainer.loop import evaluate, train_epoch
@@ -252,8 +253,9 @@ def test_it_trains_two_steps_and_validates(path: Path, few: tuple[Path, Path]) -
     sections = {name: section.model_copy(update=changes.get(name, {})) for name, section in config}
     with alone(cfg.Config(**sections)) as (t, resolved, train_set, val_set):
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=1)
+        rows: list[Row] = []
         with t.clock.account("train"):
-            rows = [pause.row for pause in train_epoch(t, batches) if pause.row]
+            train_epoch(t, batches, rows.append)
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
         score = evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         batches.close()

@@ -57,19 +57,23 @@ def assert_the_same(undisturbed: Path, job: Job) -> None:
 def test_a_job_outlives_whatever_befalls_it(
     slurm: Cluster, cwd: Path, flags: list[str], undisturbed: Path
 ) -> None:
-    limit = [*LIMIT, "--run.name", "limited"]
-    half = ["--cpus-per-task", "2", "--slurm"]
-    (limited,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *limit, *half, "exclude=node[1-2]")
-    (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *half, "exclude=node[3-4]")
-    limited.wait_for_row(1)
+    half = [*flags, *ON_TWO_NODES, "--cpus-per-task", "2", "--slurm"]
+
+    def run_into_limit() -> Job:
+        (limited,) = submit(slurm, cwd, *half, "exclude=node[1-2]", *LIMIT, "--run.name", "limited")
+        limited.wait_for_row(1)
+        reach_limit(limited)
+        return limited
+
     with ThreadPoolExecutor() as meanwhile:
-        reached = meanwhile.submit(reach_limit, limited)
+        future = meanwhile.submit(run_into_limit)
+        (job,) = submit(slurm, cwd, *half, "exclude=node[3-4]")
         run_ids = set()
         for attempt, befalls in enumerate(FATES.values(), start=1):
             job.wait_for_row(attempt)
             run_ids.add((job.run / "run_id").read_text())
             befalls(job)
-        reached.result()
+        limited = future.result()
     assert_the_same(undisturbed, limited)
     assert len(limited.attempts) > 1
     assert "stopped by SIGUSR2" in limited.told()

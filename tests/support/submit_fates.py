@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +102,19 @@ def lose_node(job: Job) -> None:
 
 
 def reach_limit(job: Job) -> None:
-    """The time limit comes near; the run is held up until then, as fast machines would finish."""
-    if "stopped by SIGUSR2" not in job.told():  # as a slow one may have been already
-        os.kill(_last_rank(job), signal.SIGSTOP)  # ended by the SIGCONT that Slurm sends along
-        job.wait("stopped near its limit", lambda: "stopped by SIGUSR2" in job.told())
+    """The time limit comes near; the run is slowed until then, as fast machines would finish."""
+    job.wait("stopped near its limit", lambda: _stopped_or_slowed(job))
+
+
+def _stopped_or_slowed(job: Job) -> bool:
+    if "stopped by SIGUSR2" in job.told():
+        return True
+    with suppress(ProcessLookupError):  # not there yet, or gone
+        rank = _last_rank(job)
+        os.kill(rank, signal.SIGSTOP)
+        time.sleep(2)  # not for good: Slurm's signal may have come before
+        os.kill(rank, signal.SIGCONT)
+    return False
 
 
 def _last_rank(job: Job) -> int:
@@ -123,7 +133,7 @@ def _last_rank(job: Job) -> int:
             and str(job.log.parent).encode() in command
         ):
             return int(process.name)
-    raise AssertionError(f"job {job.name}: no rank {job.ranks - 1} found")
+    raise ProcessLookupError(f"job {job.name}: no process of rank {job.ranks - 1}")
 
 
 FATES = {"preempt": preempt, "requeue": requeue, "break_rank": break_rank, "lose_node": lose_node}

@@ -19,6 +19,7 @@ from harness import config as cfg
 from harness.data.stream import PADDING
 from harness.distributed import World, from_environment, process_group
 from harness.errors import BadInput, RunFailed
+from harness.logging.schema import Row
 from harness.trainer import setup
 from harness.trainer.loop import evaluate, train_epoch, train_step
 from harness.trainer.metrics import EvalMetrics, TrainMetrics
@@ -213,10 +214,10 @@ def test_accumulating_two_halves_is_one_step_on_the_whole(photos: Path) -> None:
 def test_rows_and_accounts_add_up(photos: Path) -> None:
     with alone(make_config(photos, log={"every_steps": 4})) as (t, resolved, train_set, _):
         batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=3)
-        rows = []
+        rows: list[Row] = []
         for _ in range(2):
             with t.clock.account("train"):
-                rows += [pause.row for pause in train_epoch(t, batches) if pause.row]
+                train_epoch(t, batches, rows.append)
         accounts, wall_s = t.clock.accounts_s, t.clock.wall_s
     assert resolved.steps_per_epoch == 8
     assert [row.step for row in rows] == [4, 8, 12, 16]

@@ -15,6 +15,8 @@ from trainings import alone, make_config
 
 from harness import config as cfg
 from harness.data import augment
+from harness.data.augment import Ints
+from harness.data.batch import Batch
 from harness.data.dataset import open_folder
 from harness.data.loader import Loader
 from harness.data.mean import mean_image
@@ -36,13 +38,17 @@ def data_of(folder: Path, **changes: object) -> cfg.Data:
     return cfg.Data(train=str(folder), val=str(folder), **asked | changes)
 
 
+def batch_of(images: torch.Tensor, rows: Ints) -> Batch:
+    return Batch(images, torch.zeros(len(images), dtype=torch.int64), rows)
+
+
 def test_mean_and_standard_deviation_of_each_channel() -> None:
     data = cfg.Data(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (data.mean, data.std))
     pixels = Normalize(data)
     torch.testing.assert_close(pixels(images), (images / 255 - mean) / std)
-    assert pixels.of(np.zeros((4, 12), dtype=np.int64), CPU) == ()
+    assert pixels.inputs(batch_of(images, np.zeros((4, 12), dtype=np.int64))) == (images,)
 
 
 def test_the_mean_image_is_exact_and_kept(icons: Path) -> None:
@@ -93,7 +99,7 @@ def test_it_is_subtracted_before_padding_crop_and_mirror(icons: Path, source: st
     pixels = Normalize(data, mean)
     seen = 0
     for batch in batches:
-        ours = pixels(batch.images, *pixels.of(batch.rows, CPU))
+        ours = pixels(*pixels.inputs(batch))
         samples = Samples.from_rows(batch.rows)
         for i, sample in enumerate(samples.ids):
             image = np.asarray(Image.open(train_set.dataset.where(int(sample))).convert("RGB"))
@@ -127,7 +133,7 @@ def test_colour_is_added_to_the_bytes_of_each_image() -> None:
     shifted = images + torch.arange(12.0).view(4, 3, 1, 1)
     mean, std = (torch.tensor(t).view(1, 3, 1, 1) for t in (data.mean, data.std))
     expected = (shifted / 255 - mean) / std
-    torch.testing.assert_close(pixels(images, *pixels.of(rows, CPU)), expected)
+    torch.testing.assert_close(pixels(*pixels.inputs(batch_of(images, rows))), expected)
     assert (pixels(images) == Normalize(cfg.Data())(images)).all(), "validation has none"
 
 
@@ -141,7 +147,7 @@ def test_synthetic_images_have_colour_too() -> None:
     loader = Loader.resolve(data, from_environment("cpu", {}))
     batch = next(loader.train(train_set, split, epoch=0, step=0, epochs=1))
     pixels = Normalize(data)
-    shifted = pixels(batch.images, *pixels.of(batch.rows, CPU))
+    shifted = pixels(*pixels.inputs(batch))
     assert shifted.shape == (8, 3, 32, 32)
     assert not torch.equal(shifted, pixels(batch.images))
 

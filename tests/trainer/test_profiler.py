@@ -11,8 +11,9 @@ import torch
 from helpers import TINY, icons_flags, train
 from rich.console import Console
 
+from harness.monitor.clock import Clock
 from harness.trainer import profiler
-from harness.trainer.profiler import Profile, phase
+from harness.trainer.profiler import Profile
 
 
 def run(icons: Path, tmp_path: Path, name: str, *words: str) -> tuple[Path, str]:
@@ -56,15 +57,15 @@ def test_steps_that_are_not_in_the_run(icons: Path, tmp_path: Path, steps: str) 
 
 def test_time_is_told_by_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "out", Console())
-    left = torch.randn(200, 200)
-    seen = Profile(1, 3, tmp_path / "profile", torch.device("cpu"))
+    left, clock = torch.randn(200, 200), Clock(torch.device("cpu"))
+    seen = Profile(1, 3, tmp_path / "profile")
     assert [seen.before(0)] == [False]
     for step in range(1, 5):
         took = seen.before(step)
         assert took == (step in (1, 3)), "where it begins and where it ends"
-        with phase("forward"):
+        with clock.phase("forward"):
             left @ left
-        with phase("backward"):
+        with clock.phase("backward"):
             torch.sort(left)
     seen.close()
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {
@@ -80,7 +81,7 @@ def test_time_is_told_by_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nothing_is_written_without_a_step(tmp_path: Path) -> None:
-    seen = Profile(5, 6, tmp_path / "profile", torch.device("cpu"))
+    seen = Profile(5, 6, tmp_path / "profile")
     assert not any(seen.before(step) for step in range(5))
     seen.close()
     assert not (tmp_path / "profile").exists()

@@ -266,7 +266,7 @@ def test_on_a_gpu_waiting_for_data_is_how_long_the_gpu_stands_still(
     monkeypatch.setattr(torch.cuda, "Event", Event)
     clock = Clock(torch.device("cuda"))
     for _ in range(3):
-        with clock.waiting_for_data():
+        with clock.phase("wait for data"):
             pass
     assert clock.data_wait_s == 0, "nothing is read before the log point"
     assert clock.read_period().data_wait_s == pytest.approx(0.75)

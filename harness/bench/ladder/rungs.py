@@ -216,9 +216,8 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
 
     def forward() -> Tensor:
         batch = next(batches)
-        shifts = t.model.pixels.of(batch.rows, t.resolved.world.device)
-        with t.ddp.no_sync(), setup.autocast(t.resolved):
-            logits = t.ddp(batch.images, *shifts)
+        with t.ddp.no_sync(), t.autocast:
+            logits = t.ddp(*t.model.inputs(batch))
         loss: Tensor = t.criterion(logits.float(), batch.labels)
         return loss
 

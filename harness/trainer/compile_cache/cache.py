@@ -26,7 +26,6 @@ from harness.monitor.clock import Clock
 from harness.run_folder.folder import RunFolder, add_to_attempt
 from harness.system.console import out
 from harness.system.files import sync_tree
-from harness.trainer import setup
 from harness.trainer.compile_cache import archive, key
 from harness.trainer.resolve import Resolved
 
@@ -124,7 +123,7 @@ def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
 
 def _keep(cache: _Cache, world: World) -> _Done:
     """Publish the graphs on each node, and archive them, once for each kind of machine."""
-    mine = {"key": cache.key, "source": cache.source, **setup.cache_counts()}
+    mine = {"key": cache.key, "source": cache.source, **_cache_counts()}
     # The others' answers also tell that nobody compiles in the folder any more.
     everyone = world.gather(mine)
     cache.publish()
@@ -135,11 +134,22 @@ def _keep(cache: _Cache, world: World) -> _Done:
         path = next(iter(archive.names(cache.archives, cache.key)), None)
         if compiled or path is None:
             path = cache.pack()
-    counts = {name: sum(each[name] for each in everyone) for name in setup.cache_counts()}
+    counts = {name: sum(each[name] for each in everyone) for name in _cache_counts()}
     # A node's first process unpacks; the others find what it has unpacked.
     sources = [each["source"] for each in alike if each["source"] is not None]
     source = next((each for each in sources if each != cache.whole), cache.whole)
     return _Done(counts, None if compiled or not sources else source, path)
+
+
+def _cache_counts() -> dict[str, int]:
+    """Count the graphs that inductor has compiled or found in its cache in this process."""
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    return {
+        "graphs_compiled": int(inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]),
+        "graphs_found": int(inductor["fxgraph_cache_hit"]),
+    }
 
 
 def _in_words(done: _Done, took: str) -> str:
