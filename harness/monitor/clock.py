@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from harness.system.process import process_age_s
 
 Account = Literal["start_up", "compile", "train", "evaluate", "checkpoint", "lost"]
 
-_Span = tuple[torch.cuda.Event, torch.cuda.Event]
-"""Events at the begin and end of some GPU work."""
+_Mark = torch.cuda.Event | float
+"""A moment: an event among a GPU's work, or the host's time in seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,14 @@ class Clock:
         self._spent_s: dict[Account, float] = {"start_up": 0.0}
         self._started = time.perf_counter() - process_age_s()
         self._since = self._started
-        self._marks: list[torch.cuda.Event | float | None] = []
+        self._marks: list[_Mark | None] = []
         self._step_ms: list[float] = []
         self._log_point = _LogPoint(0, 0.0, 0.0)
         self._before_s = 0.0
-        self._computed: list[_Span] = []
-        self._waited: list[_Span] = []
+        self._computed: list[tuple[_Mark, _Mark]] = []
+        self._waited: list[tuple[_Mark, _Mark]] = []
         self._compute_ms = 0.0
-        self.data_wait_s = 0.0
-        self.energy_j: float | None = None  # of all ranks' GPUs in the account `train`
+        self.data_wait_s = 0.0  # up to the last log point
 
     @contextmanager
     def account(self, name: Account) -> Iterator[None]:
@@ -109,7 +109,6 @@ class Clock:
             "accounts_s": self.accounts_s,
             "data_wait_s": self.data_wait_s,
             "compute_ms": self._compute_ms,
-            "energy_j": self.energy_j,
             "log_point": list(self._log_point),
             "step_ms": torch.tensor(self._step_ms, dtype=torch.float32),
         }
@@ -130,7 +129,6 @@ class Clock:
         if state:
             self._step_ms = state["step_ms"].tolist()
             self.data_wait_s = state["data_wait_s"]
-            self.energy_j = state.get("energy_j")
             self._compute_ms = state.get("compute_ms", 0.0)
             self._log_point = _LogPoint(*state["log_point"])
 
@@ -140,33 +138,27 @@ class Clock:
 
         There the host's own waiting does not count, since the GPU may still have work queued.
         """
-        if self._device.type == "cuda":
-            with _span(self._waited):
-                yield
-        else:
-            began = time.perf_counter()
-            yield
-            self.data_wait_s += time.perf_counter() - began
+        began = self._now()
+        yield
+        self._waited.append((began, self._now()))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Time a part of a step in which this rank does not wait for others, without a sync."""
-        if self._device.type == "cuda":
-            with _span(self._computed):
-                yield
-        else:
-            began = time.perf_counter()
-            yield
-            self._compute_ms += 1000 * (time.perf_counter() - began)
+        began = self._now()
+        yield
+        self._computed.append((began, self._now()))
 
     def mark(self) -> None:
         """Mark the end of a step and the start of the next."""
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+        self._marks.append(self._now())
+
+    def _now(self) -> _Mark:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def read_period(self) -> PeriodTimes:
         """Return the times since the last log point; the device must be idle."""
@@ -182,11 +174,13 @@ class Clock:
         )
 
     def _read_marks(self) -> None:
+        """Turn marks into times; the device must be idle."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]
-        self._compute_ms += _take_ms(self._computed)
-        self.data_wait_s += _take_ms(self._waited) / 1000
+        self._compute_ms += sum(starmap(_between_ms, self._computed))
+        self.data_wait_s += sum(starmap(_between_ms, self._waited)) / 1000
+        self._computed, self._waited = [], []
 
     def skip_interval(self) -> None:
         """Mark a new start: the time since the last mark is not a step, but a checkpoint."""
@@ -202,24 +196,7 @@ class Clock:
         return float(np.percentile(self._step_ms, percentile)) if self._step_ms else None
 
 
-@contextmanager
-def _span(spans: list[_Span]) -> Iterator[None]:
-    """Record events around this block's GPU work, without waiting for it."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    yield
-    end.record()
-    spans.append((begin, end))
-
-
-def _take_ms(spans: list[_Span]) -> float:
-    """Return the sum of the spans' times in ms and clear the list; the device must be idle."""
-    total_ms = sum(_between_ms(begin, end) for begin, end in spans)
-    spans.clear()
-    return total_ms
-
-
-def _between_ms(a: torch.cuda.Event | float, b: torch.cuda.Event | float) -> float:
+def _between_ms(a: _Mark, b: _Mark) -> float:
     if isinstance(a, float):
         assert isinstance(b, float)
         return (b - a) * 1000
