@@ -78,7 +78,8 @@ def run(config: cfg.Config, world: World) -> None:
         signals = Signals()
         signals.catch()
         watchdog = Watchdog(
-            folder.stacks, folder.attempt, world.rank, partial(end_hanging, folder.path, world.rank)
+            folder.stacks / f"attempt-{folder.attempt}-rank-{world.rank}.txt",
+            partial(end_hanging, folder.path, world.rank),
         )
         vote = Vote(config.engine.timeout_s)
         control = StepControl(
@@ -124,15 +125,14 @@ def _work(
             raise
         raise NotFinite(f"{error}; {checkpoints.last_good(checkpoints.training)}") from error
     except RuntimeError as error:  # what torch raises when a collective gives up
-        if control.watchdog is None or (waited_s := control.watchdog.waited_s) is None:
+        if (waited_s := control.watchdog.waited_s) is None:
             raise
         raise RunFailed(
             f"waited {waited_s:.0f} s for another rank, which hangs or needs a higher "
             f"engine.timeout_s; where each one stood is in {report.folder.path}/stacks"
         ) from error
     finally:
-        if control.watchdog is not None:
-            control.watchdog.disarm()
+        control.watchdog.disarm()
 
 
 def _time_is_up(report: RunLogger) -> bool:
@@ -254,8 +254,7 @@ def _limit_waiting(report: RunLogger, control: StepControl) -> None:
     """Shorten the time limits: everything is compiled and started."""
     limit_s = report.resolved.config.engine.timeout_s
     set_timeout(limit_s)
-    if control.watchdog is not None:
-        control.watchdog.arm(limit_s)
+    control.watchdog.arm(limit_s)
 
 
 def _finish(report: RunLogger, net: nn.Module, checkpoints: CheckpointManager) -> None:
@@ -294,6 +293,5 @@ def _stopped(report: RunLogger, checkpoints: CheckpointManager, control: StepCon
     message = f"stopped by {signal.name} at {at}{saved}"
     # Also waits: the launcher would end rank 0, still saving, once the others are gone.
     message = world.from_main(message)
-    if control.watchdog is not None:
-        control.watchdog.close()
+    control.watchdog.close()
     return Preempted(message, signal)
