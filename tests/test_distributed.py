@@ -15,9 +15,6 @@ from harness import config as cfg
 from harness.distributed import World, from_environment, process_group
 from harness.doctor import machine
 from harness.errors import BadInput
-from harness.monitor.clock import Clock
-from harness.monitor.energy import Energy
-from harness.monitor.stragglers import StragglerDetector
 
 CPU = torch.device("cpu")
 
@@ -82,18 +79,6 @@ def test_the_group_is_of_the_worlds_backend(monkeypatch: pytest.MonkeyPatch, bac
     with process_group(World(0, 0, 1, 1, there, backend), 60):
         assert begun[0]["backend"] == backend
         assert begun[0]["device_id"] == (there if backend == "nccl" else None)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_energy_of_a_shared_gpu_is_not_told(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
-    """Each of its ranks would count all of it."""
-    monkeypatch.setattr(Energy, "used_j", lambda energy: 5.0)
-    monkeypatch.setattr(World, "gather_tensor", lambda world, tensor: tensor[None])
-    world, clock = World(0, 0, 1, 1, CPU, "gloo", shared), Clock(CPU)
-    with clock.account("train"):
-        clock.mark()
-    StragglerDetector(world).read(clock.read_period(), 8, clock)
-    assert clock.energy_j == (None if shared else 5)
 
 
 def collectives() -> tuple[str, list[Any]]:

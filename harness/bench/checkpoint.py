@@ -21,6 +21,7 @@ from harness.distributed import World
 from harness.errors import BadInput, RunFailed
 from harness.logging.rows import Recorder
 from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system.console import out
 from harness.system.signals import Signals
 from harness.trainer import attempt as attempts
@@ -133,7 +134,7 @@ class _Turns:
         )
         self.checkpoints = CheckpointManager(attempt, self.report)
         vote = Vote(TIMEOUT_S)
-        control = StepControl(vote, Signals(), None, self.checkpoints.due)
+        control = StepControl(vote, Signals(), Watchdog(), self.checkpoints.due)
         net = setup.network(run.resolved, run.train_set.classes)
         self.t = set_up(run.resolved, net, clock, control)
         self.checkpoints.restore(self.t)

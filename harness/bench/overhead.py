@@ -14,6 +14,7 @@ from harness.bench.turns import Timed, interleave, ratios, report
 from harness.data.batch import Batch
 from harness.models import criterion
 from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system.console import count, out
 from harness.system.signals import Signals
 from harness.trainer import setup
@@ -37,8 +38,8 @@ def measure(work: Work) -> float:
     world = world_of_bench()
     with opened(work.config(world), world) as run:
         vote = Vote(TIMEOUT_S)
-        voting = StepControl(vote, Signals(), None, lambda: False)
-        silent = StepControl(_NoVote(TIMEOUT_S), Signals(), None, lambda: False)
+        voting = StepControl(vote, Signals(), Watchdog(), lambda: False)
+        silent = StepControl(_NoVote(TIMEOUT_S), Signals(), Watchdog(), lambda: False)
         net = setup.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), voting)
         arms = [

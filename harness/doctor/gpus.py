@@ -11,8 +11,7 @@ import torch
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
 from harness.doctor.inventory import DriverError, inventory
-from harness.monitor.environment import gpu_uuid
-from harness.monitor.gpus import HARMLESS, SLOWED, Nvml
+from harness.monitor.gpus import HARMLESS, SLOWED, Nvml, gpu_uuid
 
 Gpus = list[dict[str, Any]]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from harness.logging.schema import Row
 from harness.system.console import duration, out
@@ -18,25 +19,24 @@ class Recorder:
     Where the disk is full, rows wait in memory until there is room again.
 
     Args:
-        keep_bytes: length of the rows that a resumed run goes on from; what lies behind them was
-            trained in vain and is trained again.
+        keep_bytes: length of the rows before the checkpoint that a run resumes from. Later rows
+            are discarded, as those steps are trained again.
     """
 
     def __init__(self, path: Path, total_steps: int, keep_bytes: int = 0) -> None:
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(self._file, min(keep_bytes, os.fstat(self._file).st_size))
         self._written = os.lseek(self._file, 0, os.SEEK_END)
         self._waiting = b""
         self._lock = threading.Lock()
-        self.rows = _lines_in(path)
+        self.rows = path.read_bytes().count(b"\n")
         self._total_steps = total_steps
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if out.is_terminal and total_steps:
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=out, transient=True)
-            self._task = self._bar.add_task("warming up", total=total_steps)
-            self._bar.start()
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
+        shown = out.is_terminal and total_steps > 0
+        self._bar = Progress(*columns, console=out, transient=True, disable=not shown)
+        self._task = self._bar.add_task("warming up", total=total_steps)
+        self._bar.start()
 
     @property
     def bytes(self) -> int:
@@ -57,10 +57,9 @@ class Recorder:
                     out.print(f"warning: rows.jsonl: {error.strerror}: rows wait in memory")
         line = _line(row, self._total_steps)
         left = "" if left_s is None else f"  {duration(left_s)} left"
-        if self._bar is None or row.kind != "train":
+        if self._bar.disable or row.kind != "train":
             out.print(line + left)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=row.step, description=_short(row) + left)
+        self._bar.update(self._task, completed=row.step, description=_short(row) + left)
 
     def sync(self) -> None:
         """Return once all rows are on the disk; from any thread.
@@ -72,9 +71,23 @@ class Recorder:
             self._flush()
         os.fsync(self._file)
 
+    def energy_j(self) -> float | None:
+        """Return the joules of all log periods, of all ranks' GPUs; None if none was measured.
+
+        Raises:
+            OSError: rows cannot be written.
+        """
+        self.sync()
+        total_j, images = None, 0
+        for row in map(json.loads, self._path.read_text(encoding="utf-8").splitlines()):
+            if per_joule := row.get("images_per_joule"):
+                total_j = (total_j or 0.0) + (row["images_seen"] - images) / per_joule
+            images = row["images_seen"]
+        return total_j
+
     def close(self) -> None:
         """End the bar; the file stays open for a checkpoint that is still under way."""
-        if self._bar is not None:
+        if not self._bar.disable:  # older versions of rich print an empty line
             self._bar.stop()
 
     def _flush(self) -> None:
@@ -83,11 +96,6 @@ class Recorder:
             done = os.pwrite(self._file, self._waiting, self._written)
             self._written += done
             self._waiting = self._waiting[done:]
-
-
-def _lines_in(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def _line(row: Row, total_steps: int) -> str:

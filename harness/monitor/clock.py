@@ -66,8 +66,7 @@ class Clock:
         self._log_point = _LogPoint(0, 0.0, 0.0)
         self._before_s = 0.0
         self._compute_ms = 0.0
-        self.data_wait_s = 0.0
-        self.energy_j: float | None = None  # of all ranks' GPUs in the account `train`
+        self.data_wait_s = 0.0  # up to the last log point
 
     @contextmanager
     def account(self, name: Account) -> Iterator[None]:
@@ -114,7 +113,6 @@ class Clock:
             "accounts_s": self.accounts_s,
             "data_wait_s": self.data_wait_s,
             "compute_ms": self._compute_ms,
-            "energy_j": self.energy_j,
             "log_point": list(self._log_point),
             "step_ms": torch.tensor(self._step_ms, dtype=torch.float32),
         }
@@ -135,7 +133,6 @@ class Clock:
         if state:
             self._step_ms = state["step_ms"].tolist()
             self.data_wait_s = state["data_wait_s"]
-            self.energy_j = state.get("energy_j")
             self._compute_ms = state.get("compute_ms", 0.0)
             self._log_point = _LogPoint(*state["log_point"])
 
@@ -179,6 +176,7 @@ class Clock:
         )
 
     def _read_marks(self) -> None:
+        """Turn marks into times; the device must be idle."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         self._step_ms += [_between_ms(a, b) for a, b in pairs if a is not None and b is not None]
         self._marks = self._marks[-1:]

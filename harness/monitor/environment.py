@@ -169,11 +169,6 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
     return commit, None if changes is None else bool(changes)
 
 
-def gpu_uuid(device: torch.device) -> str:
-    """Return a GPU's UUID, as nvidia-smi prints it."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-
-
 def driver_version() -> str | None:
     """Return the version of the NVIDIA driver, which torch does not report; None without one."""
     try:

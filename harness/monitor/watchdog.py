@@ -19,7 +19,7 @@ from typing import TextIO
 
 REARM_S = 1.0
 LATE = 0.8
-"""Watchdog are written at this share of the collectives' time limit, which may end the process."""
+"""Stacks are written at this share of the collectives' time limit, which may end the process."""
 LOOK_S, GRACE_S = 0.5, 3.0
 """The grace lets a rank that waits for another fail first, when its collective times out."""
 
@@ -28,27 +28,29 @@ class Watchdog:
     """Writes every thread's stack to this rank's file when the rank hangs or is terminated.
 
     Args:
+        path: of the file, whose folder is made; without one, the watchdog does nothing.
         hangs: called in another thread, with the seconds since the last progress, if this rank
             hangs outside of collectives, as in a read from a dead disk: nothing else would end it.
     """
 
     def __init__(
-        self, folder: Path, attempt: int, rank: int, hangs: Callable[[float], object]
+        self, path: Path | None = None, hangs: Callable[[float], object] = lambda silent_s: None
     ) -> None:
-        self._path = folder / f"attempt-{attempt}-rank-{rank}.txt"
         self._file: TextIO | None = None
         self._limit_s, self._armed_at = math.inf, 0.0
+        if path is None:
+            return
         Thread(target=self._watch, args=(hangs,), name="stacks", daemon=True).start()
         # If this node cannot write the run folder, the stacks are left out.
         with suppress(OSError):
-            self._path.parent.mkdir(exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            path.parent.mkdir(exist_ok=True)
+            self._file = path.open("w", encoding="utf-8")
             # torchrun sends SIGTERM to the remaining ranks when one has failed. The former handler
             # runs after this one; a handler that is set later would replace this one.
             faulthandler.register(signal.SIGTERM, file=self._file, chain=True)
 
     def arm(self, within_s: float) -> None:
-        """Start the watch: `alive` must be called within this many seconds from now on."""
+        """Start the watch: `ping` must be called within this many seconds from now on."""
         self._limit_s = within_s
         self._arm()
 
@@ -76,9 +78,10 @@ class Watchdog:
         if self._file is not None:
             faulthandler.unregister(signal.SIGTERM)
             self._file.close()
+            path = Path(self._file.name)
             with suppress(OSError):
-                self._path.unlink()
-                self._path.parent.rmdir()  # succeeds for the last rank
+                path.unlink()
+                path.parent.rmdir()  # succeeds for the last rank
 
     def disarm(self) -> None:
         """Stop the watch: what follows has time limits of its own."""

@@ -73,14 +73,13 @@ class StepControl:
 
     vote: Vote
     signals: Signals
-    watchdog: Watchdog | None
+    watchdog: Watchdog
     save_due: Callable[[], bool]
     time_is_up: Callable[[], bool] = lambda: False
 
     def poll(self) -> Outcome:
         """Vote, and return what all ranks are to do now, by the votes of the step before."""
-        if self.watchdog is not None:
-            self.watchdog.ping()
+        self.watchdog.ping()
         return self.vote.cast(
             stop=self.signals.received is not None, save=self.save_due(), end=self.time_is_up()
         )

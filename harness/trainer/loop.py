@@ -283,5 +283,5 @@ def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
         loss_scale=t.scaler.get_scale() if t.scaler.is_enabled() else None,
         memory_peak_gib=memory_peak_gib(t.resolved.world),
         events=t.decided_here,
-        **t.peers.read(times, period.images, t.clock),
+        **t.peers.read(times, period.images),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -16,7 +16,6 @@ from harness.logging.schema import EpochDigest, Result, Row, RunEvent, Target
 from harness.logging.wandb import WandbMirror
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
-from harness.monitor.throttle import Throttle
 from harness.run_folder.folder import RunFolder, attempts
 from harness.schedule import ENDS
 from harness.system.console import count, out
@@ -24,6 +23,9 @@ from harness.trainer import setup, summary
 from harness.trainer.loop import Training
 from harness.trainer.metrics import Score
 from harness.trainer.resolve import Resolved
+
+if TYPE_CHECKING:
+    from harness.monitor.gpus import Throttle
 
 
 @dataclass
@@ -55,7 +57,10 @@ class RunLogger:
         """
         world = self.resolved.world
         ranks = world.gather(host_facts(world.device))
-        self.throttle = Throttle(world.device) if world.on_gpu else None
+        if world.on_gpu:
+            from harness.monitor.gpus import Throttle
+
+            self.throttle = Throttle(world.device)
         if not self.writes:
             return
         facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
@@ -259,6 +264,7 @@ def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
     """Make the Result; without a training if weights were only scored."""
     resolved, config = report.resolved, report.resolved.config
     tries = attempts(report.folder.path)
+    joules = report.rows.energy_j() if report.rows else None
     return Result(
         **summary.identity(config, tries),
         run_id=report.folder.run_id,
@@ -277,6 +283,8 @@ def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
         slowed=report.throttle.slowed if report.throttle else [],
         stragglers=t.peers.stragglers if t else [],
         references=list(config.run.references),
+        energy_kj=joules / 1000 if joules else None,
+        images_per_joule=t.images_seen / joules if t and joules else None,
         **summary.accuracy(report.scores),
         **summary.speed(resolved, report.clock, t, report.graphs_warm),
     )

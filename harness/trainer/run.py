@@ -73,7 +73,8 @@ def run(config: cfg.Config, world: World) -> None:
         log = RunLogger(resolved, folder, world.is_main, val_set, train_set, clock)
         checkpoints = CheckpointManager(attempt, log)
         watchdog = Watchdog(
-            folder.stacks, folder.attempt, world.rank, partial(end_hanging, folder.path, world.rank)
+            folder.stacks / f"attempt-{folder.attempt}-rank-{world.rank}.txt",
+            partial(end_hanging, folder.path, world.rank),
         )
         watchdog.arm(config.engine.warm_up_timeout_s)
         control = _control(log, checkpoints, watchdog)
@@ -233,8 +234,7 @@ def _limit_waiting(log: RunLogger, control: StepControl) -> None:
     """Shorten the time limits: everything is compiled and started."""
     limit_s = log.resolved.config.engine.timeout_s
     set_timeout(limit_s)
-    if control.watchdog is not None:
-        control.watchdog.arm(limit_s)
+    control.watchdog.arm(limit_s)
 
 
 def _finish(
@@ -277,6 +277,5 @@ def _stopped(
     message = f"stopped by {signal.name} at {at}{saved}"
     # Also waits: the launcher would end rank 0, still saving, once the others are gone.
     message = world.from_main(message)
-    if control.watchdog is not None:
-        control.watchdog.close()
+    control.watchdog.close()
     return Preempted(message, signal)

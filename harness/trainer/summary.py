@@ -122,8 +122,6 @@ def speed(
         "images_per_second": rate,
         "mfu_pct": used.mfu_pct(rate) if used and rate else None,
         "memory_pct": used.memory_pct(rate) if used and rate else None,
-        "energy_kj": (joules := clock.energy_j) and joules / 1000,
-        "images_per_joule": t.images_seen / joules if t and joules else None,
         "step_ms_p50": clock.step_ms(50),
         "step_ms_p95": clock.step_ms(95),
         "step_ms_p99": clock.step_ms(99),

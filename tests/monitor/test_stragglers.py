@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from ranks import python
 
 from harness.distributed import World
+from harness.logging.rows import Recorder
+from harness.logging.schema import Row
 from harness.monitor import gpus
-from harness.monitor.energy import Energy
-from harness.monitor.gpus import Nvml
-from harness.monitor.stragglers import LEAST_PERIODS, SLOWER, Stragglers, who
-from harness.monitor.throttle import Throttle, in_words
+from harness.monitor.gpus import Nvml, Throttle, in_words
+from harness.monitor.stragglers import LEAST_PERIODS, SLOWER, Stragglers, energy_counter, who
 
 FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "120",
          "--train.global-batch", "12", "--log.every-steps", "2"]  # fmt: skip
@@ -48,7 +48,7 @@ runpy.run_path({TRAIN!r}, run_name="__main__")
 @given(st.lists(st.lists(st.floats(1, 100), min_size=4, max_size=4), min_size=1, max_size=12))
 def test_slow_is_who_is_slower_than_the_median_in_most_periods(periods: list[list[float]]) -> None:
     stragglers = Stragglers()
-    named = [slow.rank for each in periods for slow in stragglers.period(each, [0.0] * 4)]
+    named = [rank for each in periods for rank in stragglers.period(each, [0.0] * 4)]
     assert len(named) == len(set(named)), "each is named once"
     for rank in range(4):
         slower = [each[rank] > SLOWER * median_low(each) for each in periods]
@@ -59,8 +59,8 @@ def test_slow_is_who_is_slower_than_the_median_in_most_periods(periods: list[lis
 def test_who_waits_for_data_longer_than_the_others_is_named_too() -> None:
     stragglers = Stragglers()
     found = [stragglers.period([10.0, 10.0, 10.0], [1.0, 30.0, 2.0]) for _ in range(4)]
-    assert [[slow.rank for slow in each] for each in found] == [[], [], [1], []]
-    assert "waits for data 30 % of the time, the median rank 2 %" in found[2][0].why
+    assert [[*each] for each in found] == [[], [], [1], []]
+    assert "waits for data 30 % of the time, the median rank 2 %" in found[2][1]
 
 
 def test_one_rank_has_nobody_to_be_slower_than() -> None:
@@ -107,7 +107,7 @@ def test_on_a_cpu_energy_is_not_measured(run: tuple[Path, str]) -> None:
     shown = python("-m", "harness", "show", folder)
     assert "energy" in shown.stdout
     assert "not measured" in shown.stdout
-    assert math.isnan(Energy(torch.device("cpu")).used_j())
+    assert math.isnan(Nvml(torch.device("cpu")).used_j())
 
 
 def test_of_a_single_rank_there_is_a_median_and_no_slowest(finished_run: Path) -> None:
@@ -148,31 +148,56 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeGpu]:
     return put
 
 
-def test_joules_are_counted_from_mark_to_mark(
-    plant: Callable[..., FakeGpu], gpu: torch.device
+@pytest.mark.parametrize("shared", [False, True])
+def test_joules_are_counted_from_call_to_call_and_of_no_shared_gpu(
+    plant: Callable[..., FakeGpu], gpu: torch.device, shared: bool
 ) -> None:
+    """Each of the ranks on a shared GPU would count all of it."""
     fake = plant()
-    used = Energy(gpu)
-    used.mark()
-    fake["TotalEnergyConsumption"] += 2_500_000
-    assert used.used_j() == 2500
-    fake["TotalEnergyConsumption"] += 1000
-    used.mark()
-    fake["TotalEnergyConsumption"] += 500
-    assert used.used_j() == 0.5
+    used_j = energy_counter(World(0, 0, 1, 1, gpu, shares_gpu=shared))
+    assert math.isnan(used_j()), "nothing to count from"
+    for joules in (2500, 0, 0.5):
+        fake["TotalEnergyConsumption"] += 1000 * joules
+        used = used_j()
+        assert math.isnan(used) if shared else used == joules
     del fake["TotalEnergyConsumption"]
-    assert math.isnan(used.used_j())
+    assert math.isnan(used_j())
+
+
+def test_energy_of_a_run_is_that_of_its_rows(tmp_path: Path) -> None:
+    """The rows that a resumed run discards do not count, nor do periods that were not measured."""
+
+    def train(images: int, per_joule: float | None) -> Row:
+        shares = dict.fromkeys(
+            ("loss", "train_top1_pct", "lr", "step_ms_p50", "data_wait_pct"), 0.0
+        )
+        return Row(kind="train", attempt=1, epoch=1, step=1, images_seen=images, train_s=1,
+                   wall_s=1, images_per_second=1, images_per_joule=per_joule, **shares)  # fmt: skip
+
+    path = tmp_path / "rows.jsonl"
+    rows = Recorder(path, total_steps=9)
+    rows.write(train(100, None), left_s=None)
+    assert rows.energy_j() is None
+    rows.write(train(300, 0.5), left_s=None)
+    keep_bytes = rows.bytes
+    rows.write(train(900, 0.5), left_s=None)
+    assert rows.energy_j() == 400 + 1200
+    resumed = Recorder(path, total_steps=9, keep_bytes=keep_bytes)
+    resumed.write(train(500, 0.25), left_s=None)
+    assert resumed.energy_j() == 400 + 800
 
 
 def test_a_gpu_without_a_counter_or_a_name_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, plant: Callable[..., FakeGpu], gpu: torch.device
 ) -> None:
     plant("TotalEnergyConsumption")
-    assert Nvml(gpu).energy_j() is None
+    without = Nvml(gpu)
     plant()
-    assert Nvml(gpu).energy_j() == 7000
     monkeypatch.setattr(gpus, "gpu_uuid", lambda device: "GPU-of-another-job")
-    assert Nvml(gpu).energy_j() is Nvml(gpu).slowed() is None
+    other = Nvml(gpu)
+    used_j = [one.used_j() for one in (without, other) for _ in range(2)]
+    assert all(map(math.isnan, used_j))
+    assert other.slowed() is None
     assert Nvml(gpu).description() == []
 
 
@@ -240,13 +265,13 @@ def test_whose_clocks_were_held_down() -> None:
 @pytest.mark.gpu
 def test_a_real_gpu_uses_energy_and_says_who_it_is() -> None:
     device = torch.device("cuda")
-    used = Energy(device)
-    used.mark()
+    used_j = Nvml(device).used_j
+    used_j()
     a = torch.ones(4096, 4096, device=device)
     for _ in range(200):
         a = a @ a
     torch.cuda.synchronize()
-    assert used.used_j() > 0
+    assert used_j() > 0
     assert "GPU-" in who(device)
     assert Nvml(device).slowed() is not None
     assert (Nvml(device).memory_used_gib() or 0) > 0

@@ -15,6 +15,7 @@ from harness import config as cfg
 from harness.data.sets import Images, open_sets
 from harness.distributed import World, from_environment, process_group
 from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system.signals import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
@@ -61,7 +62,7 @@ def fresh(resolved: Resolved, classes: int = 4) -> Training:
 
 def control() -> StepControl:
     """Votes, but nobody asks for anything."""
-    return StepControl(Vote(timeout_s=60), Signals(), None, lambda: False)
+    return StepControl(Vote(timeout_s=60), Signals(), Watchdog(), lambda: False)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from harness.bench.ladder.summary import AllRanksTurn, Ladder, half_width_pct, s
 from harness.bench.loop import TIMEOUT_S, opened, world_of_bench
 from harness.distributed import World
 from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system.console import duration, out
 from harness.system.process import process_age_s
 from harness.system.signals import Signals
@@ -57,7 +58,7 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | No
     with opened(config, world) as run:
         vote = Vote(TIMEOUT_S)
         try:
-            control = StepControl(vote, Signals(), None, lambda: False)
+            control = StepControl(vote, Signals(), Watchdog(), lambda: False)
             net = setup.network(run.resolved, run.train_set.classes)
             t = set_up(run.resolved, net, Clock(world.device), control)
             timed, missing = rungs.rungs(t, run.train_set)

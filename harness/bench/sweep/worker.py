@@ -21,6 +21,7 @@ from harness.bench.sweep.wire import Gone, Wire
 from harness.config import load
 from harness.errors import HarnessError
 from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system.signals import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
@@ -60,7 +61,7 @@ def serve(words: list[str], token: str, wire: Wire) -> None:
     began = time.perf_counter()
     with opened(config, world) as run:
         vote = Vote(TIMEOUT_S)
-        control = StepControl(vote, Signals(), None, lambda: False)
+        control = StepControl(vote, Signals(), Watchdog(), lambda: False)
         net = setup.network(run.resolved, run.train_set.classes)
         t = set_up(run.resolved, net, Clock(world.device), control)
         rung = training_rung(t, run.train_set)
