@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -35,6 +35,13 @@ def sgd(
         for parameter in everything:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd}
+"""The optimizers that `optim.name` names: (parameters, section `optim`, fused=) -> optimizer.
+
+All state that a first step reads is there from the start, so that ranks can receive rank 0's.
+"""
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

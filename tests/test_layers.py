@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from harness.data.dataset import open_folder
+from harness.data.sets import demo
+
 ROWS = [
-    {"errors"},
+    {"errors", "zoo"},
     {"config", "system"},
     {"distributed", "optim", "schedule"},
     {"data", "models"},
@@ -24,9 +27,12 @@ ROWS = [
     {"bench"},
     {"commands", "launch"},
 ]
-"""From bottom to top; a file may import what lies in lower rows, and its own folder."""
+"""From bottom to top; a file may import what lies in lower rows, and its own folder.
 
-MOST_MODULES, MOST_LINES = 73, 10_240
+The table of networks, models/zoo.py, lies at the bottom: the config takes its names from it.
+"""
+
+MOST_MODULES, MOST_LINES = 65, 9_560
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
@@ -43,7 +49,7 @@ ONLY_IN = {
 """Large packages with a life of their own, and the only places that know them."""
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
-LONG = {"harness/config/sections.py": 530}
+LONG = {"harness/config/sections.py": 420}
 """Long and plain: the declarations of all settings, the table of all fields of a result."""
 
 SOURCES = sorted(
@@ -93,8 +99,9 @@ def own_modules(source: str) -> Iterator[str]:
 
 
 def folder_of(module: str) -> str:
-    top = module.split(".")[0]
-    return "commands" if top == "__main__" else top
+    if module in ("__main__", "models.zoo"):
+        return {"__main__": "commands", "models.zoo": "zoo"}[module]
+    return module.split(".")[0]
 
 
 def row(module: str) -> int:
@@ -118,6 +125,8 @@ def test_no_imports_go_in_circles() -> None:
 
 
 def test_a_training_loads_no_more_than_its_budget(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        open_folder(demo(split))  # else it would be drawn, and its index built
     script = (
         "import atexit, runpy, sys; own = lambda: [m.__file__ for n, m in sys.modules.items() "
         "if n.split('.')[0] in ('harness', 'launch') and getattr(m, '__file__', None)]; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from harness import config as cfg
 from harness import models
 from harness.models.summary import DECAY, decay_group
-from harness.optim import sgd
+from harness.optim import OPTIMIZERS, sgd
 from harness.schedule import learning_rate, peak_lr, warmup_start_lr
 
 STEPS = 5004  # of an epoch of ImageNet at batch 256
@@ -76,6 +77,10 @@ def test_cosine(epoch: float, share: float) -> None:
 def test_constant_stays() -> None:
     config = cfg.Config(schedule=cfg.Schedule(decay="constant"))
     assert {lr_at(epoch, config) for epoch in range(90)} == {0.1}
+
+
+def test_every_optimizer_that_the_config_names_can_be_built() -> None:
+    assert set(OPTIMIZERS) == set(get_args(cfg.Optim.model_fields["name"].annotation))
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

@@ -16,7 +16,7 @@ import torch
 from harness.bench.loaders import LOADERS, OURS, Load, law_of, training_samples
 from harness.bench.turns import Timed, interleave, report
 from harness.data.dataset import Dataset, open_folder
-from harness.data.image_folder import TreeFiles
+from harness.data.files import TreeFiles
 from harness.errors import BadInput
 from harness.system import pagecache
 from harness.system.console import out
@@ -75,7 +75,7 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool) -> fl
 def python_ms(dataset: Dataset, load: Load) -> float:
     """Return the median of Python's time per batch: order, reading, inputs of the graph."""
     from harness.data.dali import inputs
-    from harness.data.read_ahead import read_ahead
+    from harness.data.files import read_ahead
 
     steps = law_of(load).steps
     read = dataset.reader(load.read, soon=bool(load.read_ahead_batches))

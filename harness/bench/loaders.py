@@ -21,9 +21,7 @@ from torchvision.transforms import v2
 
 from harness.data import augment
 from harness.data.dataset import Dataset, Read, allow_open_files, open_folder
-from harness.data.image_folder import TreeFiles
-from harness.data.index import Bytes
-from harness.data.shards import ShardFiles
+from harness.data.files import Bytes, ShardFiles, TreeFiles
 from harness.data.stream import Samples, Stream
 from harness.data.torch_loader import TorchBatches
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from harness.distributed import World
 
 State = dict[str, Any]
 
@@ -53,7 +56,7 @@ def capture(
     scaler: torch.amp.GradScaler,
     staging: Staging | None = None,
 ) -> State:
-    """Return a copy of the weights, BN's running statistics, momentum and the loss scale.
+    """Return a copy of the weights, BN's running statistics, optimizer state and loss scale.
 
     It holds no state of the loader, as the stream is a pure function of the step, and no random
     state, as random numbers are derived from (seed, step, rank). BN's running statistics are this
@@ -67,11 +70,36 @@ def capture(
     }
 
 
-def restore(state: State, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load captured weights, statistics and momentum in place.
+def restore(
+    state: State | None, net: nn.Module, optimizer: torch.optim.Optimizer, world: World
+) -> None:
+    """Load what rank 0 has captured or read into weights, statistics and optimizer of every rank.
 
-    The optimizer keeps its own settings, such as fused: only rank 0 reads a checkpoint.
+    A collective: only rank 0 reads the file, so that all get the same bits and other nodes need not
+    see the folder. The optimizer keeps its own settings, such as fused; of its state every tensor
+    and number is restored, whether the optimizer has it from the start or from its first step on.
+
+    Args:
+        state: what `capture` gave; None on the other ranks.
     """
-    net.load_state_dict(state["model"])
-    own = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({**state["optimizer"], "param_groups": own})
+    if state is not None:
+        net.load_state_dict(state["model"])
+    received = world.from_main(tree_map(_outline, state["optimizer"]["state"]) if state else None)
+    values = state["optimizer"]["state"] if state else tree_map(_blank, received)
+    own = optimizer.state_dict()
+    optimizer.load_state_dict({**own, "state": values})
+    restored = tree_leaves(optimizer.state_dict()["state"])
+    tensors = [x for x in restored if isinstance(x, torch.Tensor) and x.ndim]
+    world.broadcast_([*net.state_dict().values(), *tensors])
+
+
+def _outline(value: Any) -> Any:
+    """Return a tensor without its data; a number, or a tensor of one, as it is, on the host."""
+    if isinstance(value, torch.Tensor):
+        return value.to("meta") if value.ndim else value.cpu()
+    return value
+
+
+def _blank(value: Any) -> Any:
+    meta = isinstance(value, torch.Tensor) and value.is_meta
+    return torch.empty_like(value, device="cpu") if meta else value

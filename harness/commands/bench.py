@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from typer import Argument, Context, Option
 
@@ -86,10 +86,11 @@ def checkpoint(
 def _work(
     model: str, image_px: int, batch: int, steps: int, turns: int, threads: int, *, eager: bool
 ) -> Work:
-    from harness.config import ModelName, load
+    from harness.config import load
+    from harness.models.zoo import MODELS
 
-    if model not in (known := get_args(ModelName)):
-        raise BadInput(f"--model: no model {model!r}{load.nearest(model, [*known])}")
+    if model not in MODELS:
+        raise BadInput(f"--model: no model {model!r}{load.nearest(model, [*MODELS])}")
     from harness.bench.loop import Work
 
     return Work(model, image_px, batch, steps, turns, compiled=not eager, threads=threads)

@@ -72,7 +72,7 @@ def get(
         help="the set's .tar.gz, if already downloaded"),
 ) -> None:  # fmt: skip
     """Download a public set as PNG files."""
-    from harness.data.prepare import cifar
+    from harness.data.prepare.sources import cifar
 
     cifar.get(name, folder, archive)
     config = {"cifar10": "he2015/cifar10_resnet20", "cifar100": "huang2017/cifar_densenet_40_12"}
@@ -103,8 +103,8 @@ def pack(
     workers: int = Option(0, min=0, help="threads (0: cores); the shards do not depend on it"),
 ) -> None:  # fmt: skip
     """Pack images into tar shards."""
-    from harness.data import manifest
     from harness.data.dataset import open_folder
+    from harness.data.files import PACK_NAME
     from harness.data.prepare import pack
     from harness.data.prepare.encode import Encoding
 
@@ -133,7 +133,7 @@ def pack(
         total = sum(shard.bytes for shard in packed.shards.values())
         out.print(
             f"{folder}: {packed.images:,} images of {len(dataset.classes):,} classes in "
-            f"{len(packed.shards):,} shards, {total / 1e9:,.2f} GB; {manifest.NAME} lists them"
+            f"{len(packed.shards):,} shards, {total / 1e9:,.2f} GB; {PACK_NAME} lists them"
         )
         flags.append(f"--data.{part.split or 'train'} {folder}")
     out.print(f"train on them: torchrun launch/train.py CONFIG.yaml {' '.join(flags)}")
@@ -141,8 +141,8 @@ def pack(
 
 def _index_in_place(root: Path) -> None:
     from harness.data.dataset import open_folder
-    from harness.data.prepare.sources.trees import split_folders
-    from harness.data.shards import shard_paths
+    from harness.data.files import shard_paths
+    from harness.data.prepare.sources.folders import split_folders
 
     folders = [root]
     if root.is_dir() and not shard_paths(root):

@@ -77,14 +77,14 @@ def show(
 
 
 def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> None:
-    from harness.config import CIFAR_MODELS
-    from harness.models.summary import print_model
+    from harness.models.summary import named, print_model
+    from harness.models.zoo import MODELS
 
     if len(names) != 1:
         raise BadInput("show model: name one network, such as resnet50")
-    cifar = names[0] in CIFAR_MODELS
-    px, classes = px or (32 if cifar else 224), classes or (10 if cifar else 1000)
-    print_model(names[0], px, classes, layers, out)
+    model = named(names[0])
+    network = MODELS[model.name]
+    print_model(model, px or network.image_px, classes or network.classes, layers, out)
 
 
 def _show_references(names: list[str], model: str | None, metric: str | None) -> None:

@@ -15,13 +15,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
-from harness.config.names import (
-    BOTTLENECK_MODELS,
-    CIFAR_MODELS,
-    DENSE_MODELS,
-    RESIDUAL_MODELS,
-    ModelName,
-)
 from harness.config.sections import (
     Changes,
     Checkpoint,
@@ -30,6 +23,7 @@ from harness.config.sections import (
     Eval,
     Log,
     Model,
+    ModelName,
     Optim,
     Profile,
     Run,
@@ -39,10 +33,6 @@ from harness.config.sections import (
 )
 
 __all__ = [
-    "BOTTLENECK_MODELS",
-    "CIFAR_MODELS",
-    "DENSE_MODELS",
-    "RESIDUAL_MODELS",
     "Changes",
     "Checkpoint",
     "Config",

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from harness.config import (
-    BOTTLENECK_MODELS,
-    CIFAR_MODELS,
-    DENSE_MODELS,
-    RESIDUAL_MODELS,
-    Config,
-    Engine,
-    Model,
-)
+from harness.config import Config, Engine, Model
 from harness.errors import BadInput
+from harness.models import zoo
 
 
 def check(config: Config) -> None:
@@ -165,36 +158,19 @@ def _around(batch: int, divisor: int) -> str:
 
 def network_rules(model: Model) -> Rules:
     """Which settings fit which network."""
-    name, dense = model.name, model.name in DENSE_MODELS
-    residual = name in RESIDUAL_MODELS
+    name, network = model.name, zoo.MODELS[model.name]
+    defaults = {key: Model.model_fields[key].default for key in zoo.SETTINGS}
     return [
-        (
-            dense and model.stem != "auto",
-            f"model.stem: {name} has its own; leave it at auto",
+        *(
+            (
+                key not in network.settings and getattr(model, key) != defaults[key],
+                f"model.{key}: {name} {why}; leave it at {str(defaults[key]).lower()}",
+            )
+            for key, why in zoo.SETTINGS.items()
         ),
         (
-            name in CIFAR_MODELS and model.stem == "imagenet",
+            network.cifar and model.stem == "imagenet",
             f"model.stem: {name} is a CIFAR network and has no imagenet stem",
-        ),
-        (
-            not residual and model.shortcut != "auto",
-            f"model.shortcut: {name} has no shortcuts; leave it at auto",
-        ),
-        (
-            not residual and model.zero_gamma,
-            f"model.zero_gamma: {name} has no residual blocks; leave it at false",
-        ),
-        (
-            name not in BOTTLENECK_MODELS and model.stride_in == "1x1",
-            f"model.stride_in: {name} has no 1x1 convolution that could stride; leave it at 3x3",
-        ),
-        (
-            not dense and model.dropout > 0,
-            f"model.dropout: only DenseNets have dropout, {name} does not; leave it at 0",
-        ),
-        (
-            not dense and model.memory_saving,
-            f"model.memory_saving: only DenseNets have it, {name} does not; leave it at false",
         ),
     ]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from harness.config.names import ModelName
+from harness.models import zoo
 
 Changes = Literal["result", "speed", "result and speed", "nothing"]
 """What another value of a setting may change: this decides which fingerprints hold it."""
@@ -32,6 +33,11 @@ def _as_list(value: Any) -> Any:
     return [part.strip() for part in inner.split(",")] if inner.strip() else []
 
 
+result = partial(setting, changes="result")
+speed = partial(setting, changes="speed")
+both = partial(setting, changes="result and speed")
+neither = partial(setting, changes="nothing")
+
 Floats = Annotated[tuple[float, ...], BeforeValidator(_as_list)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_as_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_as_list)]
@@ -39,6 +45,10 @@ Lengths = Annotated[tuple[int, int], BeforeValidator(_as_list)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_list)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Auto = Literal["auto"]
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[tuple(zoo.MODELS)]
 
 
 class Section(BaseModel):
@@ -52,94 +62,69 @@ class Section(BaseModel):
 class Run(Section):
     """The run and its folder."""
 
-    name: str | None = setting(
+    name: str | None = neither(
         None,
         "Name of the run and of its folder; by default CONFIG-sSEED, with the job id under Slurm.",
-        changes="nothing",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )
-    root: str = setting(
-        "runs", "Folder that holds the run folders.", changes="nothing", min_length=1
+    root: str = neither("runs", "Folder that holds the run folders.", min_length=1)
+    mode: Literal["train", "eval"] = result(
+        "train", "train, or eval: only score model.weights on data.val."
     )
-    mode: Literal["train", "eval"] = setting(
-        "train", "train, or eval: only score model.weights on data.val.", changes="result"
+    seed: int = result(0, "Seed of weights, data order and crops.", ge=0, lt=2**63)
+    dry_run: bool = neither(False, "Print what would be run, then stop.")
+    references: Words = neither(
+        (), "Published rows that the result is held against; see harness show references."
     )
-    seed: int = setting(
-        0, "Seed of weights, data order and crops.", changes="result", ge=0, lt=2**63
-    )
-    dry_run: bool = setting(False, "Print what would be run, then stop.", changes="nothing")
-    references: Words = setting(
-        (), "Published rows that the result is held against; see harness show references.",
-        changes="nothing"
-    )  # fmt: skip
-    restart: bool = setting(
-        False, "Start over: move an old run folder of this name aside.", changes="nothing"
-    )
+    restart: bool = neither(False, "Start over: move an old run folder of this name aside.")
 
 
 class Model(Section):
     """The network (He et al. 2015; Huang et al. 2017)."""
 
-    name: ModelName = setting(
-        "resnet50",
-        "resnet18 to 152, plain18 and 34 (no shortcuts), densenet121 to 264: the ImageNet "
-        "networks; resnet20 to 1202, plain20 to 56: 6n+2 layers for CIFAR; densenet_40_12: for "
-        "CIFAR, 40 layers, growth rate 12; bc: with bottlenecks and compression.",
-        changes="result and speed",
-    )
-    stem: Literal["auto", "imagenet", "cifar"] = setting(
+    name: ModelName = both("resnet50", zoo.MEANING)
+    stem: Literal["auto", "imagenet", "cifar"] = both(
         "auto",
         "imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool; auto: by the network.",
-        changes="result and speed",
     )
-    shortcut: Literal["auto", "A", "B", "C"] = setting(
+    shortcut: Literal["auto", "A", "B", "C"] = both(
         "auto",
         "Where the shape changes: A pads with zeros, B projects; C projects in every block. "
         "auto: B, and A for the 6n+2 networks.",
-        changes="result and speed",
     )
-    stride_in: Literal["3x3", "1x1"] = setting(
-        "3x3",
-        "Which convolution of a bottleneck strides: 3x3 (v1.5) or 1x1 (the paper's).",
-        changes="result and speed",
+    stride_in: Literal["3x3", "1x1"] = both(
+        "3x3", "Which convolution of a bottleneck strides: 3x3 (v1.5) or 1x1 (the paper's)."
     )
-    zero_gamma: bool = setting(
-        False,
-        "Start the last BN of each block at gamma 0 (Goyal et al. 2017, 5.1).",
-        changes="result",
+    zero_gamma: bool = result(
+        False, "Start the last BN of each block at gamma 0 (Goyal et al. 2017, 5.1)."
     )
-    fc_init_std: float | None = setting(
+    fc_init_std: float | None = result(
         None,
         "Standard deviation of the classifier's normal initialization (Goyal et al.: 0.01); "
         "by default torch's uniform one.",
-        changes="result",
         gt=0,
     )
-    bn_images: int | None = setting(
+    bn_images: int | None = both(
         None,
         "Images over which BN takes its statistics (Goyal et al.: 32), of which the local batch "
         "must be a multiple; by default the local batch.",
-        changes="result and speed",
         ge=1,
     )
-    dropout: float = setting(
+    dropout: float = both(
         0.0,
         "DenseNet: share of values dropped after each convolution but the first (Huang et al. "
         "2017: 0.2 on CIFAR without augmentation).",
-        changes="result and speed",
         ge=0,
         lt=1,
     )
-    memory_saving: bool = setting(
+    memory_saving: bool = speed(
         False,
         "DenseNet: compute concatenations and their BN again in the backward pass, which saves "
         "most of the memory (Pleiss et al. 2017).",
-        changes="speed",
     )
-    weights: str | None = setting(
+    weights: str | None = result(
         None,
         "Weights to start from or to score: torchvision:IMAGENET1K_V1, or a file.",
-        changes="result",
         min_length=1,
     )
 
@@ -147,215 +132,165 @@ class Model(Section):
 class Data(Section):
     """The images and how they are read, decoded and augmented."""
 
-    train: str | None = setting(
+    train: str | None = neither(
         None,
         "Training images: a folder with one folder per class, or of tar shards; `demo` draws a "
         "small set by itself.",
-        changes="nothing",
         min_length=1,  # an unset shell variable must not mean the current folder
     )
-    val: str | None = setting(
-        None, "Validation images: likewise; or `demo`.", changes="nothing", min_length=1
-    )
-    source: Literal["dali", "torchvision", "synthetic"] = setting(
+    val: str | None = neither(None, "Validation images: likewise; or `demo`.", min_length=1)
+    source: Literal["dali", "torchvision", "synthetic"] = both(
         "dali",
         "dali; torchvision: Pillow in DataLoader workers (the baseline); synthetic: no reading.",
-        changes="result and speed",
     )
-    decode: Literal["auto", "cpu", "split", "gpu"] = setting(
+    decode: Literal["auto", "cpu", "split", "gpu"] = both(
         "auto",
         "Where DALI decodes, resizes and flips; split: decodes on the CPU, resizes and flips on "
         "the GPU; auto: the CPU if it is fast enough for the training, else what is fastest.",
-        changes="result and speed",
     )
-    read: Literal["mmap", "pread"] = setting(
-        "mmap", "Map files, or read them into memory (network file systems).", changes="speed"
+    read: Literal["mmap", "pread"] = speed(
+        "mmap", "Map files, or read them into memory (network file systems)."
     )
-    read_ahead_batches: int = setting(
-        4,
-        "Batches whose bytes are read ahead of those that DALI decodes; 0: none.",
-        changes="speed", ge=0, le=64
-    )  # fmt: skip
-    hw_decoder_load: float = setting(
+    read_ahead_batches: int = speed(
+        4, "Batches whose bytes are read ahead of those that DALI decodes; 0: none.", ge=0, le=64
+    )
+    hw_decoder_load: float = speed(
         0.65,
         "decode gpu: share of the images for the hardware JPEG decoder, where the GPU has one; "
         "CUDA decodes the others.",
-        changes="speed", ge=0, le=1
-    )  # fmt: skip
-    largest_px: Lengths = setting(
+        ge=0,
+        le=1,
+    )
+    largest_px: Lengths = speed(
         (5980, 6430),
         "decode gpu: width and height of the largest image to set memory aside for, so that it "
         "does not grow during a run (ImageNet's); 0 0: none.",
-        changes="speed"
-    )  # fmt: skip
-    image_px: int = setting(
-        224, "Side of the square images given to the network, px.", changes="result and speed", ge=8
     )
-    augment: Literal["resized_crop", "scale_jitter", "pad_crop", "none"] = setting(
+    image_px: int = both(224, "Side of the square images given to the network, px.", ge=8)
+    augment: Literal["resized_crop", "scale_jitter", "pad_crop", "none"] = both(
         "resized_crop",
         "resized_crop: random area and ratio (ImageNet); scale_jitter: shorter side to a random "
         "length, random crop (He et al. 2015); pad_crop: zero pad, random crop (CIFAR).",
-        changes="result and speed",
     )
-    crop_area: Pair = setting(
-        (0.08, 1.0), "resized_crop: least and most share of the image's area.", changes="result"
+    crop_area: Pair = result((0.08, 1.0), "resized_crop: least and most share of the image's area.")
+    crop_ratio: Pair = result((3 / 4, 4 / 3), "resized_crop: least and most width / height.")
+    jitter_px: Lengths = both(
+        (256, 480), "scale_jitter: least and most length of the shorter side, px."
     )
-    crop_ratio: Pair = setting(
-        (3 / 4, 4 / 3), "resized_crop: least and most width / height.", changes="result"
-    )
-    jitter_px: Lengths = setting(
-        (256, 480), "scale_jitter: least and most length of the shorter side, px.",
-        changes="result and speed"
-    )  # fmt: skip
-    pad_px: int = setting(
-        4, "pad_crop: zeros around the image, px.", changes="result", ge=0, le=256
-    )
-    flip: bool = setting(True, "Mirror half of the training images.", changes="result")
-    colour_std: float = setting(
+    pad_px: int = result(4, "pad_crop: zeros around the image, px.", ge=0, le=256)
+    flip: bool = result(True, "Mirror half of the training images.")
+    colour_std: float = both(
         0.0,
         "PCA color augmentation of ImageNet's colors (Krizhevsky et al. 2012: 0.1); 0: none.",
-        changes="result and speed",
         ge=0,
     )
-    holdout_images: int = setting(
+    holdout_images: int = result(
         0,
         "Validate on so many images held out of data.train, the same in every run, in place of "
         "data.val; 0: none.",
-        changes="result",
         ge=0,
     )
-    eval_resize_px: int = setting(
+    eval_resize_px: int = both(
         256,
         "Validation: shorter side before the center crop, px; 0 leaves the image as it is.",
-        changes="result and speed",
         ge=0,
     )
-    mean: Triple = setting(
-        (0.485, 0.456, 0.406), "Mean of R, G, B, for pixels in [0, 1].", changes="result"
-    )
-    std: Triple = setting(
-        (0.229, 0.224, 0.225), "Standard deviation of R, G, B in [0, 1].", changes="result"
-    )
-    mean_image: bool = setting(
+    mean: Triple = result((0.485, 0.456, 0.406), "Mean of R, G, B, for pixels in [0, 1].")
+    std: Triple = result((0.229, 0.224, 0.225), "Standard deviation of R, G, B in [0, 1].")
+    mean_image: bool = both(
         False,
         "Subtract the mean training image, pixel by pixel, before the crop, in place of data.mean "
         "(He et al. 2015, 4.2: CIFAR); needs images of one size, data.image_px.",
-        changes="result and speed",
     )
-    threads: int = setting(
-        0, "Loader threads (DALI) or workers (torchvision) per rank; 0: the rank's cores.",
-        changes="speed", ge=0
-    )  # fmt: skip
-    prefetch_batches: int = setting(
-        2, "Batches made ahead, per rank.", changes="speed", ge=1, le=64
+    threads: int = speed(
+        0, "Loader threads (DALI) or workers (torchvision) per rank; 0: the rank's cores.", ge=0
     )
-    synthetic_images: int = setting(
-        1_281_167, "synthetic: images per epoch.", changes="result", ge=1
-    )
-    synthetic_val_images: int = setting(
-        1000, "synthetic: validation images.", changes="result", ge=1
-    )
-    synthetic_classes: int = setting(1000, "synthetic: classes.", changes="result", ge=2)
+    prefetch_batches: int = speed(2, "Batches made ahead, per rank.", ge=1, le=64)
+    synthetic_images: int = result(1_281_167, "synthetic: images per epoch.", ge=1)
+    synthetic_val_images: int = result(1000, "synthetic: validation images.", ge=1)
+    synthetic_classes: int = result(1000, "synthetic: classes.", ge=2)
 
 
 class Train(Section):
     """Batches and loss."""
 
-    global_batch: int = setting(
-        256,
-        "Images per optimizer step, over all ranks and accumulation.",
-        changes="result and speed",
-        ge=1,
+    global_batch: int = both(
+        256, "Images per optimizer step, over all ranks and accumulation.", ge=1
     )
-    max_local_batch: int | None = setting(
+    max_local_batch: int | None = both(
         None,
         "Most images per rank in one forward; gradients accumulate to reach the global batch.",
-        changes="result and speed",
         ge=1,
     )
-    label_smoothing: float = setting(
-        0.0, "Share of the target spread over all classes.", changes="result", ge=0, lt=1
-    )
+    label_smoothing: float = result(0.0, "Share of the target spread over all classes.", ge=0, lt=1)
 
 
 class Optim(Section):
-    """SGD."""
+    """The optimizer."""
 
-    lr_per_256: float = setting(
+    name: Literal["sgd"] = both("sgd", "Which optimizer (optim.py).", added=True)
+    lr_per_256: float = result(
         0.1,
         "Learning rate per 256 images of global batch; the peak is this x global_batch / 256 "
         "(Goyal et al. 2017, 2.1).",
-        changes="result",
         gt=0,
     )
-    momentum: float = setting(0.9, "Momentum.", changes="result", ge=0, lt=1)
-    nesterov: bool = setting(False, "Nesterov's momentum.", changes="result")
-    weight_decay: float = setting(1e-4, "Weight decay (L2).", changes="result", ge=0)
-    decay_norm_and_bias: bool = setting(
-        True, "Decay parameters of one dimension too (BN, biases).", changes="result"
-    )
+    momentum: float = result(0.9, "Momentum.", ge=0, lt=1)
+    nesterov: bool = result(False, "Nesterov's momentum.")
+    weight_decay: float = result(1e-4, "Weight decay (L2).", ge=0)
+    decay_norm_and_bias: bool = result(True, "Decay parameters of one dimension too (BN, biases).")
 
 
 class Schedule(Section):
     """The learning rate over the steps, and the end."""
 
-    epochs: int = setting(90, "Length, epochs.", changes="result", ge=1)
-    decay: Literal["step", "cosine", "constant", "plateau"] = setting(
+    epochs: int = result(90, "Length, epochs.", ge=1)
+    decay: Literal["step", "cosine", "constant", "plateau"] = result(
         "step",
         "How the learning rate falls after the warm-up; plateau: when validation stops improving.",
-        changes="result",
     )
-    drop_epochs: Floats = setting(
-        (30.0, 60.0, 80.0), "step: epochs at which the rate drops.", changes="result"
+    drop_epochs: Floats = result((30.0, 60.0, 80.0), "step: epochs at which the rate drops.")
+    drop_steps: Integers = result(
+        (), "step: optimizer steps at which it drops, in place of drop_epochs."
     )
-    drop_steps: Integers = setting(
-        (), "step: optimizer steps at which it drops, in place of drop_epochs.", changes="result"
+    drop_factor: float = result(
+        0.1, "step, plateau: what a drop multiplies the rate with.", gt=0, le=1
     )
-    drop_factor: float = setting(
-        0.1, "step, plateau: what a drop multiplies the rate with.", changes="result", gt=0, le=1
-    )
-    plateau_epochs: int = setting(
+    plateau_epochs: int = result(
         5,
         "plateau: drop after this many epochs without a better top-1; then the count restarts.",
-        changes="result",
         ge=1,
     )
-    plateau_gain_pct: float = setting(
+    plateau_gain_pct: float = result(
         0.1,
         "plateau: how much higher than the best so far a top-1 must be to count as better, points.",
-        changes="result",
         ge=0,
     )
-    warmup_epochs: float = setting(0.0, "Length of the warm-up, epochs.", changes="result", ge=0)
-    warmup: Literal["gradual", "constant"] = setting(
+    warmup_epochs: float = result(0.0, "Length of the warm-up, epochs.", ge=0)
+    warmup: Literal["gradual", "constant"] = result(
         "gradual",
         "gradual: one increment per step up to the peak; constant: warmup_start_lr throughout "
         "(Goyal et al. 2017, 2.2).",
-        changes="result",
     )
-    warmup_start_lr: float | None = setting(
-        None, "Rate at step 0 of the warm-up; by default lr_per_256, at most the peak.",
-        changes="result", ge=0
-    )  # fmt: skip
-    warmup_until_top1_pct: float | None = setting(
+    warmup_start_lr: float | None = result(
+        None, "Rate at step 0 of the warm-up; by default lr_per_256, at most the peak.", ge=0
+    )
+    warmup_until_top1_pct: float | None = result(
         None,
         "Keep warmup_start_lr until the training top-1 over a log period is higher (He et al. "
         "2015, 4.2, ResNet-110: 20).",
-        changes="result",
         gt=0,
         lt=100,
     )
-    max_steps: int | None = setting(
-        None, "Stop after this many optimizer steps.", changes="result", ge=1
+    max_steps: int | None = result(None, "Stop after this many optimizer steps.", ge=1)
+    max_minutes: float | None = result(
+        None,
+        "Stop when training has taken so many minutes, validation and start-up left out.",
+        gt=0,
     )
-    max_minutes: float | None = setting(
-        None, "Stop when training has taken so many minutes, validation and start-up left out.",
-        changes="result", gt=0
-    )  # fmt: skip
-    stop_at_top1_pct: float | None = setting(
+    stop_at_top1_pct: float | None = result(
         None,
         "Stop after the first validation with at least this top-1 (MLPerf: 75.9).",
-        changes="result",
         gt=0,
         le=100,
     )
@@ -364,138 +299,96 @@ class Schedule(Section):
 class Eval(Section):
     """Validation: every image counts exactly once, at any world size."""
 
-    every_epochs: int = setting(
-        1, "Validate after every so many epochs, and after the last.", changes="nothing", ge=1
-    )
-    local_batch: int = setting(
-        256, "Images per rank in one forward.", changes="result and speed", ge=1
-    )
-    views: Literal["centre", "ten_crop"] = setting(
+    every_epochs: int = neither(1, "Validate after every so many epochs, and after the last.", ge=1)
+    local_batch: int = both(256, "Images per rank in one forward.", ge=1)
+    views: Literal["centre", "ten_crop"] = both(
         "centre",
         "centre: one crop; ten_crop: corners and center, mirrored too, mean of the probabilities.",
-        changes="result and speed",
     )
 
 
 class Engine(Section):
     """How the computing is done."""
 
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "auto: the GPU if there is one.", changes="result and speed"
-    )
-    backend: Literal["auto", "nccl", "gloo"] = setting(
+    device: Literal["auto", "cpu", "cuda"] = both("auto", "auto: the GPU if there is one.")
+    backend: Literal["auto", "nccl", "gloo"] = both(
         "auto",
         "What joins the ranks; auto: nccl on GPUs, gloo on CPUs; gloo also lets several ranks "
         "share a GPU, through host memory: to try things out, not for speed.",
-        changes="result and speed",
         added=True,
     )
-    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = setting(
-        "auto",
-        "auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",
-        changes="result and speed",
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = both(
+        "auto", "auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."
     )
-    channels_last: bool = setting(True, "Keep tensors in NHWC order.", changes="result and speed")
-    compile: bool | Auto = setting(
-        "auto", "torch.compile the network; auto: on a GPU.", changes="result and speed"
-    )
+    channels_last: bool = both(True, "Keep tensors in NHWC order.")
+    compile: bool | Auto = both("auto", "torch.compile the network; auto: on a GPU.")
     compile_mode: Literal[
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
-    ] = setting(
+    ] = both(
         "default",
         "torch.compile's mode; reduce-overhead: with CUDA graphs; max-autotune: also with kernels "
         "chosen by trying them, which takes long.",
-        changes="result and speed",
     )
-    compile_ddp: bool = setting(
+    compile_ddp: bool = both(
         False,
         "Compile DDP's own code around the network too, in which torch breaks the graph (not "
         "counted as graph breaks); the network's graph is cut at bucket borders either way.",
-        changes="result and speed",
     )
-    coordinate_descent: bool = setting(
+    coordinate_descent: bool = both(
         False,
         "torch.compile: tune the kernels that it writes for a GPU by trying, step by step; both "
         "max-autotune modes do so by themselves.",
-        changes="result and speed",
         added=True,
     )
-    cudnn_benchmark_limit: int = setting(
+    cudnn_benchmark_limit: int = both(
         10,
         "cuDNN: so many algorithms are tried for each convolution on a GPU; 0: all.",
-        changes="result and speed",
         added=True,
         ge=0,
     )
-    pad_stem: bool = setting(
+    pad_stem: bool = both(
         False,
         "Give the first convolution a fourth channel of zeros, in its images and weights: the "
         "same result by other kernels; checkpoints keep three.",
-        changes="result and speed",
         added=True,
     )
-    bucket_mb: float = setting(
-        25.0, "DDP: size of a gradient bucket, MiB.", changes="result and speed", gt=0
+    bucket_mb: float = both(25.0, "DDP: size of a gradient bucket, MiB.", gt=0)
+    static_graph: bool = both(False, "DDP: promise that the graph never changes.")
+    bucket_view: bool = speed(
+        True, "DDP: gradients lie in the buckets; false: they are copied in and out."
     )
-    static_graph: bool = setting(
-        False, "DDP: promise that the graph never changes.", changes="result and speed"
+    send_gradients: Literal["fp32", "bf16"] = both(
+        "fp32", "DDP: bf16 rounds gradients and sums them in bf16: half the bytes."
     )
-    bucket_view: bool = setting(
-        True,
-        "DDP: gradients lie in the buckets; false: they are copied in and out.",
-        changes="speed",
+    fused_optimizer: bool | Auto = both(
+        "auto", "SGD in one kernel; auto: true; false: with fp16, the host then waits in each step."
     )
-    send_gradients: Literal["fp32", "bf16"] = setting(
-        "fp32",
-        "DDP: bf16 rounds gradients and sums them in bf16: half the bytes.",
-        changes="result and speed",
+    threads: int = both(0, "CPU threads for computing, per rank; 0: the rank's cores.", ge=0)
+    deterministic: bool = both(False, "Only deterministic kernels: slower, equal bits on a GPU.")
+    timeout_s: float = neither(
+        300.0, "A rank that is waited for longer ends the run, with a stack of each rank, s.", gt=0
     )
-    fused_optimizer: bool | Auto = setting(
-        "auto",
-        "SGD in one kernel; auto: true; false: with fp16, the host then waits in each step.",
-        changes="result and speed",
-    )
-    threads: int = setting(
-        0, "CPU threads for computing, per rank; 0: the rank's cores.",
-        changes="result and speed", ge=0
-    )  # fmt: skip
-    deterministic: bool = setting(
-        False, "Only deterministic kernels: slower, equal bits on a GPU.",
-        changes="result and speed"
-    )  # fmt: skip
-    timeout_s: float = setting(
-        300.0,
-        "A rank that is waited for longer ends the run, with a stack of each rank, s.",
-        changes="nothing", gt=0
-    )  # fmt: skip
-    warm_up_timeout_s: float = setting(
-        3600.0, "The same while starting and compiling, s.", changes="nothing", gt=0
-    )
+    warm_up_timeout_s: float = neither(3600.0, "The same while starting and compiling, s.", gt=0)
 
 
 class Checkpoint(Section):
     """When the run is saved, besides at the end of each epoch, and what is kept."""
 
-    every_steps: int = setting(
-        0, "Save every so many steps; 0: not by steps.", changes="nothing", ge=0
+    every_steps: int = neither(0, "Save every so many steps; 0: not by steps.", ge=0)
+    every_minutes: float = neither(
+        5.0, "Save when so much time has passed, minutes; 0: not by time.", ge=0
     )
-    every_minutes: float = setting(
-        5.0, "Save when so much time has passed, minutes; 0: not by time.", changes="nothing", ge=0
-    )
-    keep: int = setting(2, "How many of the newest to keep.", changes="nothing", ge=1)
-    keep_every_epochs: int = setting(
-        0, "Keep also one of every so many epochs; 0: none.", changes="nothing", ge=0
-    )
+    keep: int = neither(2, "How many of the newest to keep.", ge=1)
+    keep_every_epochs: int = neither(0, "Keep also one of every so many epochs; 0: none.", ge=0)
 
 
 class Profile(Section):
     """Some steps under torch's profiler."""
 
-    steps: str | None = setting(
+    steps: str | None = speed(
         None,
         "Profile rank 0 from step FIRST up to LAST, as 20:30, counted from 0: a trace and the "
         "costliest kernels of each phase, in the run folder; by default none.",
-        changes="speed",
         pattern=r"^\d+:\d+$",
     )
 
@@ -511,12 +404,10 @@ class Profile(Section):
 class Log(Section):
     """What is written while training, and where it is mirrored."""
 
-    every_steps: int = setting(50, "Steps per row.", changes="nothing", ge=1)
-    wandb: Literal["auto", "online", "offline", "off"] = setting(
-        "auto",
-        "Mirror to Weights & Biases; auto: online if a key is configured, else offline.",
-        changes="nothing",
+    every_steps: int = neither(50, "Steps per row.", ge=1)
+    wandb: Literal["auto", "online", "offline", "off"] = neither(
+        "auto", "Mirror to Weights & Biases; auto: online if a key is configured, else offline."
     )
-    project: str = setting("imagenet-harness", "W&B project.", changes="nothing", min_length=1)
-    entity: str | None = setting(None, "W&B entity (user or team).", changes="nothing")
-    tags: Words = setting((), "W&B tags, besides the automatic ones.", changes="nothing")
+    project: str = neither("imagenet-harness", "W&B project.", min_length=1)
+    entity: str | None = neither(None, "W&B entity (user or team).")
+    tags: Words = neither((), "W&B tags, besides the automatic ones.")

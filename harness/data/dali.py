@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,13 @@ from nvidia.dali import backend, fn, pipeline_def, types
 from harness.data import dali_info
 from harness.data.augment import Steps
 from harness.data.batch import Batch, as_nchw
-from harness.data.buffers_in_use import BuffersInUse
 from harness.data.dataset import Dataset, Read, undecodable
-from harness.data.index import Bytes
-from harness.data.read_ahead import read_ahead
+from harness.data.files import Bytes, read_ahead
 from harness.data.stream import Samples
 from harness.errors import RunFailed
 
-
-@dataclass(frozen=True)
-class GpuDecoder:
-    """Settings of nvJPEG, by DALI's names.
-
-    Attributes:
-        hw_decoder_load: share of the images for the hardware decoder, on GPUs that have one.
-        preallocate_width_hint, preallocate_height_hint: px of the largest image to preallocate
-            memory for. With 0 the memory grows until the largest image has been decoded.
-    """
-
-    hw_decoder_load: float = 0.65
-    preallocate_width_hint: int = 0
-    preallocate_height_hint: int = 0
+MOST_IN_USE = 8
+"""Batches that the host may run ahead of the GPU; their memory cannot be reused meanwhile."""
 
 
 class DaliBatches:
@@ -49,6 +35,7 @@ class DaliBatches:
         samples: the micro-batches, each of `local_batch` images.
         decode: `cpu`; `gpu` (nvJPEG; resize and flip on the GPU too); or `split` (decoded on the
             CPU, resized and flipped on the GPU).
+        nvjpeg: options of DALI's decoder with `gpu`.
         decode_only: build a pipeline that only decodes, for `decode()`.
 
     Raises (from next):
@@ -72,7 +59,7 @@ class DaliBatches:
         read_ahead_batches: int,
         threads: int,
         prefetch: int,
-        gpu_decoder: GpuDecoder = GpuDecoder(),
+        nvjpeg: Mapping[str, Any] = MappingProxyType({}),
         decode_only: bool = False,
     ) -> None:
         self._dataset = dataset
@@ -80,7 +67,7 @@ class DaliBatches:
         self._read_ahead = read_ahead_batches
         self._samples, self._steps = samples, steps
         self._out_px, self._device, self._decode = out_px, device, decode
-        self._gpu_decoder, self._decode_only = gpu_decoder, decode_only
+        self._nvjpeg, self._decode_only = nvjpeg, decode_only
         # All batches that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
         self._in_use = BuffersInUse()
@@ -155,7 +142,7 @@ class DaliBatches:
             steps=self._steps,
             out_px=self._out_px,
             decode=self._decode if on_gpu else "cpu",
-            gpu_decoder=self._gpu_decoder,
+            nvjpeg=self._nvjpeg,
             to_gpu=on_gpu,
             decode_only=self._decode_only,
         )
@@ -195,6 +182,31 @@ class DaliBatches:
         )
 
 
+class BuffersInUse:
+    """DALI's outputs that copies on torch's stream may still read.
+
+    DALI does not know that stream and reuses the memory once no reference is held, so references
+    are held until the copies have run.
+    """
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
+
+    def add(self, outputs: Any, stream: torch.cuda.Stream) -> None:
+        """Hold these outputs until all work now in the stream is done."""
+        event = torch.cuda.Event()
+        event.record(stream)
+        self._held.append((event, outputs))
+        while self._held[0][0].query() and len(self._held) > 1:
+            self._held.popleft()
+        self.wait(leave=MOST_IN_USE)
+
+    def wait(self, *, leave: int) -> None:
+        """Wait for the oldest outputs until at most `leave` are held."""
+        while len(self._held) > leave:
+            self._held.popleft()[0].synchronize()
+
+
 def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, ...]:
     """Return the graph's inputs: new arrays or views of files, since DALI keeps them uncopied."""
     window = samples.window.astype(np.int32)
@@ -219,7 +231,7 @@ def _graph(
     steps: Steps,
     out_px: int,
     decode: str,
-    gpu_decoder: GpuDecoder,
+    nvjpeg: Mapping[str, Any],
     to_gpu: bool,
     decode_only: bool,
 ) -> tuple[Any, Any, Any]:
@@ -237,7 +249,7 @@ def _graph(
     inputs = iter(rest)  # in the order in which `inputs` lists them
     # torchvision, and so all published accuracies, ignore EXIF rotation.
     options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
-    options |= {"device": "mixed", **vars(gpu_decoder)} if decode == "gpu" else {"device": "cpu"}
+    options |= {"device": "mixed", **nvjpeg} if decode == "gpu" else {"device": "cpu"}
     if steps.window:
         images = fn.decoders.image_slice(
             encoded, next(inputs), next(inputs), axis_names="WH", **options

@@ -12,10 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import image_folder, manifest, shards
-from harness.data.image_folder import TreeFiles
-from harness.data.index import Bytes, is_current, load_or_build
-from harness.data.shards import ShardFiles
+from harness.data.files import (
+    PACK_NAME,
+    Bytes,
+    ShardFiles,
+    TreeFiles,
+    class_folders,
+    shard_paths,
+)
+from harness.data.index import Arrays, is_current, key_of, load_or_build
 from harness.errors import BadInput
 from harness.system import pagecache
 
@@ -114,64 +119,79 @@ def open_folder(root: Path) -> Dataset:
         BadInput: a missing, empty or flat folder, an empty class, a header that does not parse, or
             a shard that is missing, truncated or not completely packed.
     """
-    manifest.check_whole(root)
-    paths = shards.shard_paths(root)
+    if (root / PACK_NAME).exists():
+        from harness.data import manifest
+
+        manifest.check_whole(root)
+    paths = shard_paths(root)
     return _open_shards(root, paths) if paths else _open_tree(root)
 
 
 def current_index(root: Path) -> bool:
     """Return whether a folder of shards has an up-to-date index."""
-    return is_current(root, shards.state_of(shards.shard_paths(root)))
+    return is_current(root, _key_of_shards(shard_paths(root)))
+
+
+def _key_of_shards(paths: list[Path]) -> str:
+    """Return a hash that changes when a shard is added, removed or written."""
+    return key_of([(path.name, (s := path.stat()).st_size, s.st_mtime_ns) for path in paths])
 
 
 def _open_tree(root: Path) -> Dataset:
-    folders = image_folder.class_folders(root)
-    index, arrays = load_or_build(
-        root,
-        image_folder.state_of(folders),
-        lambda: image_folder.build(root, folders),
-        lambda old: "older than the images",
-    )
+    folders = class_folders(root)
+
+    def build() -> Arrays:
+        from harness.data.indexing import build_tree
+
+        return build_tree(root, folders)
+
+    # The key changes when a file is added, removed or renamed.
+    key = key_of([(folder.name, folder.stat().st_mtime_ns) for folder in folders])
+    index, arrays = load_or_build(root, key, build, lambda old: "older than the images")
     classes, labels = [folder.name for folder in folders], arrays["labels"]
-    return Dataset(
-        root=root,
-        classes=classes,
-        named=True,
-        labels=labels,
-        width=arrays["width"],
-        height=arrays["height"],
-        digest=str(arrays["digest"]),
-        index=index,
-        files=TreeFiles(root, classes, labels, arrays["names"], arrays["size_bytes"], index),
-    )
+    files = TreeFiles(root, classes, labels, arrays["names"], arrays["size_bytes"], index)
+    return _dataset(root, classes, True, arrays, index, files)
 
 
 def _open_shards(root: Path, paths: list[Path]) -> Dataset:
-    index, arrays = load_or_build(
-        root,
-        shards.state_of(paths),
-        lambda: shards.build(root, paths),
-        lambda old: shards.stale(root, paths, old),
-    )
-    files = ShardFiles(
-        paths=paths,
-        shard_bytes=arrays["shard_bytes"],
-        shard=arrays["shard"],
-        offset=arrays["offset"],
-        size_bytes=arrays["size_bytes"],
-        index=index,
-    )
+    def build() -> Arrays:
+        from harness.data.indexing import build_shards
+
+        return build_shards(root, paths)
+
+    key = _key_of_shards(paths)
+    index, arrays = load_or_build(root, key, build, lambda old: _stale(root, paths, old))
+    columns = {name: arrays[name] for name in ("shard_bytes", "shard", "offset", "size_bytes")}
+    files = ShardFiles(paths=paths, index=index, **columns)
+    classes = [str(name) for name in arrays["classes"]]
+    return _dataset(root, classes, bool(arrays["named"]), arrays, index, files)
+
+
+def _dataset(
+    root: Path, classes: list[str], named: bool, arrays: Arrays, index: Path,
+    files: TreeFiles | ShardFiles,
+) -> Dataset:  # fmt: skip
+    columns = {name: arrays[name] for name in ("labels", "width", "height")}
+    digest = str(arrays["digest"])
     return Dataset(
-        root=root,
-        classes=[str(name) for name in arrays["classes"]],
-        named=bool(arrays["named"]),
-        labels=arrays["labels"],
-        width=arrays["width"],
-        height=arrays["height"],
-        digest=str(arrays["digest"]),
-        index=index,
-        files=files,
+        root=root, classes=classes, named=named, digest=digest, index=index, files=files, **columns
     )
+
+
+def _stale(root: Path, paths: list[Path], old: Arrays) -> str:
+    """Return why an index does not fit these shards, for a message.
+
+    Raises:
+        BadInput: a shard that the index lists is missing.
+    """
+    present = {path.name for path in paths}
+    for name in old.get("shards", ()):
+        if str(name) not in present:
+            raise BadInput(
+                f"{root / str(name)}: is missing, the index of {root} lists it; copy it again, or "
+                "remove the index to do without it"
+            )
+    return "older than the shards"
 
 
 def undecodable(dataset: Dataset, sample: int, reason: object) -> str:

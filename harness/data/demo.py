@@ -6,14 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image, ImageDraw
 
-from harness.data.index import cache_folder
 from harness.system.console import track
 from harness.system.files import new_folder
 
-DEMO_VERSION = 1
 TRAIN_IMAGES, VAL_IMAGES = 4000, 1000
 _SEED = 20151210  # the day on which He et al. appeared
 
@@ -82,24 +79,6 @@ CLASSES: dict[str, Painter] = {
     "square": _polygon((0, 0), (1, 0), (1, 1), (0, 1)),
     "triangle": _polygon((0.5, 0), (1, 1), (0, 1)),
 }  # fmt: skip
-
-
-def ensure(split: str) -> Path:
-    """Return the folder of the demo set's `train` or `val`; it is drawn on first use."""
-    root = _folder()
-    with FileLock(root.with_suffix(".lock")):
-        if not root.is_dir():
-            draw(root)
-    return root / split
-
-
-def drawn(split: str) -> Path | None:
-    """Return the same folder if it has been drawn already, else None."""
-    return _folder() / split if _folder().is_dir() else None
-
-
-def _folder() -> Path:
-    return cache_folder() / f"demo-v{DEMO_VERSION}"
 
 
 def draw(root: Path) -> None:

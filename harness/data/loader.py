@@ -173,7 +173,7 @@ class Loader:
         decode_only: bool = False,
     ) -> DaliBatches:  # fmt: skip
         # Imported here: it takes a second, and some systems have no wheel of DALI.
-        from harness.data.dali import DaliBatches, GpuDecoder
+        from harness.data.dali import DaliBatches
 
         data = self.data
         width_px, height_px = data.largest_px
@@ -182,7 +182,8 @@ class Loader:
             out_px=data.image_px, device=self.world.device, decode=self.decode, read=data.read,
             read_ahead_batches=data.read_ahead_batches, threads=self.threads,
             prefetch=data.prefetch_batches, decode_only=decode_only,
-            gpu_decoder=GpuDecoder(data.hw_decoder_load, width_px, height_px),
+            nvjpeg={"hw_decoder_load": data.hw_decoder_load, "preallocate_width_hint": width_px,
+                    "preallocate_height_hint": height_px},
         )  # fmt: skip
 
 

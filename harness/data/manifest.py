@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.data.files import PACK_NAME
 from harness.errors import BadInput
 from harness.system.files import write_atomic
 
-NAME = "pack.json"
 _ESCAPED = {".": "%2E", "%": "%25"}
 
 
@@ -44,23 +44,23 @@ def read(root: Path) -> Manifest | None:
         BadInput: it cannot be read.
     """
     try:
-        return Manifest.model_validate_json((root / NAME).read_bytes())
+        return Manifest.model_validate_json((root / PACK_NAME).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise BadInput(f"{root / NAME}: {error.strerror}") from None
+        raise BadInput(f"{root / PACK_NAME}: {error.strerror}") from None
     except ValidationError as error:
         what = error.errors()[0]
         raise BadInput(
-            f"{root / NAME}: {'.'.join(map(str, what['loc']))} {what['msg']}; pack again into a "
-            "new folder"
+            f"{root / PACK_NAME}: {'.'.join(map(str, what['loc']))} {what['msg']}; pack again "
+            "into a new folder"
         ) from None
 
 
 def write(root: Path, manifest: Manifest) -> None:
     """Replace the manifest of a folder."""
     text = manifest.model_dump_json(indent=1)
-    write_atomic(root / NAME, lambda part: part.write_text(text))
+    write_atomic(root / PACK_NAME, lambda part: part.write_text(text))
 
 
 def check_whole(root: Path) -> None:
@@ -81,7 +81,7 @@ def check_whole(root: Path) -> None:
         try:
             size = (root / name).stat().st_size
         except OSError as error:
-            raise BadInput(f"{root / name}: {error.strerror}, {NAME} lists it; copy it again"
+            raise BadInput(f"{root / name}: {error.strerror}, {PACK_NAME} lists it; copy it again"
                            ) from None  # fmt: skip
         if size != shard.bytes:
             raise BadInput(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,8 +13,8 @@ from PIL import Image
 from harness.data.dataset import Dataset, undecodable
 from harness.data.index import beside, locked, writable_index
 from harness.errors import BadInput, RunFailed
-from harness.system.console import track
 from harness.system.files import write_atomic
+from harness.system.parallel import in_parallel
 
 MeanImage = NDArray[np.float64]
 """[px, px, 3], R, G, B of 0 to 255."""
@@ -84,10 +83,8 @@ def _compute(dataset: Dataset, px: int) -> MeanImage:
     samples = range(len(dataset))
     chunks = [samples[first : first + _CHUNK] for first in samples[::_CHUNK]]
     total = np.zeros((px, px, 3), dtype=np.int64)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(sum_of, chunks)
-        for part in track(sums, total=len(chunks), what="mean image"):
-            total += part
+    for part in in_parallel(sum_of, chunks, threads=_THREADS, what="mean image"):
+        total += part
     return total / len(dataset)
 
 

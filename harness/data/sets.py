@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
 from harness import config as cfg
 from harness.data import augment, stream
 from harness.data.augment import Augmentation
 from harness.data.dataset import Dataset, open_folder, same_classes
+from harness.data.index import cache_folder
 from harness.data.stream import Stream
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
     from harness.data.mean import MeanImage
+
+DEMO_VERSION = 1
+"""Increased when the demo set is drawn differently."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +147,23 @@ def protocol(config: cfg.Config) -> str:
 
 
 def _open(folder: str, split: str) -> Dataset:
-    if folder == "demo":
-        from harness.data import demo
+    return open_folder(demo(split) if folder == "demo" else Path(folder))
 
-        return open_folder(demo.ensure(split))
-    return open_folder(Path(folder))
+
+def demo_folder() -> Path:
+    """Return the folder of the demo set, which may not have been drawn yet."""
+    return cache_folder() / f"demo-v{DEMO_VERSION}"
+
+
+def demo(split: str) -> Path:
+    """Return the folder of the demo set's `train` or `val`; it is drawn on first use."""
+    root = demo_folder()
+    with FileLock(root.with_suffix(".lock")):
+        if not root.is_dir():
+            from harness.data.demo import draw
+
+            draw(root)
+    return root / split
 
 
 def _stream(dataset: Dataset, law: Augmentation, seed: int) -> Stream:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
+
+from PIL import Image
 
 from harness.data import manifest
-from harness.data.headers import size_px
 from harness.errors import BadInput
 
 BLOCK = tarfile.BLOCKSIZE
@@ -122,3 +123,17 @@ def _sample(
         raise BadInput(f"{where}: {error}; harness data check lists all such") from None
     name = manifest.unescaped(key)
     return Member(name, label, width, height, image.size, image.offset_data)
+
+
+def size_px(image: Path | IO[bytes]) -> tuple[int, int]:
+    """Return width and height from the header, without EXIF rotation.
+
+    Raises:
+        ValueError: the file cannot be read, or has no header of a JPEG or PNG; the message says so.
+    """
+    try:
+        with Image.open(image, formats=("JPEG", "PNG")) as opened:
+            return opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "its header is not one of a JPEG or PNG"
+        raise ValueError(reason) from None

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.config import CIFAR_MODELS
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, green, span, yellow
 from harness.models import build
+from harness.models.zoo import MODELS
 from harness.monitor import probes
 from harness.monitor.peaks import training_bound
 from harness.system.cores import cpu_quota
@@ -50,7 +50,7 @@ def _compute(run: PlannedRun) -> Facts:
         for matmul_device in (devices if all_gpus else [device])
     ]
     with torch.device("meta"):
-        network = build(config.model, 10 if config.model.name in CIFAR_MODELS else 1000)
+        network = build(config.model, MODELS[config.model.name].classes)
     return {
         "matmul_tflops": [rate / 1e12 for rate in flops],
         "precision": precision,

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.data import demo
 from harness.data.dataset import reader_of
 from harness.data.index import cache_folder
 from harness.data.prepare.sample import some_files
+from harness.data.sets import demo_folder
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
 from harness.errors import HarnessError
@@ -119,8 +119,8 @@ def _data(run: PlannedRun) -> Facts:
         return {"skipped": reason}
 
     def measure() -> Facts:
-        root = demo.drawn("train") if name == "demo" else Path(name)
-        if root is None:
+        root = demo_folder() / "train" if name == "demo" else Path(name)
+        if name == "demo" and not root.is_dir():
             return {"skipped": "the demo set is drawn on first use"}
         files = some_files(root, limits.READ_FILES, seed=run.world.rank)
         if files is None:

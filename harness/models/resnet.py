@@ -164,10 +164,10 @@ def _initialize(network: nn.Module, zero_gamma: bool, fc_init_std: float | None)
 
 
 def resnet(
-    block: Block,
     blocks: Sequence[int],
     classes: int,
     *,
+    bottleneck: bool = False,
     width: int = 64,
     stem: Stem = "imagenet",
     shortcut: Shortcut = "B",
@@ -180,6 +180,7 @@ def resnet(
     Each stage after the first halves the image's side and doubles the width (ibid., 3.3 and 4.2).
     """
     layers = _stem(stem, width)
+    block: Block = Bottleneck if bottleneck else BasicBlock
     channels = width
     for stage, count in enumerate(blocks):
         stage_width, stride = width * 2**stage, 1 if stage == 0 else 2

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 import torch
 from rich.console import Console
@@ -15,8 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from harness import config
+from harness.config import load
 from harness.errors import BadInput
 from harness.models import build
+from harness.models.zoo import MODELS
 
 DECAY = "decay"
 NORM_AND_BIAS = "norm and bias"
@@ -173,20 +173,19 @@ def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def print_model(
-    model: config.Model | str, image_px: int, classes: int, each_layer: bool, console: Console
+    model: config.Model, image_px: int, classes: int, each_layer: bool, console: Console
 ) -> None:
     """Print a network as a table: a line per stage or per layer, the totals last.
 
     Raises:
-        BadInput: the model is unknown, or its settings do not fit.
+        BadInput: the model's settings do not fit.
     """
-    settings = _named(model) if isinstance(model, str) else model
     with torch.device("meta"):
-        network = build(settings, classes)
+        network = build(model, classes)
     rows = layers(network, image_px)
     sums = total(rows)
     table = Table(
-        title=f"{settings.name}: one image of {image_px} x {image_px} px, {classes} classes",
+        title=f"{model.name}: one image of {image_px} x {image_px} px, {classes} classes",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -211,16 +210,13 @@ def print_model(
     console.print(table)
 
 
-def _named(name: str) -> config.Model:
+def named(name: str) -> config.Model:
     """Return the default settings of the model with this name.
 
     Raises:
         BadInput: the model is unknown; the message suggests the nearest name.
     """
-    known: tuple[config.ModelName, ...] = get_args(config.ModelName)
-    for candidate in known:
-        if candidate == name:
-            return config.Model(name=candidate)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise BadInput(f"model.name: no model {name!r}; {hint}")
+    if name not in MODELS:
+        hint = load.nearest(name, list(MODELS), f"; known: {', '.join(MODELS)}")
+        raise BadInput(f"model.name: no model {name!r}{hint}")
+    return config.Model(name=name)

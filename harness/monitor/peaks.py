@@ -13,6 +13,7 @@ import yaml
 from harness import config as cfg
 from harness.models import build
 from harness.models.summary import layers, total
+from harness.models.zoo import MODELS
 from harness.monitor import probes
 
 TABLE = Path(__file__).with_name("peaks.yaml")
@@ -49,7 +50,7 @@ def training_bound(config: cfg.Config, device_type: str, flops_per_s: float) -> 
         flops_per_s: a matrix product's rate on all devices together.
     """
     with torch.device("meta"):
-        net = build(config.model, 10 if config.model.name in cfg.CIFAR_MODELS else 1000)
+        net = build(config.model, MODELS[config.model.name].classes)
     gmacs = total(layers(net, config.data.image_px)).gmacs
     # Forward once, backward twice; a multiply-add is two operations.
     return SHARE_OF_MATMUL[device_type] * flops_per_s / (6e9 * gmacs)

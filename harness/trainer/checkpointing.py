@@ -136,11 +136,7 @@ def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
     world, big = t.resolved.world, ("model", "optimizer")
     small = {key: value for key, value in (state or {}).items() if key not in big}
     small = world.from_main(small)
-    if state is not None:
-        restore(state, t.model.net, t.optimizer)
-    # Only rank 0 reads the file: all get the same bits, and other nodes need not see the folder.
-    momenta = [each["momentum_buffer"] for each in t.optimizer.state.values()]
-    world.broadcast_([*t.model.net.state_dict().values(), *momenta])
+    restore(state, t.model.net, t.optimizer, world)
     t.scaler.load_state_dict(small["scaler"])
     t.step = small["step"]
     t.events = [Event(*each) for each in small["events"]]

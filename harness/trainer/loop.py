@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from harness.data.batch import Batch
-from harness.data.digest import Digest, digest_of, hexadecimal
 from harness.data.sets import Images
-from harness.data.stream import order
+from harness.data.stream import Digest, digest_of, hexadecimal, order
 from harness.errors import RunFailed
 from harness.logging.schema import EpochDigest, Row
 from harness.models import criterion
 from harness.monitor.clock import Clock, PeriodTimes
 from harness.monitor.stragglers import StragglerDetector
-from harness.optim import set_lr, sgd
+from harness.optim import OPTIMIZERS, set_lr
 from harness.schedule import Event, History, decide, last_step
 from harness.trainer import setup
 from harness.trainer.control import StepControl
@@ -91,7 +90,8 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
     model = setup.place(net, resolved)
     ddp = setup.data_parallel(model, resolved)
     fused = resolved.config.engine.fused_optimizer is not False  # auto: true
-    optimizer = sgd(model.parameters(), resolved.config.optim, fused=fused)
+    optim = resolved.config.optim
+    optimizer = OPTIMIZERS[optim.name](model.parameters(), optim, fused=fused)
     with clock.account("compile"):
         setup.warm_up(ddp, optimizer, resolved)
     return Training(

@@ -9,13 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from ranks import FORKED
+from ranks import FORKED, in_ranks
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from trainings import here
 
 from harness import checkpoint
 from harness import config as cfg
-from harness.checkpoint import Saver, Staging, State, newest, publish, store
+from harness.checkpoint import Saver, Staging, State, capture, newest, publish, restore, store
+from harness.distributed import process_group
 
 
 def state_of(step: int, size: int = 1000) -> State:
@@ -141,6 +146,53 @@ def test_staging_copies_once_and_keeps_the_layout(device: torch.device) -> None:
     again = staging.copy(value)
     assert again["a"][0].data_ptr() == first["a"][0].data_ptr(), "the same memory"
     assert again["n"] == 7
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "momentum": lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+    "Adam": lambda net: torch.optim.AdamW(net.parameters(), lr=0.1, amsgrad=True),
+    "lazy": lambda net: torch.optim.SGD(net.parameters(), lr=0.1),
+}
+
+
+def small_net(seed: int, device: torch.device) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def resume_from_rank_0(kind: str) -> list[Any]:
+    """Weights and optimizer state of this rank, after rank 0 alone had taken two steps."""
+    world = here()
+    with process_group(world, 60):
+        state = None
+        if world.is_main:
+            net = small_net(0, world.device)
+            optimizer = OPTIMIZERS[kind](net)
+            for _ in range(2):
+                net(torch.randn(5, 3, 8, 8, device=world.device)).square().sum().backward()
+                optimizer.step()
+            for number, parameter in enumerate(net.parameters()):
+                optimizer.state[parameter]["trust"] = 0.5 + number  # as LARS may keep it
+            scaler = torch.amp.GradScaler(world.device.type, enabled=False)
+            state = capture(net, optimizer, scaler)
+        net = small_net(1 + world.rank, world.device)
+        optimizer = OPTIMIZERS[kind](net)
+        restore(state, net, optimizer, world)
+    taken = capture(net, optimizer, torch.amp.GradScaler(world.device.type, enabled=False))
+    values = [*taken["model"].values(), taken["optimizer"]["state"]]
+    return [x.numpy() if isinstance(x, torch.Tensor) else x for x in tree_leaves(values)]
+
+
+@pytest.mark.gpu_too
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_rank_gets_all_of_any_optimizers_state(kind: str) -> None:
+    """Tensors and numbers, also those that an optimizer only makes in its first step."""
+    first, *others = in_ranks(3, resume_from_rank_0, kind)
+    assert len(first) == 7 + 4 * {"momentum": 2, "Adam": 5, "lazy": 1}[kind]
+    assert {0.5, 1.5, 2.5, 3.5} <= {x for x in first if isinstance(x, float)}
+    for other in others:
+        np.testing.assert_equal(other, first)
 
 
 @pytest.fixture

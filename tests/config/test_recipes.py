@@ -13,9 +13,9 @@ from helpers import ROOT, draw_tree
 from trainings import alone
 
 from harness import config as cfg
-from harness.config import CIFAR_MODELS
 from harness.config import load as cli
 from harness.logging.schema import Row
+from harness.models.zoo import MODELS
 from harness.results.references import load_references
 from harness.schedule import Event, learning_rate, peak_lr, warmup_start_lr
 from harness.trainer.loop import evaluate, train_epoch
@@ -242,7 +242,7 @@ def without_numbers(path: Path) -> str:
 )
 def test_it_trains_two_steps_and_validates(path: Path, few: tuple[Path, Path]) -> None:
     config = load(path)
-    on_cifar = config.model.name in CIFAR_MODELS and config.data.image_px == 32
+    on_cifar = MODELS[config.model.name].cifar and config.data.image_px == 32
     images = str(few[on_cifar])
     data = {"train": images, "image_px": 32, "threads": 1, "decode": "cpu"}
     if not on_cifar:

@@ -14,7 +14,7 @@ from helpers import draw_tree
 from PIL import Image
 from pipelines import CENTRE, CPU, PADDED, PX, RESIZED, dali, in_pillow, pixels, samples_of
 
-from harness.data import augment, buffers_in_use
+from harness.data import augment
 from harness.data import dali as pipeline
 from harness.data.dali import DaliBatches
 from harness.data.dataset import Dataset, open_folder
@@ -171,7 +171,7 @@ def devices(decode: str, law: Augmentation, *, decode_only: bool = False) -> dic
     """Where each operator of the graph of a GPU runs; nothing is built, so no GPU is needed."""
     graph = pipeline._graph(
         batch_size=1, num_threads=1, device_id=0, exec_dynamic=True, feed=iter([]),
-        steps=law.steps, out_px=PX, decode=decode, gpu_decoder=pipeline.GpuDecoder(), to_gpu=True,
+        steps=law.steps, out_px=PX, decode=decode, nvjpeg={}, to_gpu=True,
         decode_only=decode_only,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -295,7 +295,7 @@ def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.Monk
 
     events: list[Event] = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    held = buffers_in_use.BuffersInUse()
+    held = pipeline.BuffersInUse()
     for n in range(4):
         held.add(n, "stream")  # type: ignore[arg-type]
     assert [n for _, n in held._held] == [0, 1, 2, 3]
@@ -305,8 +305,8 @@ def test_what_is_lent_is_held_until_the_gpu_has_come_by(monkeypatch: pytest.Monk
     assert Event.waited == 0, "the host waits for nothing"
     for n in range(5, 20):
         held.add(n, "stream")  # type: ignore[arg-type]
-    assert len(held._held) == buffers_in_use.MOST_IN_USE, "memory has a bound"
-    assert Event.waited == 18 - buffers_in_use.MOST_IN_USE
+    assert len(held._held) == pipeline.MOST_IN_USE, "memory has a bound"
+    assert Event.waited == 18 - pipeline.MOST_IN_USE
     held.wait(leave=0)
     assert not held._held
 

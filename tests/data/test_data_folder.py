@@ -15,8 +15,9 @@ from helpers import draw_tree
 from PIL import Image
 from rich.console import Console
 
-from harness.data import demo, image_folder, index
+from harness.data import demo, index, indexing, sets
 from harness.data.dataset import Dataset, Read, open_folder, same_classes
+from harness.data.files import TreeFiles
 from harness.data.index import cache_folder, writable_index
 from harness.errors import BadInput, RunFailed
 
@@ -39,7 +40,7 @@ def _console(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def path(data: Dataset, sample: int) -> Path:
     """File of a sample."""
-    assert isinstance(data.files, image_folder.TreeFiles)
+    assert isinstance(data.files, TreeFiles)
     return data.files.path(sample)
 
 
@@ -131,7 +132,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
 def test_it_is_built_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_folder(root)
     before = (root / INDEX).stat().st_mtime_ns
-    monkeypatch.setattr(image_folder, "build", None)
+    monkeypatch.setattr(indexing, "build_tree", None)
     again = open_folder(root)
     assert (root / INDEX).stat().st_mtime_ns == before
     assert again.digest == first.digest
@@ -284,7 +285,7 @@ def test_a_cache_that_cannot_be_made_is_named(
     with pytest.raises(BadInput, match=f"/file/cache: {hint}"):
         open_folder(read_only)
     with pytest.raises(BadInput, match=f"/file/cache: {hint}"):
-        demo.ensure("train")
+        sets.demo("train")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     with pytest.raises(BadInput, match="is not yours to write; set HARNESS_CACHE"):
@@ -441,8 +442,8 @@ def test_an_interrupted_draw_leaves_nothing(
 @pytest.mark.usefixtures("_small_demo")
 def test_it_is_drawn_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    train = demo.ensure("train")
+    train = sets.demo("train")
     monkeypatch.setattr(demo, "draw", None)
-    assert demo.ensure("train") == train
-    assert demo.ensure("val") == train.parent / "val"
+    assert sets.demo("train") == train
+    assert sets.demo("val") == train.parent / "val"
     assert len(open_folder(train)) == 200

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data import augment, image_folder, shards
+from harness.data import augment, indexing
 from harness.data.dataset import Dataset, open_folder
 from harness.data.stream import Split, Stream, order, train_samples
 
@@ -34,7 +34,7 @@ def made_tree(root: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -
     for label in range(CLASSES):
         (root / f"n{label:08d}").mkdir(parents=True)
     names = np.char.mod(b"n01440764_%05d.JPEG", np.arange(IMAGES) % 100_000)
-    monkeypatch.setattr(image_folder, "build", lambda *_: facts(labels) | {"names": names})
+    monkeypatch.setattr(indexing, "build_tree", lambda *_: facts(labels) | {"names": names})
     return open_folder(root)
 
 
@@ -51,7 +51,7 @@ def made_shards(root: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch)
         "classes": np.array([f"n{label:08d}" for label in range(CLASSES)]),
         "named": np.array(True),
     }
-    monkeypatch.setattr(shards, "build", lambda *_: facts(labels) | more)
+    monkeypatch.setattr(indexing, "build_shards", lambda *_: facts(labels) | more)
     return open_folder(root)
 
 

@@ -12,8 +12,7 @@ import pytest
 from pipelines import RESIZED, dali, pixels, samples_of
 
 from harness.data.dataset import Read, open_folder
-from harness.data.index import Bytes
-from harness.data.read_ahead import read_ahead
+from harness.data.files import Bytes, read_ahead
 from harness.data.stream import Samples
 from harness.errors import RunFailed
 

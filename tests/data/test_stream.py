@@ -14,8 +14,7 @@ from torchvision.transforms import v2
 
 from harness.config import STREAM_VERSION
 from harness.data import augment, stream
-from harness.data.digest import Digest, digest_of
-from harness.data.stream import PADDING, Samples, Split, Stream
+from harness.data.stream import PADDING, Digest, Samples, Split, Stream, digest_of
 
 IMAGENET = {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 

@@ -22,8 +22,7 @@ from ranks import in_ranks, python
 from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
-from harness.data.image_folder import TreeFiles
-from harness.data.index import Bytes
+from harness.data.files import Bytes, TreeFiles
 from harness.doctor import files, limits, machine, network, software
 from harness.doctor.arguments import read_config
 from harness.doctor.check import PlannedRun

@@ -23,7 +23,8 @@ from harness import config
 from harness.distributed import from_environment, process_group
 from harness.models import build
 from harness.models.densenet import DenseBlock, DenseLayer, densenet
-from harness.models.summary import layers, print_model, stages
+from harness.models.summary import layers, named, print_model, stages
+from harness.models.zoo import MODELS
 from harness.trainer.loop import train_step
 from harness.trainer.setup import seed_dropout
 
@@ -66,7 +67,7 @@ def assert_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_widths_and_sides_along_the_network(
     name: Any, widths: tuple[int, ...], sides_px: tuple[int, ...]
 ) -> None:
-    cifar = name in config.CIFAR_MODELS
+    cifar = MODELS[name].cifar
     with torch.device("meta"):
         model = build(config.Model(name=name), 10)
     outputs = {row.name: row.output for row in stages(model, layers(model, 32 if cifar else 224))}
@@ -307,7 +308,7 @@ def test_masks_follow_from_seed_step_and_rank(photos: Path) -> None:
 
 def test_show_model_has_a_line_per_block() -> None:
     console = Console(file=io.StringIO(), width=100)
-    print_model("densenet121", 224, 1000, each_layer=False, console=console)
+    print_model(named("densenet121"), 224, 1000, each_layer=False, console=console)
     assert isinstance(console.file, io.StringIO)
     rows = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "features.denseblock1 6 DenseLayer 256x56x56 335,040 both 1.0404" in rows

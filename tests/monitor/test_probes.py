@@ -16,7 +16,7 @@ from trainings import here
 
 from harness.config import Model
 from harness.data.dataset import open_folder
-from harness.data.image_folder import TreeFiles
+from harness.data.files import TreeFiles
 from harness.data.prepare.sample import some_files
 from harness.distributed import process_group
 from harness.errors import BadInput

@@ -12,8 +12,8 @@ import yaml
 from helpers import ROOT
 
 from harness.__main__ import main
-from harness.config import CIFAR_MODELS
 from harness.errors import BadInput
+from harness.models.zoo import MODELS
 from harness.results.references import REFERENCES, Reference, find, load_references, pick
 
 ROW: dict[str, Any] = {
@@ -46,7 +46,7 @@ def written(folder: Path, *rows: dict[str, Any], **shared: Any) -> Path:
 def test_the_shelf_holds_what_recipes_name(shelf: dict[str, Reference]) -> None:
     assert len(shelf) > 100
     for row in shelf.values():
-        assert (row.dataset == "imagenet") == (row.model not in CIFAR_MODELS), row.id
+        assert (row.dataset == "imagenet") == (not MODELS[row.model].cifar), row.id
         if row.metric in ("top1", "top5"):
             assert 50 < row.value < 97, row.id
     assert {row.model for row in shelf.values()} >= {

@@ -20,8 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from harness import distributed as worlds
 from harness.config import load
-from harness.data.digest import Digest
-from harness.data.stream import Ints, order
+from harness.data.stream import Digest, Ints, order
 from harness.distributed import World
 from harness.logging import rank_log
 from harness.logging.schema import Result, Row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from harness.data.sets import mean_of_training, open_sets
 from harness.data.stream import Samples
 from harness.distributed import from_environment
 from harness.errors import BadInput
-from harness.models import MODELS
+from harness.models.zoo import MODELS
 from harness.trainer import setup
 from harness.trainer.loop import evaluate, train_step
 from harness.trainer.normalize import Normalize
@@ -181,7 +180,8 @@ def test_what_is_shifted_image_by_image_is_compiled_once(
     icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With shortcuts and in this machine's own precision: the other compiled tests have neither.
-    monkeypatch.setitem(MODELS, "resnet20", replace(small_net.SMALL, shortcut="A"))
+    for size, value in small_net.SIZES.items():
+        monkeypatch.setitem(MODELS["resnet20"].sizes, size, value)
     data = {"augment": "pad_crop", "eval_resize_px": 0, "mean_image": True, "colour_std": 0.1}
     engine = {"compile": True, "bucket_mb": 25}
     config = make_config(icons, data=data, model={"name": "resnet20"}, engine=engine)

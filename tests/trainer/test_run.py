@@ -19,7 +19,7 @@ import torch
 from helpers import ROOT, TINY, TRAIN, children, launcher, on_gpu, train, wait_for_rows
 from wandb_standin import StandIn
 
-from harness.data.digest import digest_of, hexadecimal
+from harness.data.stream import digest_of, hexadecimal
 from harness.logging.schema import Result, Row
 
 pytest_plugins = ["wandb_fixtures"]

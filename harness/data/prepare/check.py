@@ -152,7 +152,7 @@ def _read_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Image]
 def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
     where = source.where(image)
     try:
-        content = source.whole(image) if decode else source.read(image, _HEAD_BYTES)
+        content = source.read(image) if decode else source.read(image, _HEAD_BYTES)
     except BadInput as error:
         return _Image(findings=(Finding("unreadable", where, str(error)),))
     if not content:
@@ -160,7 +160,7 @@ def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
     result = _opened(content, where, decode=decode)
     if result is None and not decode:
         # A long EXIF block or color profile may come before the size.
-        content = source.whole(image)
+        content = source.read(image)
         result = _opened(content, where, decode=False)
     if result is None:
         return _Image(findings=(Finding("unreadable", where),))
@@ -264,8 +264,8 @@ def _shared(sources: Sequence[Source], images_of: Sequence[Sequence[_Image]]) ->
     for number, image in enumerate(images_of[by_split["val"]]):
         # Both images are read in full only if their first bytes agree.
         candidates = by_head.get(image.head, []) if image.head else []
-        content = val.whole(number) if candidates else b""
-        twin = next((other for other in candidates if train.whole(other) == content), None)
+        content = val.read(number) if candidates else b""
+        twin = next((other for other in candidates if train.read(other) == content), None)
         if twin is not None:
             duplicates.append((val.where(number), f"is {train.where(twin)}"))
     kind = "leak" if 100 * len(duplicates) > LEAK_PCT * len(val) else "duplicate"

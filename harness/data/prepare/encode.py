@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from harness.data.headers import size_px
+from harness.data.webdataset import size_px
 from harness.errors import BadInput
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"

@@ -13,13 +13,11 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from itertools import repeat
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 from typing import IO, Any, cast
 
@@ -33,7 +31,6 @@ from harness.system.console import count, out, track
 from harness.system.files import write_atomic
 
 _LOCK = ".pack.lock"
-_TICK = 25  # images between two updates of the progress bar
 _FREE_BYTES = 64 * 2**20
 
 
@@ -180,70 +177,41 @@ def _check_room(source: Source, dest: Path, how: Packing, todo: dict[str, Sequen
 def _written(
     source: Source, dest: Path, how: Packing, todo: dict[str, Sequence[int]], workers: int
 ) -> Iterator[tuple[str, manifest.Shard]]:
-    """Write the shards in parallel, with a bar that counts images; yield each finished one."""
-    work = _Work(source, how.encoding)
-    finished: list[tuple[str, manifest.Shard]] = []
-    total = sum(map(len, todo.values()))
+    """Write the shards in parallel, with a bar; yield each finished one."""
+    stop = Event()
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        jobs = {pool.submit(work.write, ids, dest / name): name for name, ids in todo.items()}
-        for job in jobs:
-            job.add_done_callback(work.wake)
+        jobs = {
+            pool.submit(_write, source, ids, dest / name, how.encoding, stop): name
+            for name, ids in todo.items()
+        }
         try:
-            ticks = work.ticks(jobs, finished)
-            for _ in track(ticks, total=total, what=f"packing {dest}", unit="images"):
-                while finished:
-                    yield finished.pop(0)
-            yield from finished
+            finished = as_completed(jobs)
+            for job in track(finished, total=len(jobs), what=f"packing {dest}", unit="shards"):
+                yield jobs[job], job.result()
         finally:
-            work.stop.set()
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Work:
-    """The state shared by the threads that write shards."""
+def _write(
+    source: Source, ids: Sequence[int], path: Path, encoding: Encoding, stop: Event
+) -> manifest.Shard:
+    hashed = _Hashed()
 
-    def __init__(self, source: Source, encoding: Encoding) -> None:
-        self.stop = Event()
-        self._source, self._encoding = source, encoding
-        self._packed: SimpleQueue[int] = SimpleQueue()
-
-    def ticks(
-        self, jobs: dict[Future[manifest.Shard], str], finished: list[tuple[str, manifest.Shard]]
-    ) -> Iterator[None]:
-        """Yield once per packed image; append each completed shard to `finished`."""
-        left = dict(jobs)
-        while left or not self._packed.empty():
-            yield from repeat(None, self._packed.get())
-            for job in [job for job in left if job.done()]:
-                finished.append((left.pop(job), job.result()))
-
-    def wake(self, job: Future[manifest.Shard]) -> None:
-        """Let `ticks` check which shards are done."""
-        self._packed.put(0)
-
-    def write(self, ids: Sequence[int], path: Path) -> manifest.Shard:
-        """Write a shard."""
-        hashed = _Hashed()
-        write_atomic(path, lambda part: self._fill(part, ids, hashed))
-        return manifest.Shard(images=len(ids), bytes=hashed.bytes, sha256=hashed.sha256.hexdigest())
-
-    def _fill(self, part: Path, ids: Sequence[int], hashed: _Hashed) -> None:
-        source, since = self._source, 0
+    def fill(part: Path) -> None:
         # w|: written as a stream, without seeking.
         with part.open("wb") as hashed.file, tarfile.open(
             fileobj=cast(Any, hashed), mode="w|", format=tarfile.USTAR_FORMAT
         ) as tar:  # fmt: skip
             for image in ids:
-                if self.stop.is_set():
+                if stop.is_set():
                     raise RunFailed("stopped")
-                where = source.where(image)
-                suffix, content = encoded(source.whole(image), self._encoding, where)
+                suffix, content = encoded(source.read(image), encoding, source.where(image))
                 _add(tar, source, image, suffix, content)
                 _add(tar, source, image, "cls", b"%d" % source.labels[image])
-                if (since := since + 1) == _TICK:
-                    self._packed.put(since)
-                    since = 0
-        self._packed.put(since)
+
+    write_atomic(path, fill)
+    return manifest.Shard(images=len(ids), bytes=hashed.bytes, sha256=hashed.sha256.hexdigest())
 
 
 def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content: bytes) -> None:

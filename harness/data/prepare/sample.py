@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.dataset import current_index, open_folder
-from harness.data.headers import is_image
-from harness.data.image_folder import TreeFiles, class_folders
-from harness.data.shards import ShardFiles, shard_paths
+from harness.data.files import ShardFiles, TreeFiles, class_folders, is_image, shard_paths
 from harness.errors import BadInput
 
 _MOST_FOLDERS = 50  # listing a class of ImageNet takes a file server longer than reading an image

@@ -16,6 +16,7 @@ from harness.config.rules import compiles
 from harness.data.sets import open_sets
 from harness.distributed import from_environment
 from harness.errors import BadInput
+from harness.models.zoo import MODELS
 from harness.trainer import setup
 from harness.trainer.resolve import Resolved, resolve
 
@@ -120,7 +121,7 @@ def _flags(requested: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, st
     """Return the flags of the trial, used unless the command gives them."""
     batch = requested.train.global_batch
     # Small networks get small buckets: the order of sums over several buckets must survive.
-    cap = 0.05 if requested.model.name in cfg.CIFAR_MODELS else 2.0
+    cap = 0.05 if MODELS[requested.model.name].cifar else 2.0
     floor = 1.0 if compiled else 0.0
     bucket_mb = max(min(requested.engine.bucket_mb, cap), floor)
     return {

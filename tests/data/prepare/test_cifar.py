@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from harness.data.dataset import open_folder
-from harness.data.prepare import cifar
+from harness.data.prepare.sources import cifar
 from harness.errors import BadInput
 
 RNG = np.random.default_rng(7)
@@ -62,7 +62,7 @@ def tiny(
             "meta": kind.meta | {"md5": sums[kind.meta["filename"]]},
         },
     )  # fmt: skip
-    monkeypatch.setitem(cifar.SETS, request.param, own)
+    monkeypatch.setattr(f"torchvision.datasets.{request.param.upper()}", own)
     flat = pixels[: len(kind.train_list)].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return request.param, path, flat, [n for part in labels[: len(kind.train_list)] for n in part]
 

@@ -18,6 +18,7 @@ from harness.data.prepare import check
 from harness.data.prepare.encode import Encoding
 from harness.data.prepare.pack import Packing, pack
 from harness.data.prepare.sources import Source, open_sources
+from harness.data.prepare.sources.source import Place
 
 A, B = packs.WNIDS[:2]
 
@@ -144,11 +145,8 @@ def imagenet(root: Path, split: str, per_class: int) -> Source:
     """1000 classes by name, whose images are not looked at."""
     classes = [f"n{k:08d}" for k in range(1000)]
     labels = [k for k in range(1000) for _ in range(per_class)]
-    return Source(
-        root=root, kind="made", split=split, classes=classes,
-        names=[f"{classes[k]}/{n}" for n, k in enumerate(labels)], labels=labels, sizes=None,
-        read=lambda image, most: packs.jpeg(0, (9, 9)), where=str,
-    )  # fmt: skip
+    images = [Place(k, f"{classes[k]}/{n}", root, 0, 0) for n, k in enumerate(labels)]
+    return Source(root, "made", split, classes, images)
 
 
 def test_the_counts_of_imagenet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -24,9 +25,11 @@ from pipelines import RESIZED, dali
 
 from harness.data import manifest
 from harness.data.dataset import Dataset, open_folder
+from harness.data.files import PACK_NAME
 from harness.data.prepare.encode import Encoding, encoded
 from harness.data.prepare.pack import Packing, pack
 from harness.data.prepare.sources import Source, open_sources
+from harness.data.prepare.sources.source import Place
 from harness.errors import BadInput, RunFailed
 
 AS_IT_IS = Encoding()
@@ -183,11 +186,15 @@ def test_every_image_is_in_one_shard(
 ) -> None:
     content = {f"c/{n}": packs.jpeg(n, (9, 9)) for n in range(7)}
     names = list(content)
-    source = Source(
-        root=Path("x"), kind="made", split="", classes=["c"], names=names, labels=[0] * 7,
-        sizes=None, read=lambda image, most: content[names[image]], where=lambda image: "x",
-    )  # fmt: skip
-    dest = tmp_path_factory.mktemp("shards") / "new"
+    folder = tmp_path_factory.mktemp("shards")
+    file, dest = folder / "images", folder / "new"
+    file.write_bytes(b"".join(content.values()))
+    ends = itertools.accumulate(map(len, content.values()))
+    images = [
+        Place(0, name, file, end - len(content[name]), len(content[name]))
+        for name, end in zip(names, ends, strict=True)
+    ]
+    source = Source(folder, "made", "", ["c"], images)
     told = pack(source, dest, Packing(size, seed, AS_IT_IS), workers)
     assert [shard.images for shard in told.shards.values()][:-1] == [size] * (-(-7 // size) - 1)
     assert contents(open_folder(dest)) == [(0, content[name]) for name in sorted(names)]
@@ -233,7 +240,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
         assert shards(dest) == whole
         left = [path.name for path in dest.rglob("*") if path.name.endswith((".part", ".lock"))]
         assert left == []
-        here, there = (folder / "train" / manifest.NAME for folder in (dest, tmp_path / "whole"))
+        here, there = (folder / "train" / PACK_NAME for folder in (dest, tmp_path / "whole"))
         assert here.read_bytes() == there.read_bytes()
 
 

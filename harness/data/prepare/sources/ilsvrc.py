@@ -10,8 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
-from harness.data.headers import is_image
-from harness.data.prepare.sources.source import Source, pread
+from harness.data.files import is_image
+from harness.data.prepare.sources.source import Place, Source
 from harness.data.webdataset import check_end, opened
 from harness.errors import BadInput
 from harness.system.console import out, track
@@ -20,9 +20,6 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 
-_Place = tuple[int, str, int, int]
-"""Label, name, offset, size."""
-
 
 def find(root: Path) -> list[Source]:
     """The splits whose tars lie in a folder.
@@ -30,15 +27,15 @@ def find(root: Path) -> list[Source]:
     Raises:
         BadInput: a tar that is not ILSVRC's, or truncated; validation images without the devkit.
     """
-    found = []
+    sources = []
     if (root / TRAIN).exists():
-        found.append(_train(root / TRAIN))
+        sources.append(_train(root / TRAIN))
     if (root / VAL).exists():
-        found.append(_val(root))
+        sources.append(_val(root))
     for name in (TRAIN, VAL):
-        if found and not (root / name).exists():
+        if sources and not (root / name).exists():
             out.print(f"{root / name}: is not there, so the split is left out")
-    return found
+    return sources
 
 
 def _train(path: Path) -> Source:
@@ -46,7 +43,7 @@ def _train(path: Path) -> Source:
         members = list(_members(path, tar))
         classes = sorted(name.removesuffix(".tar") for name, _ in members)
         label_of = {name: label for label, name in enumerate(classes)}
-        places: list[_Place] = []
+        images: list[Place] = []
         for name, member in track(members, total=len(members), what=f"listing {path}"):
             wnid = name.removesuffix(".tar")
             if not name.endswith(".tar"):
@@ -56,9 +53,9 @@ def _train(path: Path) -> Source:
                 )
             inner = cast(IO[bytes], tar.extractfile(member))
             for image, offset, size in _class_images(path, name, inner):
-                where = (label_of[wnid], f"{wnid}/{image}", member.offset_data + offset, size)
-                places.append(where)
-    return _source(path, "train", classes, places)
+                start = member.offset_data + offset
+                images.append(Place(label_of[wnid], f"{wnid}/{image}", path, start, size))
+    return _source(path, "train", classes, images)
 
 
 def _class_images(path: Path, name: str, file: IO[bytes]) -> list[tuple[str, int, int]]:
@@ -66,7 +63,7 @@ def _class_images(path: Path, name: str, file: IO[bytes]) -> list[tuple[str, int
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             return [
-                (_stem(member.name), member.offset_data, member.size)
+                (Path(member.name).stem, member.offset_data, member.size)
                 for member in tar
                 if member.isfile() and is_image(member.name)
             ]
@@ -83,20 +80,20 @@ def _val(root: Path) -> Source:
         )
     wnids, truth = _devkit(root / DEVKIT)
     with opened(path) as tar:
-        images = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
-    if len(images) != len(truth):
+        members = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
+    if len(members) != len(truth):
         raise BadInput(
-            f"{path}: holds {len(images):,} images, and {DEVKIT} labels for {len(truth):,}; "
+            f"{path}: holds {len(members):,} images, and {DEVKIT} labels for {len(truth):,}; "
             "download both again"
         )
     classes = sorted(wnids.values())
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    places = []
-    for (name, member), number in zip(images, truth, strict=True):
+    images = []
+    for (name, member), number in zip(members, truth, strict=True):
         wnid = wnids[number]
-        where = (label_of[wnid], f"{wnid}/{_stem(name)}", member.offset_data, member.size)
-        places.append(where)
-    return _source(path, "val", classes, places)
+        full_name = f"{wnid}/{Path(name).stem}"
+        images.append(Place(label_of[wnid], full_name, path, member.offset_data, member.size))
+    return _source(path, "val", classes, images)
 
 
 def _members(path: Path, tar: tarfile.TarFile) -> list[tuple[str, tarfile.TarInfo]]:
@@ -130,31 +127,7 @@ def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
     return wnids, numbers
 
 
-def _source(path: Path, split: str, classes: list[str], places: list[_Place]) -> Source:
-    if not places:
+def _source(path: Path, split: str, classes: list[str], images: list[Place]) -> Source:
+    if not images:
         raise BadInput(f"{path}: holds no images; is it ILSVRC2012's?")
-    places.sort()
-
-    def where(image: int) -> str:
-        _, name, offset, _ = places[image]
-        return f"{path}: offset {offset:,} ({name})"
-
-    def read(image: int, most: int) -> bytes:
-        _, _, offset, size = places[image]
-        return pread(path, offset, min(size, most), where(image))
-
-    return Source(
-        root=path,
-        kind="ILSVRC2012 tar",
-        split=split,
-        classes=classes,
-        names=[name for _, name, _, _ in places],
-        labels=[label for label, *_ in places],
-        sizes=[size for *_, size in places],
-        read=read,
-        where=where,
-    )
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem
+    return Source(path, "ILSVRC2012 tar", split, classes, sorted(images))

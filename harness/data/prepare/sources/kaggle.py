@@ -9,12 +9,14 @@ import csv
 import os
 from pathlib import Path
 
-from harness.data.prepare.sources import trees
-from harness.data.prepare.sources.source import Source
+from harness.data.indexing import images_in
+from harness.data.prepare.sources import folders
+from harness.data.prepare.sources.source import Source, of_files
 from harness.errors import BadInput
 
 IMAGES = Path("ILSVRC", "Data", "CLS-LOC")
 LABELS = "LOC_val_solution.csv"
+KIND = "Kaggle's ImageNet"
 
 
 def find(root: Path) -> list[Source]:
@@ -26,15 +28,15 @@ def find(root: Path) -> list[Source]:
     images = root / IMAGES
     if not images.is_dir():
         return []
-    found = []
+    sources = []
     if (images / "train").is_dir():
-        found.append(trees.of(images / "train", "train", "Kaggle's ImageNet"))
+        sources.append(folders.tree(images / "train", "train", KIND))
     if (images / "val").is_dir():
-        classes = found[0].classes if found else None
-        found.append(_val(root / LABELS, images / "val", classes))
-    if not found:
+        classes = sources[0].classes if sources else None
+        sources.append(_val(root / LABELS, images / "val", classes))
+    if not sources:
         raise BadInput(f"{images}: has neither train nor val")
-    return found
+    return sources
 
 
 def _val(labels: Path, folder: Path, classes: list[str] | None) -> Source:
@@ -42,7 +44,7 @@ def _val(labels: Path, folder: Path, classes: list[str] | None) -> Source:
     classes = classes or sorted(set(wnids.values()))
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     ordered = []
-    for name in trees.flat_images(folder):
+    for name in images_in(folder):
         stem = os.path.splitext(name)[0]
         if (wnid := wnids.get(stem)) is None:
             raise BadInput(f"{folder / name}: {labels} does not name it")
@@ -51,16 +53,7 @@ def _val(labels: Path, folder: Path, classes: list[str] | None) -> Source:
         ordered.append((label_of[wnid], f"{wnid}/{stem}", folder / name))
     if not ordered:
         raise BadInput(f"{folder}: holds no images")
-    ordered.sort()
-    return trees.of_files(
-        folder,
-        "Kaggle's ImageNet",
-        "val",
-        classes,
-        names=[name for _, name, _ in ordered],
-        labels=[label for label, *_ in ordered],
-        paths=[path for *_, path in ordered],
-    )
+    return of_files(folder, KIND, "val", classes, sorted(ordered))
 
 
 def _wnids(path: Path) -> dict[str, str]:

@@ -5,11 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.errors import BadInput
+
+
+class Place(NamedTuple):
+    """Where an image lies: label, `class/name` without suffix, and the range of a file.
+
+    The offset is 0 if it is a file of its own, and not 0 in a tar.
+    """
+
+    label: int
+    name: str
+    path: Path
+    offset: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,28 +34,52 @@ class Source:
     Attributes:
         kind: a description such as `tar shards`.
         split: train or val; empty for a folder without splits.
-        names: `class/name` of each image, without suffix.
-        sizes: encoded bytes of each image; None if unknown before reading.
-        read: (image, most) -> its first `most` encoded bytes; thread-safe.
-        where: image -> its place, for a message.
     """
 
     root: Path
     kind: str
     split: str
     classes: list[str]
-    names: list[str] = field(repr=False)
-    labels: list[int] = field(repr=False)
-    sizes: list[int] | None = field(repr=False)
-    read: Callable[[int, int], bytes] = field(repr=False)
-    where: Callable[[int], str] = field(repr=False)
+    images: Sequence[Place] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images)
 
-    def whole(self, image: int) -> bytes:
-        """Return all encoded bytes of an image."""
-        return self.read(image, sys.maxsize)
+    @cached_property
+    def names(self) -> list[str]:
+        """`class/name` of each image, without suffix."""
+        return [image.name for image in self.images]
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The label of each image."""
+        return [image.label for image in self.images]
+
+    @property
+    def sizes(self) -> list[int] | None:
+        """Encoded bytes of each image; None if unknown before reading."""
+        return [image.size_bytes for image in self.images]
+
+    def where(self, number: int) -> str:
+        """Return an image's place, for a message."""
+        _, name, path, offset, _ = self.images[number]
+        return f"{path}: offset {offset:,} ({name})" if offset else str(path)
+
+    def read(self, number: int, most: int = sys.maxsize) -> bytes:
+        """Return the encoded bytes of an image, or the first `most`; thread-safe.
+
+        Raises:
+            BadInput: it cannot be read, or ends before.
+        """
+        _, _, path, offset, size = self.images[number]
+        try:
+            with path.open("rb", buffering=0) as file:
+                content = os.pread(file.fileno(), min(size, most), offset)
+        except OSError as error:
+            raise BadInput(f"{self.where(number)}: {error.strerror}") from None
+        if len(content) != min(size, most):
+            raise BadInput(f"{self.where(number)}: ends early; it is truncated")
+        return content
 
     @property
     def digest(self) -> str:
@@ -52,17 +91,12 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def pread(path: Path, offset: int, size: int, what: str) -> bytes:
-    """Return `size` bytes of a file from an offset on.
-
-    Raises:
-        BadInput: it cannot be read, or ends before; names `what`.
-    """
+def of_files(
+    root: Path, kind: str, split: str, classes: list[str], files: Sequence[tuple[int, str, Path]]
+) -> Source:
+    """Return a split whose images are files, given as label, name and path, as a source."""
     try:
-        with path.open("rb", buffering=0) as file:
-            read = os.pread(file.fileno(), size, offset)
+        images = [Place(*file, 0, file[2].stat().st_size) for file in files]
     except OSError as error:
-        raise BadInput(f"{what}: {error.strerror}") from None
-    if len(read) != size:
-        raise BadInput(f"{what}: ends early; it is truncated")
-    return read
+        raise BadInput(f"{error.filename}: {error.strerror}; remove or replace it") from None
+    return Source(root, kind, split, classes, images)

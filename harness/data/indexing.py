@@ -1,0 +1,131 @@
+"""Build the index of a tree or of tar shards: list the images, and read their headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.files import SUFFIXES, is_image
+from harness.data.index import Arrays, digest_of
+from harness.data.webdataset import IMAGES, samples_of, size_px
+from harness.errors import BadInput
+from harness.system.parallel import in_parallel
+
+_HEADER_THREADS = 16  # headers are read, not computed: threads hide a network disk's latency
+_SHARD_THREADS = 8
+
+
+def images_in(folder: Path) -> list[str]:
+    """Return the names of the images in a class folder, in the order of the dataset.
+
+    They are sorted by the name without suffix first, as that is what a shard keeps.
+    """
+    names = [entry.name for entry in os.scandir(folder) if is_image(entry.name)]
+    return sorted(names, key=os.path.splitext)
+
+
+def build_tree(root: Path, folders: list[Path]) -> Arrays:
+    """Build the index of a tree from the images' headers.
+
+    Raises:
+        BadInput: a class has no images, or a header does not parse.
+    """
+    names: list[str] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        images = images_in(folder)
+        if not images and _is_split(folder):
+            raise BadInput(f"{root}: its images lie deeper; give {folder}, or what else it holds")
+        if not images:
+            raise BadInput(f"{folder}: holds no {', '.join(SUFFIXES)} file; remove it or fill it")
+        names += images
+        labels += [label] * len(images)
+    paths = [folders[label] / name for label, name in zip(labels, names, strict=True)]
+    measured = in_parallel(_measure, paths, threads=_HEADER_THREADS, what=f"indexing {root}")
+    sizes = np.array(list(measured), dtype=np.int64)
+    keys = [os.fsencode(f"{path.parent.name}/{path.stem}") for path in paths]
+    arrays: Arrays = {
+        "labels": np.array(labels, dtype=np.int32),
+        "width": sizes[:, 0].astype(np.int32),
+        "height": sizes[:, 1].astype(np.int32),
+        "size_bytes": sizes[:, 2],
+    }
+    digest = digest_of([folder.name for folder in folders], keys, list(arrays.values()))
+    return arrays | {"names": np.array([os.fsencode(name) for name in names]), "digest": digest}
+
+
+def _is_split(folder: Path) -> bool:
+    """Return whether a supposed class folder holds folders or shards instead of images."""
+    return any(
+        entry.is_dir() or entry.name.endswith(".tar")
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".")
+    )
+
+
+def _measure(path: Path) -> tuple[int, int, int]:
+    """Return width and height in px, and size in bytes."""
+    try:
+        return (*size_px(path), path.stat().st_size)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}; remove or replace it, or find all by harness data check "
+                       f"{path.parent.parent}") from None  # fmt: skip
+
+
+def build_shards(root: Path, paths: Sequence[Path]) -> Arrays:
+    """Build the index of shards from their members' headers.
+
+    Raises:
+        BadInput: a shard is truncated or no tar, a sample has no label, or a header does not
+            parse; the message names shard and offset.
+    """
+    listings = in_parallel(
+        lambda path: list(samples_of(path)), paths, threads=_SHARD_THREADS, what=f"indexing {root}"
+    )
+    members = [
+        (member.label, member.key, shard, member)
+        for shard, listing in enumerate(listings)
+        for member in listing
+    ]
+    if not members:
+        raise BadInput(f"{root}: its shards hold no {', '.join(IMAGES)} with a .cls beside it")
+    members.sort()
+    ordered = [member for *_, member in members]
+    table = np.array([member[1:] for member in ordered], dtype=np.int64)
+    named = class_names([(member.key, member.label) for member in ordered])
+    classes = named or [str(label) for label in range(int(table[:, 0].max()) + 1)]
+    arrays: Arrays = {
+        "labels": table[:, 0].astype(np.int32),
+        "width": table[:, 1].astype(np.int32),
+        "height": table[:, 2].astype(np.int32),
+        "size_bytes": table[:, 3].copy(),
+    }
+    keys = [os.fsencode(member.key) for member in ordered]
+    return arrays | {
+        "digest": digest_of(classes, keys, list(arrays.values())),
+        "offset": table[:, 4].copy(),
+        "shard": np.array([shard for *_, shard, _ in members], dtype=np.int32),
+        "shards": np.array([path.name for path in paths]),
+        "shard_bytes": np.array([path.stat().st_size for path in paths], dtype=np.int64),
+        "classes": np.array(classes),
+        "named": np.array(named is not None),
+    }
+
+
+def class_names(samples: Sequence[tuple[str, int]]) -> list[str] | None:
+    """Return the classes' names if each label has a folder of its own, as in packed shards.
+
+    None if the labels are only numbers.
+    """
+    folder_of: dict[int, str] = {}
+    for key, label in samples:
+        folder = os.path.dirname(key)
+        if not folder or folder_of.setdefault(label, folder) != folder:
+            return None
+    if sorted(folder_of) != list(range(len(folder_of))):
+        return None
+    names = [folder_of[label] for label in range(len(folder_of))]
+    return names if len(set(names)) == len(names) else None
