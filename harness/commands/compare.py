@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typer import Argument, Option
 
 from harness.commands.parser import group, verb
-from harness.errors import EXIT_GOOD, BadInput
+from harness.errors import BadInput
 from harness.system.console import err, out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from harness.results.stats.compare import Comparison
-    from harness.results.stats.gate import Check
-    from harness.results.stats.metrics import Metric
-    from harness.results.stats.reproduce import Reproduction
 
 DESCRIPTION = """\
 Compare runs with runs, or with published results. The last side is the base, with which every
@@ -65,7 +60,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare runs with runs or with published results: verdicts with confidence intervals."""
     from harness.results import show_compare
-    from harness.results.sides import check_testing, read_sides
+    from harness.results.sides import check_testing, compare_sides, read_sides
     from harness.results.stats import gate, metrics
 
     write_page = _page_writer() if html else None
@@ -74,28 +69,26 @@ def compare(
         metrics.metrics(target_top1_pct), margins, _pairs("--assume-std", assume_std)
     )
     known = metrics.put_first(known, primary)
-    sides = read_sides(addresses, report=bool(html))
-    check_testing(testing, sides.cells)
-    comparisons = _comparisons(sides, known, primary)
-    reproductions = _reproductions(sides, margins)
+    cells, references = read_sides(addresses, report=bool(html))
+    check_testing(testing, cells)
+    comparisons = compare_sides(cells, references, known, primary, margins)
     for comparison in comparisons:
-        show_compare.show_comparison(comparison, testing, judge=anyway or not comparison.doubts)
-    for result in reproductions:
-        show_compare.show_reproduction(result, judge=anyway or not result.doubts)
-    parts = [item.doubts for item in comparisons] + [item.doubts for item in reproductions]
-    doubts = dict.fromkeys(doubt for part in parts for doubt in part)
-    checks = [gate.comparable(list(doubts), anyway)]
-    checks += [gate.reproduced(result) for result in reproductions]
-    checks += _gates(max_slowdown_pct, min_top1_pct, sides, comparisons)
+        show_compare.show_comparison(comparison, testing, anyway=anyway)
+    checks = gate.checks(
+        cells, comparisons, anyway=anyway, max_slowdown_pct=max_slowdown_pct,
+        min_top1_pct=min_top1_pct,
+    )  # fmt: skip
     if junit:
         gate.write_junit(junit, checks)
-    _print_verdict(checks, comparisons)
+    code = gate.exit_code(checks)
+    if len(checks) > 1 or code:
+        (err if code else out).print(gate.summary(checks))
+    elif comparisons:
+        out.print("; ".join(map(show_compare.verdicts, comparisons)))
     if write_page:
-        write_page(
-            html, sides.cells, comparisons, reproductions, testing=testing, judge=anyway,
-        )  # fmt: skip
+        write_page(html, cells, comparisons, testing=testing, anyway=anyway)
         out.print(f"page: {html}")
-    if code := gate.exit_code(checks):
+    if code:
         sys.exit(code)
 
 
@@ -126,66 +119,3 @@ def _pairs(option: str, texts: list[str]) -> dict[str, float]:
         if not equals or not pairs[name] > 0:
             raise BadInput(f"{option}: write METRIC=VALUE with a value above 0, not {text}")
     return pairs
-
-
-def _comparisons(sides: Any, known: dict[str, Metric], primary: str) -> list[Comparison]:
-    from harness.results.stats.compare import compare_cells
-
-    *new, base = sides.cells
-    comparisons = [compare_cells(cell, base, known, primary) for cell in new]
-    for comparison in comparisons:
-        if not comparison.findings:
-            raise BadInput(
-                f"{comparison.new.label}, {base.label}: have no metric in common; compare runs "
-                "that trained, or that validated on images"
-            )
-    return comparisons
-
-
-def _reproductions(sides: Any, margins: dict[str, float]) -> list[Reproduction]:
-    from harness.results.stats.reproduce import reproduce
-
-    return [
-        reproduce(cell, reference, margins.get(reference.metric))
-        for reference in sides.references
-        for cell in sides.cells
-    ]
-
-
-def _gates(
-    max_slowdown_pct: float | None,
-    min_top1_pct: float | None,
-    sides: Any,
-    comparisons: list[Comparison],
-) -> list[Check]:
-    from harness.results.stats import gate
-
-    checks = []
-    if max_slowdown_pct is not None:
-        if not comparisons:
-            raise BadInput("--max-slowdown-pct: needs two sides; name a second address")
-        checks += [gate.max_slowdown(item, max_slowdown_pct) for item in comparisons]
-    if min_top1_pct is not None:
-        cells = [item.new for item in comparisons] or sides.cells
-        checks += [gate.min_top1(cell, min_top1_pct) for cell in cells]
-    return checks
-
-
-def _print_verdict(checks: list[Check], comparisons: list[Comparison]) -> None:
-    """Print all checks or verdicts in one line."""
-    from harness.results.stats import gate
-
-    code = gate.exit_code(checks)
-    if len(checks) > 1 or code != EXIT_GOOD:
-        word = {0: "good", 1: "FAILED"}.get(code, "cannot tell")
-        decisive = checks[:1] if checks[0].exit_code else checks[1:]
-        messages = "; ".join(check.message for check in decisive)
-        hint = " (--anyway compares them all the same)" if checks[0].exit_code else ""
-        (out if code == EXIT_GOOD else err).print(f"{word}: {messages}{hint}")
-    elif comparisons:
-        out.print("; ".join(_verdicts(comparison) for comparison in comparisons))
-
-
-def _verdicts(comparison: Comparison) -> str:
-    verdicts = (f"{item.metric.title} {item.verdict}" for item in comparison.findings)
-    return f"{comparison.new.label}: {', '.join(verdicts)}"

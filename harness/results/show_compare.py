@@ -9,15 +9,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from harness.results.stats.compare import Cell, Comparison, Difference, Finding
+from harness.results.stats.compare import NOT_COMPARABLE, Cell, Comparison, Difference, Finding
 from harness.results.stats.metrics import Metric
-from harness.results.stats.reproduce import Reproduction
-from harness.results.stats.statistics import Sample
+from harness.results.stats.statistics import Sample, runs_needed
 from harness.system.console import count, out, wide
 
 VERDICT_COLORS = {
     "better": "green", "worse": "red", "equivalent": "cyan", "cannot tell": "yellow",
-    "reproduced": "green", "not reproduced": "red", "not comparable": "yellow",
+    "reproduced": "green", "not reproduced": "red", NOT_COMPARABLE: "yellow",
 }  # fmt: skip
 BASIS = {
     "welch": "intervals: from the spread between runs on both sides (Welch)",
@@ -29,34 +28,49 @@ BASIS = {
     "{std:g} {unit} that would be assumed, so that difference is taken for the spread between "
     "runs; repeats are better",
 }
-NONE = "not comparable"
 MAX_TEXT = 60
 
 
-def show_comparison(comparison: Comparison, testing: Sequence[str], *, judge: bool) -> None:
-    """Show what differs, the doubts, and each metric; with `judge`, also its verdict."""
-    out.print(_head("new ", comparison.new))
-    out.print(_head("base", comparison.base))
-    show_differences(comparison.differences, testing)
-    show_doubts(comparison.doubts)
-    table = _table("new", "base", "95 % interval")
-    for finding in comparison.findings:
-        table.add_row(*_row(finding, judge))
-    wide.print(table)
-    for line in interval_notes(comparison.findings):
-        out.print(Text(line, "dim"))
-
-
-def _table(new: str, base: str, interval: str) -> Table:
-    table = Table("", new, base, "difference", interval, "verdict", box=box.SIMPLE_HEAD)
-    for column in table.columns:
+def show_comparison(comparison: Comparison, testing: Sequence[str], *, anyway: bool) -> None:
+    """Show what differs, the doubts, and each metric; without doubts or `anyway`, its verdict."""
+    base, published = comparison.base, comparison.base.reference
+    out.print(_head("runs" if published else "new ", comparison.new))
+    out.print(Text(f"{base.label}  {published.source}") if published else _head("base", base))
+    _show_differences(comparison.differences, () if published else testing)
+    for doubt in comparison.doubts:
+        out.print(Text(f"not comparable: {doubt}", "yellow"))
+    table = Table(
+        "", *column_names(comparison), "difference", f"{interval_level(comparison)} interval",
+        "verdict", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for i, column in enumerate(table.columns):
         column.no_wrap = True
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    return table
+        column.justify = "right" if 1 <= i <= 4 else "left"
+    for item in comparison.findings:
+        bounds, verdict = item.interval(), comparison.verdict(item, anyway=anyway)
+        table.add_row(
+            Text(f"{item.metric.title}, {item.metric.unit}", "bold" if item.primary else ""),
+            format_sample(item.metric, item.new), format_sample(item.metric, item.base),
+            f"{item.difference:+.2f} {difference_unit(item.metric)}",
+            "unknown" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}",
+            Text(verdict, VERDICT_COLORS[verdict]),
+        )  # fmt: skip
+    wide.print(table)
+    for line in notes(comparison, anyway=anyway):
+        out.print(Text(line, "" if published else "dim"))
 
 
-def show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:
+def column_names(comparison: Comparison) -> tuple[str, str]:
+    """Return the titles of the two columns of samples."""
+    return ("ours", "published") if comparison.base.reference else ("new", "base")
+
+
+def interval_level(comparison: Comparison) -> str:
+    """Return the level of the intervals that are shown: a one-sided test at 5 % has 90 %."""
+    return "90 %" if comparison.base.reference else "95 %"
+
+
+def _show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:
     """Show the differences: first those under test, then all others."""
     tested = [row for row in differences if row.key in testing]
     others = [row for row in differences if row.key not in testing]
@@ -73,47 +87,35 @@ def show_differences(differences: Sequence[Difference], testing: Sequence[str]) 
         out.print("nothing differs but the seeds: settings, software, hardware and data agree")
 
 
-def show_doubts(doubts: Sequence[str]) -> None:
-    """Show the reasons why the sides are not comparable."""
-    for doubt in doubts:
-        out.print(Text(f"not comparable: {doubt}", "yellow"))
-
-
-def show_reproduction(result: Reproduction, *, judge: bool) -> None:
-    """Show our number, the published one, and the interval; with `judge`, also the verdict."""
-    metric, reference = result.metric, result.reference
-    out.print(_head("runs", result.cell))
-    out.print(Text(f"ref:{reference.id}  {reference.source}"))
-    show_differences(result.differences, ())
-    show_doubts(result.doubts)
-    table = _table("ours", "published", "90 % interval")
-    difference = metric.difference(result.ours.mean - result.theirs.mean)
-    table.add_row(
-        f"{metric.title}, {metric.unit}", format_sample(metric, result.ours),
-        format_sample(metric, result.theirs), f"{difference:+.2f} {difference_unit(metric)}",
-        _interval(result), _verdict(result.verdict if judge else NONE),
-    )  # fmt: skip
-    wide.print(table)
-    out.print(meaning_of_reproduced(metric))
-    if judge and result.verdict == "cannot tell":
-        out.print(seeds_needed(result))
-
-
-def meaning_of_reproduced(metric: Metric) -> str:
-    """Return the sentence that says what `reproduced` means."""
+def notes(comparison: Comparison, *, anyway: bool) -> list[str]:
+    """Return notes for the table: what its numbers mean and where its intervals come from."""
+    if not comparison.base.reference:
+        return _interval_notes(comparison.findings)
+    (finding,) = comparison.findings
+    metric = finding.metric
     worse = "below" if metric.better == "higher" else "above"
     margin = f"{metric.margin:g} {difference_unit(metric)}"
-    return f"reproduced: certainly not {worse} it by {margin} or more"
+    lines = [f"reproduced: certainly not {worse} it by {margin} or more"]
+    if comparison.verdict(finding, anyway=anyway) == "cannot tell":
+        lines.append(_seeds_needed(finding))
+    return lines
 
 
-def seeds_needed(result: Reproduction) -> str:
+def verdicts(comparison: Comparison) -> str:
+    """Return the verdicts in one line."""
+    named = (f"{item.metric.title} {item.verdict}" for item in comparison.findings)
+    return f"{comparison.new.label}: {', '.join(named)}"
+
+
+def _seeds_needed(finding: Finding) -> str:
     """Return the sentence that says how many more seeds would decide."""
-    if result.runs_needed is None:
-        if result.estimate is None:
+    needed = runs_needed(finding.new, finding.base, finding.metric.least_loss)
+    if needed is None:
+        if finding.estimate is None:
             return "one run here and no spread published: train more seeds"
         return "no number of seeds would tell: the spread of the publication is too wide"
-    more = max(1, result.runs_needed - result.ours.n)
-    return f"needs {count(more, 'more seed')}: {result.runs_needed} in all, for a power of 80 %"
+    more = max(1, needed - finding.new.n)
+    return f"needs {count(more, 'more seed')}: {needed} in all, for a power of 80 %"
 
 
 def format_sample(metric: Metric, sample: Sample) -> str:
@@ -144,36 +146,12 @@ def _head(role: str, cell: Cell) -> Text:
     return Text.assemble((f"{role}  ", "dim"), (cell.label, "bold"), f"  {count_runs(cell)}")
 
 
-def _row(finding: Finding, judge: bool) -> tuple[str | Text, ...]:
-    metric, bounds = finding.metric, finding.interval()
-    name = f"{metric.title}, {metric.unit}"
-    interval = "unknown" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
-    return (
-        Text(name, "bold" if finding.primary else ""), format_sample(metric, finding.new),
-        format_sample(metric, finding.base),
-        f"{finding.difference:+.2f} {difference_unit(metric)}", interval,
-        _verdict(finding.verdict if judge else NONE),
-    )  # fmt: skip
-
-
-def _interval(result: Reproduction) -> str:
-    if result.estimate is None:
-        return "unknown"
-    low, high = map(result.metric.difference, result.estimate.interval(0.90))
-    return f"{low:+.2f} to {high:+.2f}"
-
-
 def difference_unit(metric: Metric) -> str:
     """Return the unit of a metric's differences."""
     return "%" if metric.scale == "relative" else "points"
 
 
-def _verdict(verdict: str) -> Text:
-    return Text(verdict, VERDICT_COLORS[verdict])
-
-
-def interval_notes(findings: Sequence[Finding]) -> list[str]:
-    """Return notes for the table: what its numbers mean and where its intervals come from."""
+def _interval_notes(findings: Sequence[Finding]) -> list[str]:
     notes = {}
     for finding in findings:
         metric, basis = finding.metric, finding.estimate.basis if finding.estimate else None

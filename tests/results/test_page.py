@@ -26,7 +26,7 @@ from harness.results.references import find, load_references
 from harness.results.source import runs_at
 from harness.results.stats.compare import Cell, Comparison, compare_cells
 from harness.results.stats.metrics import metrics
-from harness.results.stats.reproduce import Reproduction, reproduce
+from harness.results.stats.reproduce import reproduce
 
 Floats = npt.NDArray[np.float64]
 VOID = {"meta", "path", "use", "rect"}
@@ -56,14 +56,13 @@ def cell(*addresses: Path | str) -> Cell:
 
 
 def page(
-    folder: Path, *cells: Cell, references: Sequence[str] = (), judge: bool = False,
+    folder: Path, *cells: Cell, references: Sequence[str] = (), anyway: bool = False,
     testing: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The page of cells, each but the last beside the last, and beside references."""
     path = folder / "page.html"
-    write_page(
-        path, cells, compared(cells), reproduced(cells, references), testing=testing, judge=judge
-    )
+    comparisons = [*compared(cells), *reproduced(cells, references)]
+    write_page(path, cells, comparisons, testing=testing, anyway=anyway)
     return path.read_text(encoding="utf-8")
 
 
@@ -72,7 +71,7 @@ def compared(cells: Sequence[Cell]) -> list[Comparison]:
     return [compare_cells(each, base, metrics(), "images_per_second") for each in new]
 
 
-def reproduced(cells: Sequence[Cell], references: Iterable[str]) -> list[Reproduction]:
+def reproduced(cells: Sequence[Cell], references: Iterable[str]) -> list[Comparison]:
     shelf = load_references()
     return [reproduce(each, find(shelf, name, "no")) for name in references for each in cells]
 
@@ -165,10 +164,11 @@ def test_a_publication_stands_beside_runs(runs: Path, tmp_path: Path) -> None:
     ours = cell(runs / "a-s*")
     reference = "torchvision-v1-resnet50-top1"
     (told,) = reproduced([ours], [reference])
-    said = checked(page(tmp_path, ours, references=[reference], judge=True))
-    assert told.verdict in said
+    said = checked(page(tmp_path, ours, references=[reference], anyway=True))
+    assert told.findings[0].verdict in said
     assert f"ref:{reference}" in said
-    assert told.reference.source in said
+    assert told.base.reference
+    assert told.base.reference.source in said
 
 
 def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> N
     assert f"not comparable: {told.doubts[0]}" in said
     assert set(re.findall(r'class="pill[^"]*">([^<]*)<', text)) == {"not comparable"}
     assert said.index("not comparable") < said.index("throughput")
-    anyway = page(tmp_path, *cells, judge=True)
+    anyway = page(tmp_path, *cells, anyway=True)
     assert f"not comparable: {told.doubts[0]}" in checked(anyway)
     words = set(re.findall(r'class="pill[^"]*">([^<]*)<', anyway))
     assert words == {found.verdict for found in told.findings}
@@ -270,7 +270,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="give a file that can be written"):
-        write_page(Path(name), [cell(runs / "a-s0")], [], [], judge=False)
+        write_page(Path(name), [cell(runs / "a-s0")], [], anyway=False)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 

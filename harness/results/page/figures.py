@@ -13,9 +13,8 @@ from harness.results.page.plots import ACCOUNTS, Bar, Histogram, bars, cell_colo
 from harness.results.page.plots_speed import scaling
 from harness.results.page.render import Figure, Swatch, Table
 from harness.results.page.series import Line, band, line
-from harness.results.stats.compare import Cell
+from harness.results.stats.compare import Cell, Comparison
 from harness.results.stats.metrics import steady_rate
-from harness.results.stats.reproduce import Reproduction
 from harness.system.console import count, duration
 
 T = TypeVar("T")
@@ -27,12 +26,13 @@ LIKE = ("model", "source", "device", "precision", "compiled")
 """Fields of a Result that must agree if runs with different ranks are one scaling curve."""
 
 
-def accuracies(cells: Sequence[Cell], published: Sequence[Reproduction]) -> list[Figure]:
+def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list[Figure]:
     """Return top-1 over epochs and over training time."""
     levels = {
-        f"{result.reference.value:g} published": result.reference.value
-        for result in published
-        if result.metric.name == "top1"
+        f"{finding.base.mean:g} published": finding.base.mean
+        for comparison in comparisons
+        for finding in comparison.findings
+        if finding.published and finding.metric.name == "top1"
     }
     scored = [
         (number, run.val)

@@ -11,10 +11,9 @@ from harness.results.measured import Measured
 from harness.results.page import figures, verdicts
 from harness.results.page.plots import cell_color
 from harness.results.page.render import Page, Swatch, Table, html, render
-from harness.results.show_compare import format_sample, interval_notes
+from harness.results.show_compare import format_sample, notes
 from harness.results.stats.compare import Cell, Comparison, doubts
 from harness.results.stats.metrics import accuracy, metrics, sample, steady_rate
-from harness.results.stats.reproduce import Reproduction
 from harness.system.console import count, duration
 from harness.system.files import write_atomic
 
@@ -35,35 +34,34 @@ FOOT = (
 
 
 def write_page(
-    path: Path, cells: Sequence[Cell], comparisons: Sequence[Comparison],
-    reproductions: Sequence[Reproduction], *, testing: Sequence[str] = (), judge: bool,
+    path: Path, cells: Sequence[Cell], comparisons: Sequence[Comparison], *,
+    testing: Sequence[str] = (), anyway: bool,
 ) -> None:  # fmt: skip
     """Write the page of a comparison, or of a single cell its report.
 
     Args:
-        cells: all sides, also those of comparisons and reproductions.
+        cells: all cells of runs, also those of comparisons.
         testing: keys that are meant to differ.
-        judge: whether to give verdicts even if sides are not comparable.
+        anyway: whether to give verdicts even if sides are not comparable.
 
     Raises:
         BadInput: the file cannot be written; nothing is left behind.
     """
-    judgments = [verdicts.comparison(item, cells, judge) for item in comparisons]
-    judgments += [verdicts.reproduction(item, cells, judge) for item in reproductions]
+    judgments = [verdicts.judgment(item, cells, anyway) for item in comparisons]
     speed = (
         figures.rates(cells), figures.step_times(cells), figures.times(cells),
         figures.efficiency(cells),
     )  # fmt: skip
-    title = _title(cells, reproductions)
+    title = _title(cells, comparisons)
     page = Page(
         title, _about(cells), title, judgments=judgments,
         reports=[] if judgments else [_report(cell) for cell in cells],
-        differences=_differences(comparisons, reproductions, testing),
+        differences=[verdicts.differences(item, testing) for item in comparisons],
         figures={
-            "Accuracy": figures.accuracies(cells, reproductions),
+            "Accuracy": figures.accuracies(cells, comparisons),
             "Speed": [figure for figure in speed if figure],
         },
-        tables={"Runs": _runs(cells)}, foot=list(_foot(comparisons, reproductions)),
+        tables={"Runs": _runs(cells)}, foot=list(_foot(comparisons)),
     )  # fmt: skip
     text = render(page)
     try:
@@ -73,9 +71,9 @@ def write_page(
         raise BadInput(f"{path}: {reason}; give a file that can be written") from None
 
 
-def _title(cells: Sequence[Cell], reproductions: Sequence[Reproduction]) -> str:
+def _title(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> str:
     *new, base = (cell.label for cell in cells)
-    published = [f"ref:{item.reference.id}" for item in reproductions]
+    published = [item.base.label for item in comparisons if item.base.reference]
     if new:
         return f"{_few(new)} beside {base}"
     return f"{base} beside {_few(published)}" if published else base
@@ -114,22 +112,13 @@ def _report(cell: Cell) -> dict[str, Any]:
     ]
     if started := first.get("started_at"):
         facts.append(("started, UTC", str(started)[:16].replace("T", " "), ""))
-    notes = dict.fromkeys(note for run in cell.runs for note in run.result.get("notes") or ())
     numbers.append(("wall time", duration(sum(wall_s) / len(wall_s)), ""))
     return {
         "numbers": numbers, "facts": facts, "doubts": tuple(doubts(cell)),
-        "notes": [f"note: {note}" for note in notes],
+        "notes": dict.fromkeys(
+            f"note: {note}" for run in cell.runs for note in run.result.get("notes") or ()
+        ),
     }  # fmt: skip
-
-
-def _differences(
-    comparisons: Sequence[Comparison], reproductions: Sequence[Reproduction], testing: Sequence[str]
-) -> list[Table]:
-    sides = [(item.new.label, item.base.label, item.differences) for item in comparisons]
-    sides += [
-        (item.cell.label, f"ref:{item.reference.id}", item.differences) for item in reproductions
-    ]
-    return [verdicts.differences(rows, testing, (new, base)) for new, base, rows in sides]
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
@@ -165,12 +154,11 @@ def _hardware(run: Measured) -> str:
     return f"{run.result['world_size']} × {name}"
 
 
-def _foot(
-    comparisons: Sequence[Comparison], reproductions: Sequence[Reproduction]
-) -> Iterable[str]:
-    yield from dict.fromkeys(note for item in comparisons for note in interval_notes(item.findings))
-    if comparisons:
+def _foot(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    ours = [item for item in comparisons if not item.base.reference]
+    yield from dict.fromkeys(line for item in ours for line in notes(item, anyway=True))
+    if ours:
         yield "95 % intervals are not adjusted for the number of metrics"
-    if reproductions:
+    if len(ours) < len(comparisons):
         yield "published results: 90 % intervals, as the test is one-sided"
     yield FOOT

@@ -1,25 +1,26 @@
-"""Compare two cells of runs: settings that differ, doubts, and a verdict for each metric."""
+"""Compare cells of runs, or runs with a published result: differences, doubts, and verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.results.measured import Measured, facts, identity
-from harness.results.references import DATASETS
+from harness.results.references import DATASETS, Reference
 from harness.results.stats.metrics import Metric, sample
 from harness.results.stats.statistics import ALPHA, Estimate, Sample, compare, holm
 
-Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
+NOT_COMPARABLE = "not comparable"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Repeated runs of the same config, software and hardware, under a label."""
+    """Repeated runs of the same config, software and hardware; or a published result."""
 
     label: str
-    runs: tuple[Measured, ...]
+    runs: tuple[Measured, ...] = ()
+    reference: Reference | None = None
 
 
 class Difference(NamedTuple):
@@ -37,6 +38,8 @@ class Finding:
 
     Attributes:
         estimate: of `new - base`; None if the spread between runs is unknown.
+        primary: whether the verdict is not adjusted for the number of metrics.
+        published: whether `base` is a published result; the test is then one-sided.
         p_differs: p-value of the hypothesis that there is no difference.
         p_within: p-value of the hypothesis that the difference is the margin or more. For
             secondary metrics, both are adjusted for the number of metrics (Holm 1979).
@@ -47,32 +50,64 @@ class Finding:
     base: Sample
     estimate: Estimate | None
     primary: bool
-    p_differs: float = 1.0
-    p_within: float = 1.0
+    published: bool
+    p_differs: float
+    p_within: float
+
+    @staticmethod
+    def of(
+        metric: Metric, new: Sample, base: Sample, *, primary: bool, published: bool = False
+    ) -> Finding:
+        """Compare two samples of a metric."""
+        assumed = metric.assumed_std
+        std = None if assumed is None else metric.transform_difference(assumed)
+        estimate = compare(new, base, std)
+        p_differs, p_within = 1.0, 1.0
+        if estimate is not None:
+            # In logarithms, +2 % and -2 % are not equally far from 0: the nearer one bounds both.
+            margins = [metric.transform_difference(sign * metric.margin) for sign in (1, -1)]
+            p_differs = estimate.p_differs()
+            p_within = estimate.p_within(min(map(abs, margins)))
+        return Finding(metric, new, base, estimate, primary, published, p_differs, p_within)
 
     @property
-    def verdict(self) -> Verdict:
-        """The verdict on `new`; `equivalent` goes before `better` and `worse`."""
+    def verdict(self) -> str:
+        """The verdict on `new`.
+
+        `equivalent` goes before `better` and `worse`. On a published result: `reproduced` if
+        certainly not worse by the margin or more, `not reproduced` if certainly so.
+        """
         if self.estimate is None:
             return "cannot tell"
+        higher = self.metric.better == "higher"
+        if self.published:
+            bound = self.metric.least_loss
+            above, below = self.estimate.p_above(bound), self.estimate.p_below(bound)
+            if (above if higher else below) <= ALPHA:
+                return "reproduced"
+            return "not reproduced" if (below if higher else above) <= ALPHA else "cannot tell"
         if self.p_within <= ALPHA:
             return "equivalent"
         if self.p_differs > ALPHA:
             return "cannot tell"
-        up = self.estimate.difference > 0
-        return "better" if up == (self.metric.better == "higher") else "worse"
+        return "better" if (self.estimate.difference > 0) == higher else "worse"
 
     @property
     def difference(self) -> float:
         """The difference `new - base` in points or percent of the base."""
         return self.metric.difference(self.new.mean - self.base.mean)
 
-    def interval(self, level: float = 1 - ALPHA) -> tuple[float, float] | None:
-        """Return the confidence interval of `difference`, not adjusted for other metrics."""
+    def interval(self, level: float | None = None) -> tuple[float, float] | None:
+        """Return the confidence interval of `difference`, not adjusted for other metrics.
+
+        Args:
+            level: by default that of the test: 95 %, or 90 % if it is one-sided.
+        """
         if self.estimate is None:
             return None
-        low, high = self.estimate.interval(level)
-        return self.metric.difference(low), self.metric.difference(high)
+        level = level or 1 - (2 * ALPHA if self.published else ALPHA)
+        low, high = map(self.metric.difference, self.estimate.interval(level))
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -93,35 +128,27 @@ class Comparison:
         """Return the finding for a metric; None if a side does not have the metric."""
         return next((item for item in self.findings if item.metric.name == name), None)
 
+    def verdict(self, finding: Finding, *, anyway: bool) -> str:
+        """Return the verdict; with doubts, there is one only if they are overridden."""
+        return finding.verdict if anyway or not self.doubts else NOT_COMPARABLE
+
 
 def compare_cells(new: Cell, base: Cell, known: Mapping[str, Metric], primary: str) -> Comparison:
-    """Compare two cells.
+    """Compare two cells of runs.
 
     Args:
         known: the metrics, by name.
         primary: the name of the metric whose test is not adjusted for the others.
     """
-    findings = []
-    for metric in known.values():
-        ours, theirs = sample(metric, new.runs), sample(metric, base.runs)
-        if ours is not None and theirs is not None:
-            findings.append(_finding(metric, ours, theirs, metric.name == primary))
+    findings = [
+        Finding.of(metric, ours, theirs, primary=metric.name == primary)
+        for metric in known.values()
+        if (ours := sample(metric, new.runs)) and (theirs := sample(metric, base.runs))
+    ]
     return Comparison(
         new, base, tuple(differences(new.runs[0], base.runs[0])),
         (*doubts(new), *doubts(base), *_unlike(new, base)), _adjusted(findings),
     )  # fmt: skip
-
-
-def _finding(metric: Metric, new: Sample, base: Sample, primary: bool) -> Finding:
-    assumed = metric.assumed_std
-    std = None if assumed is None else metric.transform_difference(assumed)
-    estimate = compare(new, base, std)
-    if estimate is None:
-        return Finding(metric, new, base, None, primary)
-    # In logarithms, +2 % and -2 % are not equally far from 0: the nearer one bounds both sides.
-    margins = [metric.transform_difference(sign * metric.margin) for sign in (1, -1)]
-    p_within = estimate.p_within(min(map(abs, margins)))
-    return Finding(metric, new, base, estimate, primary, estimate.p_differs(), p_within)
 
 
 def _adjusted(findings: list[Finding]) -> tuple[Finding, ...]:
@@ -129,10 +156,9 @@ def _adjusted(findings: list[Finding]) -> tuple[Finding, ...]:
     secondary = [i for i, item in enumerate(findings) if not item.primary and item.estimate]
     differs = holm([findings[i].p_differs for i in secondary])
     within = holm([findings[i].p_within for i in secondary])
-    adjusted = list(findings)
     for i, p_differs, p_within in zip(secondary, differs, within, strict=True):
-        adjusted[i] = replace(findings[i], p_differs=p_differs, p_within=p_within)
-    return tuple(adjusted)
+        findings[i] = replace(findings[i], p_differs=p_differs, p_within=p_within)
+    return tuple(findings)
 
 
 def differences(new: Measured, base: Measured) -> Iterable[Difference]:

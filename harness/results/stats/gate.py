@@ -11,7 +11,6 @@ from pathlib import Path
 from harness.errors import EXIT_CANNOT_TELL, EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.results.stats.compare import Cell, Comparison
 from harness.results.stats.metrics import metrics, sample
-from harness.results.stats.reproduce import Reproduction
 from harness.results.stats.statistics import ALPHA, runs_needed
 from harness.system.console import count
 from harness.system.files import write_atomic
@@ -26,12 +25,33 @@ class Check:
     message: str
 
 
-def max_slowdown(comparison: Comparison, most_pct: float) -> Check:
-    """Check that `new` is certainly not slower than `base` by more than `most_pct` percent.
+def checks(
+    cells: Sequence[Cell], comparisons: Sequence[Comparison], *, anyway: bool,
+    max_slowdown_pct: float | None, min_top1_pct: float | None,
+) -> list[Check]:  # fmt: skip
+    """Return the checks of a comparison: first whether it is one, then reproductions and gates.
 
     Raises:
-        BadInput: a side has no throughput.
+        BadInput: a gate needs what the runs do not have.
     """
+    doubts = dict.fromkeys(doubt for item in comparisons for doubt in item.doubts)
+    code = EXIT_CANNOT_TELL if doubts and not anyway else EXIT_GOOD
+    message = f"not comparable: {'; '.join(doubts)}" if doubts else "comparable"
+    ours = [item for item in comparisons if not item.base.reference]
+    published = [_reproduced(item) for item in comparisons if item.base.reference]
+    gates = []
+    if max_slowdown_pct is not None:
+        if not ours:
+            raise BadInput("--max-slowdown-pct: needs two sides; name a second address")
+        gates += [_max_slowdown(item, max_slowdown_pct) for item in ours]
+    if min_top1_pct is not None:
+        new = [item.new for item in ours] or cells
+        gates += [_min_top1(cell, min_top1_pct) for cell in new]
+    return [Check("comparable", code, message), *published, *gates]
+
+
+def _max_slowdown(comparison: Comparison, most_pct: float) -> Check:
+    """Check that `new` is certainly not slower than `base` by more than `most_pct` percent."""
     finding = comparison.finding("images_per_second")
     if finding is None or finding.estimate is None:
         raise BadInput("--max-slowdown-pct: one side has no throughput")
@@ -48,12 +68,8 @@ def max_slowdown(comparison: Comparison, most_pct: float) -> Check:
     return Check("slowdown", EXIT_CANNOT_TELL, message)
 
 
-def min_top1(cell: Cell, least_pct: float) -> Check:
-    """Check that the measured mean top-1 of the runs is at least `least_pct`; no inference.
-
-    Raises:
-        BadInput: the runs have no accuracy.
-    """
+def _min_top1(cell: Cell, least_pct: float) -> Check:
+    """Check that the measured mean top-1 of the runs is at least `least_pct`; no inference."""
     top1 = sample(metrics()["top1"], cell.runs)
     if top1 is None:
         raise BadInput(f"--min-top1-pct: {cell.label} has no accuracy")
@@ -63,23 +79,16 @@ def min_top1(cell: Cell, least_pct: float) -> Check:
     return Check("top-1", EXIT_FAILED, f"{message}: below {least_pct:g} %")
 
 
-def reproduced(result: Reproduction) -> Check:
+def _reproduced(comparison: Comparison) -> Check:
     """Check that a published result was reproduced."""
-    metric, reference = result.metric, result.reference
+    (finding,) = comparison.findings
+    metric = finding.metric
     code = {"reproduced": EXIT_GOOD, "not reproduced": EXIT_FAILED}
     return Check(
-        f"ref:{reference.id}", code.get(result.verdict, EXIT_CANNOT_TELL),
-        f"{metric.title} {metric.inverse(result.ours.mean):.2f} {metric.unit} beside "
-        f"{reference.value:g} published: {result.verdict}",
+        comparison.base.label, code.get(finding.verdict, EXIT_CANNOT_TELL),
+        f"{metric.title} {metric.inverse(finding.new.mean):.2f} {metric.unit} beside "
+        f"{metric.inverse(finding.base.mean):g} published: {finding.verdict}",
     )  # fmt: skip
-
-
-def comparable(doubts: Sequence[str], anyway: bool) -> Check:
-    """Check that there are no doubts, or that --anyway overrides them."""
-    if not doubts:
-        return Check("comparable", EXIT_GOOD, "comparable")
-    code = EXIT_GOOD if anyway else EXIT_CANNOT_TELL
-    return Check("comparable", code, f"not comparable: {'; '.join(doubts)}")
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -88,9 +97,15 @@ def exit_code(checks: Sequence[Check]) -> int:
     If the sides are not comparable, the other checks do not count.
     """
     codes = [check.exit_code for check in checks]
-    if checks and checks[0].name == "comparable" and codes[0] != EXIT_GOOD:
-        return EXIT_CANNOT_TELL
-    return EXIT_FAILED if EXIT_FAILED in codes else max(codes, default=EXIT_GOOD)
+    return codes[0] or (EXIT_FAILED if EXIT_FAILED in codes else max(codes))
+
+
+def summary(checks: Sequence[Check]) -> str:
+    """Return the checks that decide, in one line."""
+    word = {EXIT_GOOD: "good", EXIT_FAILED: "FAILED"}.get(exit_code(checks), "cannot tell")
+    if checks[0].exit_code:
+        return f"{word}: {checks[0].message} (--anyway compares them all the same)"
+    return f"{word}: {'; '.join(check.message for check in checks[1:])}"
 
 
 def write_junit(path: Path, checks: Sequence[Check]) -> None:

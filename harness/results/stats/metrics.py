@@ -62,6 +62,11 @@ class Metric:
         """Return points or percent of the base as a difference of transformed values."""
         return math.log1p(difference / 100) if self.scale == "relative" else difference
 
+    @property
+    def least_loss(self) -> float:
+        """The margin on the worse side, as a difference of transformed values."""
+        return self.transform_difference(-self.margin if self.better == "higher" else self.margin)
+
 
 def _field(name: str) -> Callable[[Measured], float | None]:
     def read(run: Measured) -> float | None:

@@ -1,56 +1,22 @@
-"""Decide whether a cell of runs reproduces a published result."""
+"""Compare runs with a published result: does a recipe reproduce it?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from harness.config import Config
 from harness.errors import BadInput
 from harness.results.measured import Measured
 from harness.results.references import DATASETS, Reference
-from harness.results.stats.compare import Cell, Difference, doubts
+from harness.results.stats.compare import Cell, Comparison, Difference, Finding, doubts
 from harness.results.stats.metrics import Metric, accuracy, metrics, sample
-from harness.results.stats.statistics import ALPHA, Estimate, Sample, compare, runs_needed
+from harness.results.stats.statistics import Sample
 
-Outcome = Literal["reproduced", "not reproduced", "cannot tell"]
 MEDIAN = "median_last5_top1_pct"
 
 
-@dataclass(frozen=True)
-class Reproduction:
-    """The result of comparing runs with a published number.
-
-    Attributes:
-        estimate: of `ours - theirs`; None if the spread between runs is unknown.
-        runs_needed: runs in total that would decide, if more are like these; None: no number would.
-        doubts: reasons why the two are not comparable; empty if they are.
-    """
-
-    cell: Cell
-    reference: Reference
-    metric: Metric
-    ours: Sample
-    theirs: Sample
-    estimate: Estimate | None
-    runs_needed: int | None
-    differences: tuple[Difference, ...]
-    doubts: tuple[str, ...]
-
-    @property
-    def verdict(self) -> Outcome:
-        """`reproduced` if certainly not worse than the publication by the margin or more."""
-        if self.estimate is None:
-            return "cannot tell"
-        bound, higher = _bound(self.metric), self.metric.better == "higher"
-        above, below = self.estimate.p_above(bound), self.estimate.p_below(bound)
-        if (above if higher else below) <= ALPHA:
-            return "reproduced"
-        return "not reproduced" if (below if higher else above) <= ALPHA else "cannot tell"
-
-
-def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> Reproduction:
+def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> Comparison:
     """Compare runs with a published result.
 
     Args:
@@ -63,28 +29,20 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
     metric = _metric(reference)
     if margin is not None:
         metric = replace(metric, margin=margin)
-    ours = sample(metric, cell.runs)
+    ours, base = sample(metric, cell.runs), Cell(f"ref:{reference.id}", reference=reference)
     if ours is None:
         raise BadInput(
-            f"{cell.label}: its runs have no {metric.title}, which ref:{reference.id} is about"
+            f"{cell.label}: its runs have no {metric.title}, which {base.label} is about"
         )
     spread = reference.std
     if spread is not None and metric.scale == "relative":
         spread = spread / reference.value
     theirs = Sample(metric.transform(reference.value), spread, reference.n or 1)
-    assumed = metric.assumed_std
-    std = None if assumed is None else metric.transform_difference(assumed)
-    return Reproduction(
-        cell, reference, metric, ours, theirs, compare(ours, theirs, std),
-        runs_needed(ours, theirs, _bound(metric)), tuple(_differences(cell.runs[0], reference)),
+    return Comparison(
+        cell, base, tuple(_differences(cell.runs[0], reference)),
         (*doubts(cell), *_unlike(cell.runs[0], reference, metric)),
+        (Finding.of(metric, ours, theirs, primary=True, published=True),),
     )  # fmt: skip
-
-
-def _bound(metric: Metric) -> float:
-    """Return the largest loss that still counts as reproduced, as a transformed difference."""
-    sign = -1 if metric.better == "higher" else 1
-    return metric.transform_difference(sign * metric.margin)
 
 
 def _metric(reference: Reference) -> Metric:
