@@ -331,7 +331,8 @@ def compiled_flags(photos: Path, name: str) -> list[str]:
         "train.global-batch": "12", "eval.local-batch": "7", "eval.every-epochs": "10",
         "log.every-steps": "5", "run.name": name,
     }  # fmt: skip
-    return [*TINY, *(word for field, value in sets.items() for word in (f"--{field}", value))]
+    args = (arg for field, value in sets.items() for arg in (f"--{field}", value))
+    return [*TINY, *small_net.FLAGS, *args]
 
 
 class Starts:

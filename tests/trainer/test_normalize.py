@@ -175,7 +175,7 @@ def test_what_is_shifted_image_by_image_is_compiled_once(
     icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With shortcuts and in this machine's own precision: the other compiled tests have neither.
-    monkeypatch.setitem(MODELS, "resnet20", replace(small_net.SMALL, shortcut="A"))
+    monkeypatch.setitem(MODELS, "resnet20", replace(small_net.SMALL, width=16, shortcut="A"))
     data = {"augment": "pad_crop", "eval_resize_px": 0, "mean_image": True, "colour_std": 0.1}
     engine = {"compile": True, "bucket_mb": 25}
     config = make_config(icons, data=data, model={"name": "resnet20"}, engine=engine)

@@ -344,8 +344,8 @@ def test_nothing_compiles_after_the_warm_up(
         "eval.local-batch": "7", "log.every-steps": "3",
     } | changes  # fmt: skip
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-    done = python(small_net.__file__, *TINY, *on_gpu(), *words, ranks=2, cwd=tmp_path,
-                  timeout_s=600)  # fmt: skip
+    done = python(small_net.__file__, *TINY, *small_net.FLAGS, *on_gpu(), *words, ranks=2,
+                  cwd=tmp_path, timeout_s=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "run" / "result.json").read_text())
     assert (result["compiled"], result["recompiles"], result["graph_breaks"]) == (True, 0, 0)
