@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 from helpers import TRAIN, train
-from slurm_cases import CASES, CONFIG, DOCTOR, FLAGS, MULTI, ONE, RANKS, Place, attempts
+from slurm_cases import (
+    CONFIG,
+    DOCTOR,
+    FLAGS,
+    MULTI,
+    ONE,
+    RANKS,
+    Place,
+    attempts,
+    cut,
+    disturbed,
+)  # fmt: skip
 from slurm_cluster import Cluster, cluster
 from wandb_standin import StandIn
 
@@ -44,12 +55,13 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("script", "nodes", "nproc"), [(ONE, 1, 2), (MULTI, 3, 1)],
-    ids=["one node of two processes", "three nodes"],
+    ids=["one node of two processes", "three nodes with staged images"],
 )  # fmt: skip
 def test_every_rank_has_its_slice(
-    place: Place, calm: Path, script: Path, nodes: int, nproc: int
+    place: Place, calm: Path, tmp_path: Path, script: Path, nodes: int, nproc: int
 ) -> None:
-    job = place.submit(script, None, *SHORT, options=(f"--nodes={nodes}",), nproc=nproc)
+    staged = {"HARNESS_STAGE": str(tmp_path)} if nodes > 1 else {}
+    job = place.submit(script, None, *SHORT, options=(f"--nodes={nodes}",), nproc=nproc, **staged)
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
     folder = place.folder(f"resnet50_90ep-s0-{job}")
     ended = result(folder)
@@ -60,28 +72,39 @@ def test_every_rank_has_its_slice(
     assert hosts == {f"node{number}" for number in range(1, nodes + 1)}
     assert len(list((folder / "logs").iterdir())) == nodes * nproc - 1
     assert "Traceback" not in place.slurm.log(job)
+    if staged:
+        (copy,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+        data = load.load([str(folder / "config.yaml")]).data
+        assert (data.train, data.val) == (str(copy), str(copy))
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "node_lost"])
-def test_a_disturbed_job_ends_in_the_same_weights(place: Place, calm: Path, case: str) -> None:
-    job = CASES[case](place, case)
+def assert_disturbed(place: Place, calm: Path, name: str, job: str, times: int) -> None:
+    """The job went on after each disturbance, and ended in the same weights."""
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
-    assert place.differences(calm, case) == []
-    tries = attempts(place.folder(case))
-    assert len(tries) >= 2, "the job was not disturbed"
+    assert place.differences(calm, name) == []
+    tries = attempts(place.folder(name))
+    assert len(tries) >= times + 1, "the job was not disturbed"
     assert {each["slurm_job"] for each in tries} == {job}
 
 
-def test_a_lost_node_costs_no_run(calm: Path, place: Place, tmp_path: Path) -> None:
+def test_a_job_near_its_time_limit_ends_in_the_same_weights(place: Place, calm: Path) -> None:
+    assert_disturbed(place, calm, "cut", cut(place, "cut"), 1)
+
+
+def test_a_killed_rank_and_a_requeue_leave_the_same_weights(place: Place, calm: Path) -> None:
+    job = disturbed(place, "disturbed", "rank_killed", "requeued")
+    assert_disturbed(place, calm, "disturbed", job, 2)
+
+
+def test_a_preempted_job_that_loses_a_node_ends_in_the_same_weights(
+    calm: Path, place: Place, tmp_path: Path
+) -> None:
     with cluster() as slurm:
         slurm.environ["HARNESS_PREFLIGHT"] = "off"
         own = Place(slurm, tmp_path, place.photos)
-        job = CASES["node_lost"](own, "lost")
-        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-        told = slurm.log(job)
-    assert own.differences(calm, "lost") == []
-    assert len(attempts(own.folder("lost"))) == 2
-    assert "DUE TO NODE FAILURE" in told
+        job = disturbed(own, "lost", "preempted", "node_lost")
+        assert_disturbed(own, calm, "lost", job, 2)
+        assert "DUE TO NODE FAILURE" in slurm.log(job)
 
 
 def test_a_preempted_run_is_one_run_in_wandb(place: Place, calm: Path, server: StandIn) -> None:
@@ -183,16 +206,6 @@ def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
         time.sleep(0.5)
     about = place.slurm.about(job)
     assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "0")
-
-
-def test_a_job_trains_on_staged_images(place: Place, calm: Path, tmp_path: Path) -> None:
-    options = ("--nodes=2",)
-    job = place.submit(MULTI, "staged", *SHORT, options=options, HARNESS_STAGE=str(tmp_path))
-    assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
-    (copy,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    config = load.load([str(place.folder("staged") / "config.yaml")])
-    assert (config.data.train, config.data.val) == (str(copy), str(copy))
-    assert result(place.folder("staged"))["digests"] == result(calm)["digests"][:1]
 
 
 def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> None:
