@@ -109,7 +109,7 @@ def test_imports_point_down(source: str) -> None:
     me = module_of(source)
     for other in own_modules(source):
         allowed = folder_of(other) == folder_of(me) or row(other) < row(me)
-        assert allowed, f"{source} imports {other}, which lies beside or above it"
+        assert allowed, f"{source} imports {other}, which is in the same row or above it"
 
 
 def test_no_imports_go_in_circles() -> None:

@@ -282,7 +282,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def left_in(tmp_path: Path) -> list[processes.Process]:
-    """Processes of a trial whose temporary files lie here; another trial may run beside this."""
+    """Processes of a trial whose temporary files lie here; other trials may run meanwhile."""
     found = []
     for each in processes.marked(""):
         with suppress(OSError):  # it may have gone meanwhile

@@ -149,11 +149,11 @@ def test_a_task_takes_the_cores_that_slurm_gave_it(place: Place) -> None:
     steps = (f"srun --cpus-per-task={cpus} python {TRAIN} {CONFIG} {words}" for cpus in (1, 2))
     options = ("--ntasks=2", "--cpus-per-task=2", "--parsable", "--wait")
     done = place.slurm.run("sbatch", *options, f"--wrap={'; '.join(steps)}", cwd=place.cwd)
-    told = place.slurm.log(done.stdout.strip())
+    log = place.slurm.log(done.stdout.strip())
     for cpus in (1, 2):
         here = min(cpus, len(os.sched_getaffinity(0)))
-        assert f"{here} CPU threads per rank" in told, told
-        assert f"decoded on cpu, {here} threads per rank" in told, told
+        assert f"{here} CPU threads per rank" in log, log
+        assert f"decoded on cpu, {here} threads per rank" in log, log
 
 
 def test_a_wrong_config_is_never_queued(place: Place) -> None:
@@ -189,13 +189,13 @@ def test_the_first_rank_that_failed_has_the_last_word(
     job = place.submit(MULTI, "torn", *flags, options=options, HARNESS_MAX_RESTARTS="0")
     assert place.slurm.wait(job) == "FAILED"
     failure = json.loads((place.folder("torn") / "failure.json").read_text())
-    told = place.slurm.log(job)
-    last = told.splitlines()[-1]
+    log = place.slurm.log(job)
+    last = log.splitlines()[-1]
     assert last.startswith(f"rank {failure['rank']} on {failure['host']} failed first: ")
     assert f"{torn}: sample " in last
-    assert [line.startswith("error: ") for line in told.splitlines()].count(True) == 1
+    assert [line.startswith("error: ") for line in log.splitlines()].count(True) == 1
     if failure["rank"] > 0:
-        assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in told
+        assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in log
 
 
 def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
@@ -215,21 +215,21 @@ def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> 
         MULTI, "missing", *flags, nproc=1, options=("--nodes=2",), HARNESS_PREFLIGHT="on"
     )
     assert place.slurm.wait(job) == "FAILED"
-    told = place.slurm.log(job)
-    assert "0 of 8 expected" in told
-    assert told.splitlines()[-1] == f"job {job}: not begun"
+    log = place.slurm.log(job)
+    assert "0 of 8 expected" in log
+    assert log.splitlines()[-1] == f"job {job}: not begun"
     assert not place.folder("missing").exists()
 
 
 def test_the_doctor_looks_at_each_node_by_itself(place: Place) -> None:
     job = place.submit(DOCTOR, None, options=("--nodes=2", "--gpus-per-node=0"))
-    state, told = place.slurm.wait(job), place.slurm.log(job)
+    state, log = place.slurm.wait(job), place.slurm.log(job)
     reports = [nodes.read(place.cwd / f"doctor-{job}" / f"node{n}.json") for n in (1, 2)]
     assert [[node.host for node in report] for report in reports] == [["node1"], ["node2"]]
     red = "red" in {check.status for report in reports for node in report for check in node.checks}
-    assert state == ("FAILED" if red else "COMPLETED"), told
-    assert "node1" in told
-    assert "node2" in told
+    assert state == ("FAILED" if red else "COMPLETED"), log
+    assert "node1" in log
+    assert "node2" in log
 
 
 def test_the_doctor_is_red_where_gpus_are_missing(place: Place) -> None:

@@ -383,8 +383,8 @@ def test_a_compiled_run_goes_on_on_another_node_without_compiling_and_ends_in_th
     assert "kept for the next start in runs/whole/compile/" in whole.stdout
 
     # Another run of the kind, on the same node: it finds the graphs there, and keeps them too.
-    with ThreadPoolExecutor() as beside:
-        stop = beside.submit(starts.stop, "stopped")
+    with ThreadPoolExecutor() as pool:
+        stop = pool.submit(starts.stop, "stopped")
         stopped = starts.start(*compiled_flags(photos, "stopped"), node="node1")
         stop.result()
     assert "stopped by SIGTERM at step " in stopped.stderr

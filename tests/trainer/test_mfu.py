@@ -44,9 +44,9 @@ def test_rows_and_result_tell_the_share_of_a_printed_peak(tmp_path: Path) -> Non
     per_image = sum(op.flops for op in costs.step)
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
-    told = [row for row in rows if row["kind"] == "train"] + [result]
-    assert len(told) == 3
-    for each in told:
+    records = [row for row in rows if row["kind"] == "train"] + [result]
+    assert len(records) == 3
+    for each in records:
         expected = 100 * per_image * each["images_per_second"] / 1e12
         assert each["mfu_pct"] == pytest.approx(expected, rel=0.01)
         assert 0 < each["memory_pct"] < 100

@@ -42,8 +42,9 @@ def after_steps(photos: Path, changes: dict[str, Any]) -> dict[str, Any]:
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
         evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         weights = torch.cat([p.detach().flatten() for p in t.model.parameters()])
-        told = {"bits": bits(t), "warm": warm, "graphs": engine.graph_counts()}
-        return told | {"weights": weights[::500].tolist(), "keys": list(t.model.net.state_dict())}
+        graphs = {"warm": warm, "graphs": engine.graph_counts()}
+        state = {"weights": weights[::500].tolist(), "keys": list(t.model.net.state_dict())}
+        return {"bits": bits(t)} | graphs | state
 
 
 def engine_changes(**changes: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from harness.data.prepare.sources import Source, open_sources
 from harness.errors import BadInput
 
 
-def told(source: Source) -> list[tuple[str, int, bytes]]:
+def samples_of(source: Source) -> list[tuple[str, int, bytes]]:
     return [(source.names[k], source.labels[k], source.whole(k)) for k in range(len(source))]
 
 
@@ -28,12 +28,12 @@ def test_each_layout_gives_the_same_images(tmp_path: Path, kind: str) -> None:
     for source in sources:
         made = packs.images()[source.split]
         assert source.classes == packs.WNIDS
-        assert told(source) == [
+        assert samples_of(source) == [
             (f"{wnid}/{name.removesuffix('.JPEG')}", label, made[wnid][name])
             for label, wnid in enumerate(packs.WNIDS)
             for name in sorted(made[wnid])
         ]
-        assert source.sizes == [len(content) for *_, content in told(source)]
+        assert source.sizes == [len(content) for *_, content in samples_of(source)]
         assert source.read(0, 10) == source.whole(0)[:10]
 
 
@@ -94,7 +94,7 @@ def test_cifar_becomes_lossless_png(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (train.split, len(train), val.split, len(val)) == ("train", 50, "val", 10)
     assert train.classes == [*"abcdefghi", "zebra"]
     for source, of in ((train, pixels[:50]), (val, pixels[50:])):
-        for name, label, content in told(source):
+        for name, label, content in samples_of(source):
             folder, stem = name.split("/")
             with Image.open(BytesIO(content)) as image:
                 assert image.format == "PNG"
