@@ -37,7 +37,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     here = getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput")
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if here and whole and config.option.markexpr == DEFAULT and not config.option.usepdb:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.numprocesses, config.option.dist = 2, "worksteal"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -112,7 +112,7 @@ def test_the_rows_of_the_package_are_those_of_the_imports() -> None:
         if match := re.match(r"\| (\d) \| (.+?) \| ", line):
             names = re.findall(r"\[(\w+)(?:/|\.py)\]", match[2])
             rows.setdefault(int(match[1]), set()).update(names)
-    rows[9].add("launch")  # which lies beside the package
+    rows[9].add("launch")  # which is outside the package
     assert rows == dict(enumerate(ROWS, start=1))
 
 

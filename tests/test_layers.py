@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def test_imports_point_down(source: str) -> None:
     me = module_of(source)
     for other in own_modules(source):
         allowed = folder_of(other) == folder_of(me) or row(other) < row(me)
-        assert allowed, f"{source} imports {other}, which lies beside or above it"
+        assert allowed, f"{source} imports {other}, which is in the same row or above it"
 
 
 def test_no_imports_go_in_circles() -> None:
@@ -131,15 +132,17 @@ def test_a_training_loads_no_more_than_its_budget(tmp_path: Path) -> None:
         "import atexit, runpy, sys; own = lambda: [m.__file__ for n, m in sys.modules.items() "
         "if n.split('.')[0] in ('harness', 'launch') and getattr(m, '__file__', None)]; "
         "atexit.register(lambda: print('own:', *own(), 'launch/train.py')); "
+        "from harness.data import demo; demo.TRAIN_IMAGES = demo.VAL_IMAGES = 40; "
         "runpy.run_path('launch/train.py', run_name='__main__')"
     )
     flags = [
         *("--model.name", "resnet20", "--schedule.max-steps", "1", "--engine.compile", "false"),
-        *("--log.wandb", "off", "--run.root", str(tmp_path)),
+        *("--log.wandb", "off", "--run.root", str(tmp_path), "--train.global-batch", "20"),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"HARNESS_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     files = done.stdout.split("own: ")[1].split()
     lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)

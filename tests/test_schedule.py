@@ -32,7 +32,7 @@ def test_the_rate_drops_when_validation_stops_improving() -> None:
     assert drops(10, 20, 30, 30, 30, 30) == [6], "three epochs without a better one"
     assert drops(10, 20, 30, 30.4, 30.5, 30.4) == [6], "0.5 points more are asked"
     assert drops(10, 20, 30, 30.6, 30.5, 30.4) == []
-    assert drops(30, 30, 30, 30, 30, 30, 30) == [4, 7], "the count begins anew"
+    assert drops(30, 30, 30, 30, 30, 30, 30) == [4, 7], "the count starts again"
     assert drops(30, 29, 29, 29, 40, 40, 40, 40) == [4, 8]
     assert drops(*range(50)) == []
 

@@ -120,12 +120,12 @@ ADVICE: list[tuple[str, Part, tuple[str, ...], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "part", "words", "more", "told"), ADVICE)
+@pytest.mark.parametrize(("name", "part", "words", "more", "message"), ADVICE)
 def test_advice_names_what_is_open_for_the_part_that_binds(
-    name: str, part: Part, words: tuple[str, ...], more: dict[str, Any], told: str
+    name: str, part: Part, words: tuple[str, ...], more: dict[str, Any], message: str
 ) -> None:
     change = first_change(ladder(part, **more), resolved(*words), kb_per_image=None)
-    assert told in change.text
+    assert message in change.text
 
 
 def test_where_decoding_binds_the_gpu_is_given_more_of_it() -> None:
@@ -178,10 +178,10 @@ SMALL = (*TINY, "--minutes", "0.03", "--train.global-batch", "16")
 @pytest.mark.gpu_too
 def test_from_the_command_to_the_page(tmp_path: Path, photos: Path, device: torch.device) -> None:
     data = ("--data.train", photos, "--data.val", photos)
-    done, told = run(*SMALL, *data, cwd=tmp_path)
+    done, report = run(*SMALL, *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    rows = {rung["name"]: rung for rung in told["rungs"]}
+    rows = {rung["name"]: rung for rung in report["rungs"]}
     assert list(rows) == list(rungs.ABOUT)
     none_here = {rungs.ALL_REDUCE} | ({rungs.COPY} if device.type == "cpu" else set())
     assert {name for name, row in rows.items() if row["missing"]} == none_here
@@ -191,9 +191,9 @@ def test_from_the_command_to_the_page(tmp_path: Path, photos: Path, device: torc
             assert row["turns"] >= 3
     shares = [row["share_pct"] for row in rows.values() if row["share_pct"] is not None]
     assert sum(shares) == pytest.approx(100)
-    assert told["binds"] in told["parts_s"]
-    whole_s = Law(**told["law"]).whole_s(told["parts_s"])
-    assert told["predicted"] == pytest.approx(1 / whole_s)
+    assert report["binds"] in report["parts_s"]
+    whole_s = Law(**report["law"]).whole_s(report["parts_s"])
+    assert report["predicted"] == pytest.approx(1 / whole_s)
     assert rows[rungs.READ_WARM]["bytes_per_second"] > 0
     assert rows[rungs.FORWARD]["limit"] > rows[rungs.BACKWARD]["limit"] > 0
     assert rows[rungs.FORWARD]["limit_unfused"] < rows[rungs.FORWARD]["limit"]
@@ -211,39 +211,39 @@ def test_from_the_command_to_the_page(tmp_path: Path, photos: Path, device: torc
 @pytest.mark.slow
 def test_two_ranks_that_accumulate_print_once(tmp_path: Path) -> None:
     words = (*SMALL, "--data.source", "synthetic", "--train.max-local-batch", "4")
-    done, told = run(*words, cwd=tmp_path, ranks=2)
+    done, report = run(*words, cwd=tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
-    rows = {rung["name"]: rung for rung in told["rungs"]}
+    rows = {rung["name"]: rung for rung in report["rungs"]}
     assert rows[rungs.ALL_REDUCE]["images_per_second"] > 0
     assert rows[rungs.ALL_REDUCE]["limit"] > 0
     assert rows[rungs.EVERYTHING]["missing"] == "data.source is synthetic"
     assert done.stdout.count("change first: ") == 1
-    assert set(told["parts_s"]) == {"compute", "all-reduce"}
+    assert set(report["parts_s"]) == {"compute", "all-reduce"}
 
 
 @pytest.mark.gpu_too
 @pytest.mark.slow
 def test_torchvisions_loader_has_a_ladder_too(tmp_path: Path, photos: Path) -> None:
     data = ("--data.source", "torchvision", "--data.train", photos, "--data.val", photos)
-    done, told = run(*SMALL, *data, cwd=tmp_path)
+    done, report = run(*SMALL, *data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = {rung["name"]: rung for rung in told["rungs"]}
+    rows = {rung["name"]: rung for rung in report["rungs"]}
     assert rows[rungs.DECODE]["missing"] == "data.source is not dali"
     assert rows[rungs.EVERYTHING]["images_per_second"] > 0
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--minutes", "0"), "must be more than 0"),
         (("--engine.bukket-mb", "1"), "did you mean --engine.bucket-mb?"),
         ((*SMALL, "--data.source", "synthetic", "--out", "/proc/none"), "name a folder"),
     ],
 )
-def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     done, _ = run(*words, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("fast", "write section.key=value"),
         ("engine.bukket_mb=3", "no such flag"),
@@ -336,8 +336,8 @@ def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
         ("commit=0123456789", "commit=0123456789"),
     ],
 )
-def test_an_arm_that_is_none_is_one_line(text: str, told: str) -> None:
-    with named_arms(BASE) as arms, pytest.raises(BadInput, match=told):
+def test_an_arm_that_is_none_is_one_line(text: str, message: str) -> None:
+    with named_arms(BASE) as arms, pytest.raises(BadInput, match=message):
         arms.read(text)
 
 
@@ -356,8 +356,8 @@ def test_a_sweep_from_its_command_to_the_config(tmp_path: Path) -> None:
         "--arm", "train.max_local_batch=100000000000", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "bench/sweep/sweep.json").read_text())
-    first, _ = told["trials"]
+    report = json.loads((tmp_path / "bench/sweep/sweep.json").read_text())
+    first, _ = report["trials"]
     assert sum(map(len, first["starts"])) >= 3
     assert first["facts"]["recompiles"] == first["facts"]["breaks"] == 0
     low, high = first["interval"]
@@ -370,6 +370,7 @@ def test_a_sweep_from_its_command_to_the_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu_too
+@pytest.mark.slow
 def test_ranks_of_an_arm_are_measured_together(tmp_path: Path) -> None:
     working = VariantProcess(Variant("two", (*WORDS, *on_gpu()), ranks=2), tmp_path / "log")
     try:
@@ -433,7 +434,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("sweep", "--minutes", "0"), "must be more than 0"),
         (("sweep", "--ranks", "0"), "must be at least 1"),
@@ -443,10 +444,10 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
         (("sweep", *WORDS, "--out", "/proc/none"), "name another folder"),
     ],
 )
-def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     done = bench(*words, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_torchrun_is_not_asked_for(tmp_path: Path) -> None:

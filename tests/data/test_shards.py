@@ -282,9 +282,9 @@ def test_a_run_on_shards_is_the_run_on_the_tree(root: Path) -> None:
         done = train(*TINY, *words, ranks=3, cwd=root.parent)
         assert done.returncode == 0, done.stderr
         run = root.parent / "runs" / name
-        told = json.loads((run / "result.json").read_text())
+        result = json.loads((run / "result.json").read_text())
         weights = torch.load(run / "checkpoints" / "final.pt")["model"]
-        found.append((told["digests"], told["train_digest"], told["val_loss"], weights))
+        found.append((result["digests"], result["train_digest"], result["val_loss"], weights))
     assert found[0][:3] == found[1][:3]
     assert all(torch.equal(found[0][3][name], found[1][3][name]) for name in found[0][3])
 

@@ -282,7 +282,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def left_in(tmp_path: Path) -> list[processes.Process]:
-    """Processes of a trial whose temporary files lie here; another trial may run beside this."""
+    """Processes of a trial whose temporary files lie here; other trials may run meanwhile."""
     found = []
     for each in processes.marked(""):
         with suppress(OSError):  # it may have gone meanwhile
@@ -345,7 +345,7 @@ def test_a_run_that_fails_by_itself(icons: Path, tmp_path: Path) -> None:
 def test_a_kill_of_each_kind(icons: Path, tmp_path: Path) -> None:
     kills = len(KINDS)
     # Kills of three ranks, whose sums have an order: test_faults.py.
-    done = doctor(icons, tmp_path, "--ranks", "2", "--kills", str(kills), "--steps", "32")
+    done = doctor(icons, tmp_path, "--ranks", "1", "--kills", str(kills), "--steps", "32")
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in KINDS:
         assert f": {kind}" in done.stdout

@@ -241,8 +241,8 @@ def test_each_rank_looks_at_its_gpu_itself(
 ) -> None:
     monkeypatch.setattr(gpus, "gpu_uuid", lambda device: f"GPU-{device.index}")
     slowed, used = (), 0.5
-    told = SimpleNamespace(slowed=lambda: slowed, memory_used_gib=lambda: used)
-    monkeypatch.setattr(gpus, "Nvml", lambda device: told)
+    nvml = SimpleNamespace(slowed=lambda: slowed, memory_used_gib=lambda: used)
+    monkeypatch.setattr(gpus, "Nvml", lambda device: nvml)
     world = replace(run.world, local_rank=1, device=torch.device("cuda", 1))
     facts = gpus.collect(replace(run, world=world))
     assert facts["own_gpu"] == {"uuid": "GPU-1", "memory_used_gib": 0.5, "slowed": ()}

@@ -28,18 +28,18 @@ STEP = {
 
 
 def test_a_task_knows_its_rank_and_how_many_share_its_node() -> None:
-    told = slurm.identity(STEP)
-    assert told == {
+    names = slurm.identity(STEP)
+    assert names == {
         "RANK": "6",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "7",
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "gpu07",
-        "MASTER_PORT": told["MASTER_PORT"],
+        "MASTER_PORT": names["MASTER_PORT"],
     }
     other = STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
     assert slurm.identity(other)["LOCAL_WORLD_SIZE"] == "2"
-    assert slurm.identity(other)["MASTER_PORT"] == told["MASTER_PORT"]
+    assert slurm.identity(other)["MASTER_PORT"] == names["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(

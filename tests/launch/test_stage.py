@@ -85,8 +85,10 @@ def test_only_what_differs_is_copied_again(
     stage(source, tmp_path / "local")
     assert contents(copy) == contents(source)
     assert not (copy / "stray").exists()
-    anew = [path for path, inode in inodes.items() if path.exists() and path.stat().st_ino != inode]
-    assert set(anew) <= {first, second, third}
+    changed = [
+        path for path, inode in inodes.items() if path.exists() and path.stat().st_ino != inode
+    ]
+    assert set(changed) <= {first, second, third}
 
 
 def test_a_copy_that_was_cut_short_goes_on(source: Path, tmp_path: Path) -> None:

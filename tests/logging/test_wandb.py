@@ -111,7 +111,7 @@ def test_a_restarted_run_shows_each_step_once(server: StandIn, tmp_path: Path) -
     assert _steps(server) == list(range(1, 21))
     assert [one["progress/attempt"] for one in run.history] == [1] * 10 + [2] * 10
     assert run.config["train"] == {"global_batch": 128}
-    assert run.told["tags"] == ["resnet18", "demo"]
+    assert run.fields["tags"] == ["resnet18", "demo"]
     assert run.state == "finished"
 
 

@@ -170,7 +170,7 @@ def test_a_killed_attempt_is_continued_where_the_server_is(server: StandIn, tmp_
     assert 0 < len(had) <= CHILD_ROWS
     _mirror_child_rows(tmp_path)
     assert _steps(server) == list(range(CHILD_ROWS))
-    assert server.run("r1").told["tags"] == ["resnet18", "demo"]
+    assert server.run("r1").fields["tags"] == ["resnet18", "demo"]
 
 
 def test_what_a_killed_offline_attempt_lost_is_in_the_next_ones_folder(

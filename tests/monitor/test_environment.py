@@ -91,9 +91,9 @@ def test_an_image_with_its_own_dali_is_told_all_other_packages() -> None:
         if line and not line.startswith("#")
     }
     manual = (env.CHECKOUT / "slurm" / "README.md").read_text()
-    told = manual.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
+    packages = manual.split("`pip install --no-deps -e .`, then\n`pip install ")[1].split("`")[0]
     of_the_image = {"torch", "torchvision", "nvidia-dali-cuda120", "numpy", "pillow"}
-    assert set(told.split()) == needed - of_the_image
+    assert set(packages.split()) == needed - of_the_image
 
 
 def test_dali_that_is_not_there_or_twice_there_is_said() -> None:
@@ -142,15 +142,15 @@ def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "version"),
+    ("text", "version"),
     [
         ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19", "535.104.05"),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54  Release", "550.54"),
         ("", None),
     ],
 )
-def test_driver_version(told: str, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self: told)
+def test_driver_version(text: str, version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert driver_version() == version
 
 

@@ -42,8 +42,8 @@ def compared(*words: str) -> Comparison:
     return compare_cells(new, base, metrics(), "images_per_second")
 
 
-def verdicts(told: Comparison) -> dict[str, str]:
-    return {found.metric.name: found.verdict for found in told.findings}
+def verdicts(comparison: Comparison) -> dict[str, str]:
+    return {found.metric.name: found.verdict for found in comparison.findings}
 
 
 def harness(*words: str) -> int:
@@ -102,8 +102,8 @@ def test_sides_by_globs_by_vs_and_by_kind(words: tuple[str, ...]) -> None:
     new, base = read_sides(words)[0]
     assert [len(new.runs), len(base.runs)] == [3, 3]
     assert (new.label, base.label) == ("a-s*", "b-s*")
-    told = compared(*words)
-    assert [(each.key, each.new, each.base) for each in told.differences] == [
+    comparison = compared(*words)
+    assert [(each.key, each.new, each.base) for each in comparison.differences] == [
         ("engine.compile", True, False)
     ]
 
@@ -197,8 +197,8 @@ def test_time_to_accuracy_of_an_accuracy_named_afterwards() -> None:
     assert found.difference == pytest.approx(100, abs=2)
     assert found.verdict == "worse"
     # An accuracy that was not reached is no time.
-    told = compare_cells(new, base, metrics(90.0), "images_per_second")
-    assert told.finding("train_s_to_target") is None
+    comparison = compare_cells(new, base, metrics(90.0), "images_per_second")
+    assert comparison.finding("train_s_to_target") is None
 
 
 Gate = tuple[list[str], int, str]
@@ -283,8 +283,8 @@ Broken = Callable[[Path], Any]
 
 
 def _older(path: Path) -> None:
-    told = json.loads((path / "result.json").read_text()) | {"schema_version": 0}
-    (path / "result.json").write_text(json.dumps(told))
+    result = json.loads((path / "result.json").read_text()) | {"schema_version": 0}
+    (path / "result.json").write_text(json.dumps(result))
 
 
 def _crashed(path: Path) -> None:

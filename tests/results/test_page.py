@@ -59,7 +59,7 @@ def page(
     folder: Path, *cells: Cell, references: Sequence[str] = (), anyway: bool = False,
     testing: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The page of cells, each but the last beside the last, and beside references."""
+    """The page of cells, each but the last next to the last, and next to references."""
     path = folder / "page.html"
     comparisons = [*compared(cells), *reproduced(cells, references)]
     write_page(path, cells, comparisons, testing=testing, anyway=anyway)
@@ -82,7 +82,7 @@ class Checker(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.told: list[str] = []
+        self.texts: list[str] = []
         self.ids: list[str] = []
         self.outer: dict[str, str | None] = {}
         self.feed(text)
@@ -114,7 +114,7 @@ class Checker(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.told.append(data)
+            self.texts.append(data)
 
 
 def checked(text: str) -> str:
@@ -129,7 +129,7 @@ def checked(text: str) -> str:
     assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= set(re.findall(r"(--[\w-]+):", text))
     for picture in pictures(text):
         ET.fromstring(picture)
-    return " ".join("".join(checker.told).split())
+    return " ".join("".join(checker.texts).split())
 
 
 def pictures(text: str) -> list[str]:
@@ -144,8 +144,8 @@ def test_a_comparison_says_it_all(runs: Path, tmp_path: Path) -> None:
     cells = cell(runs / "a-s*"), cell(runs / "b-s*")
     text = page(tmp_path, *cells, testing=["engine.compile"])
     said = checked(text)
-    (told,) = compared(cells)
-    for found in told.findings:
+    (comparison,) = compared(cells)
+    for found in comparison.findings:
         assert found.metric.title in said
         assert found.verdict in said
     for run in (*cells[0].runs, *cells[1].runs):
@@ -157,7 +157,7 @@ def test_a_comparison_says_it_all(runs: Path, tmp_path: Path) -> None:
         "Accuracy over training time", "Speed", "Throughput over training time", "Step time",
         "Where the time went", "Runs",
     ]  # fmt: skip
-    assert len(pictures(text)) == 5 + len(told.findings)
+    assert len(pictures(text)) == 5 + len(comparison.findings)
 
 
 def test_a_publication_stands_beside_runs(runs: Path, tmp_path: Path) -> None:
@@ -173,16 +173,16 @@ def test_a_publication_stands_beside_runs(runs: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> None:
     cells = cell(runs / "a-s*"), cell(runs / "synthetic")
-    (told,) = compared(cells)
+    (comparison,) = compared(cells)
     text = page(tmp_path, *cells)
     said = checked(text)
-    assert f"not comparable: {told.doubts[0]}" in said
+    assert f"not comparable: {comparison.doubts[0]}" in said
     assert set(re.findall(r'class="pill[^"]*">([^<]*)<', text)) == {"not comparable"}
     assert said.index("not comparable") < said.index("throughput")
     anyway = page(tmp_path, *cells, anyway=True)
     assert f"not comparable: {told.doubts[0]}" in checked(anyway)
     words = set(re.findall(r'class="pill[^"]*">([^<]*)<', anyway))
-    assert words == {found.verdict for found in told.findings}
+    assert words == {found.verdict for found in comparison.findings}
 
 
 def test_one_run_alone_is_its_report(runs: Path, tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_matplotlib_is_asked_for_where_it_is_missing(
     with pytest.raises(SystemExit) as ended:
         told_by(runs / "a-s0", "--html", tmp_path / "a.html")
     assert ended.value.code == 2
-    told = "error: --html needs matplotlib: pip install 'imagenet-harness[page]'\n"
-    assert capsys.readouterr().err == told
+    message = "error: --html needs matplotlib: pip install 'imagenet-harness[page]'\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.slow

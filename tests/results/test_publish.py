@@ -42,9 +42,9 @@ def says(capsys: pytest.CaptureFixture[str]) -> Says:
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
-        told = capsys.readouterr()
-        assert code == exit_code, told
-        return told.err if code else told.out
+        output = capsys.readouterr()
+        assert code == exit_code, output
+        return output.err if code else output.out
 
     return call
 
@@ -82,19 +82,19 @@ def test_wandb_holds_a_run_as_its_folder_tells_it_and_a_second_time_the_same(
     assert result_for_wandb(json.loads((folder / "result.json").read_text())).items() <= (
         run.summary.items()
     )
-    assert (run.state, run.told["displayName"], run.told["jobType"]) == (
+    assert (run.state, run.fields["displayName"], run.fields["jobType"]) == (
         "finished", "a-s0", "train",
     )  # fmt: skip
-    assert run.told["tags"] == ["resnet50", "dali", "bf16", "nightly"]
-    assert re.fullmatch(r"resnet50-8xH100-[0-9a-f]{8}", run.told["groupName"])
+    assert run.fields["tags"] == ["resnet50", "dali", "bf16", "nightly"]
+    assert re.fullmatch(r"resnet50-8xH100-[0-9a-f]{8}", run.fields["groupName"])
     assert run.config["environment"] == ENVIRONMENT
     assert run.config["resolved"] == {"world_size": 8, "precision": "bf16", "peak_lr": 0.1}
     # Nothing of the machine that publishes: neither its load nor what it is.
     assert "wandb-events.jsonl" not in run.files
     assert "wandb-metadata.json" not in server.uploads
-    before = deepcopy((run.files, run.told))
+    before = deepcopy((run.files, run.fields))
     assert f"a-s0: is there already: {page}\n" in says(folder, "--to", "wandb")
-    assert (run.files, run.told) == before
+    assert (run.files, run.fields) == before
     assert server.unknown == []
     assert not (folder / "wandb").exists()
 
@@ -159,16 +159,16 @@ def test_a_real_run_is_published_as_its_mirror_wrote_it(
         assert command
         run_sync(f"cd {tmp_path} && {command[0]}")
     (run,) = server.store.runs.values()
-    before = deepcopy((run.files, run.told, run.raw_config))
+    before = deepcopy((run.files, run.fields, run.raw_config))
     assert len(run.history) == len(load_run(folder).rows) > 2
     assert "is there already" in says(folder, "--to", "wandb")
-    assert (run.files, run.told, run.raw_config) == before
+    assert (run.files, run.fields, run.raw_config) == before
     says(folder, "--to", "wandb", "--project", "again")
     again = server.store.runs["lab", "again", run.id]
     assert _sent(server, run.id) == _rows(folder)
     assert again.config == run.config
     names = ("displayName", "groupName", "jobType", "tags")
-    assert [again.told[name] for name in names] == [run.told[name] for name in names]
+    assert [again.fields[name] for name in names] == [run.fields[name] for name in names]
     ours = {key: value for key, value in again.summary.items() if key.startswith("result/")}
     assert ours.items() <= run.summary.items()
 
@@ -344,7 +344,7 @@ def test_the_times_of_a_log_are_the_runs_own(tmp_path: Path, says: Says) -> None
     lines = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines)
     says(folder, "--to", "mllog", "--out", tmp_path / "logs")
-    told = [
+    logged = [
         (line["key"], line["time_ms"] / 1000 - began_s, line["metadata"].get("epoch_num"))
         for line in _mllog(tmp_path / "logs" / "a-s0.txt")
         if line["event_type"] != "POINT_IN_TIME" or line["key"] == "eval_accuracy"
@@ -368,8 +368,10 @@ def test_the_times_of_a_log_are_the_runs_own(tmp_path: Path, says: Says) -> None
         ("eval_stop", walls[5], 2),
         ("run_stop", walls[5], 2),
     ]
-    assert [(key, epoch) for key, _, epoch in told] == [(key, epoch) for key, _, epoch in expected]
-    assert [at for _, at, _ in told] == pytest.approx([at for _, at, _ in expected], abs=0.002)
+    assert [(key, epoch) for key, _, epoch in logged] == [
+        (key, epoch) for key, _, epoch in expected
+    ]
+    assert [at for _, at, _ in logged] == pytest.approx([at for _, at, _ in expected], abs=0.002)
 
 
 def test_a_run_that_only_scored_weights_has_no_mlperf_log(tmp_path: Path, says: Says) -> None:

@@ -71,8 +71,8 @@ def test_torchvisions_rows_are_what_torchvision_says(shelf: dict[str, Reference]
     assert len(rows) == 14
     for row in rows:
         weights = torchvision.models.get_model_weights(row.model)["IMAGENET1K_V1"]
-        told = weights.meta["_metrics"]["ImageNet-1K"]
-        assert row.value == told[{"top1": "acc@1", "top5": "acc@5"}[row.metric]]
+        published = weights.meta["_metrics"]["ImageNet-1K"]
+        assert row.value == published[{"top1": "acc@1", "top5": "acc@5"}[row.metric]]
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,8 @@ def break_rows(run: Path) -> str:
 
 
 def break_result(run: Path) -> str:
-    told = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(told | {"schema_version": 0}))
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"schema_version": 0}))
     return f"{run}/result.json: schema_version: input should be 1"
 
 
@@ -357,8 +357,8 @@ def test_flags_of_the_history_are_for_it_alone(flag: str, runs: Path, capsys: Ca
 def test_help_names_every_sort(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["show", "--help"])
-    told = capsys.readouterr().out
-    assert all(key in told for key in SORTS)
+    output = capsys.readouterr().out
+    assert all(key in output for key in SORTS)
 
 
 # Markdown
@@ -396,8 +396,8 @@ def test_runs_of_a_glob_one_by_one(runs: Path, capsys: Capture) -> None:
 
 
 def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = source.measured(load.load_run(runs / "a-s2"))
-    monkeypatch.setattr(api, "runs_at", lambda address: [told, told])
+    measured = source.measured(load.load_run(runs / "a-s2"))
+    monkeypatch.setattr(api, "runs_at", lambda address: [measured, measured])
     out, _ = shown(capsys, "wandb:team/bench?group=G")
     text = " ".join(out.split())
     assert text.count("config resnet50, 4 epochs, batch 256, seed 2") == 2
@@ -408,7 +408,7 @@ def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.Monk
     offline = runs / "a-s2" / "wandb" / "offline-run-1"
     offline.mkdir(parents=True)
     (offline / "run-1.wandb").write_bytes(b"")
-    monkeypatch.setattr(wandb_offline, "read", lambda folder: told)
+    monkeypatch.setattr(wandb_offline, "read", lambda folder: measured)
     assert "val_top1_pct" in shown(capsys, offline)[0]
 
 

@@ -30,19 +30,19 @@ def excludes_zero(bounds: tuple[float, float]) -> bool:
 
 
 def interval(new: Sample, base: Sample, assumed_std: float | None = None) -> tuple[float, float]:
-    told = compare(new, base, assumed_std)
-    assert told is not None
-    return told.interval()
+    estimate = compare(new, base, assumed_std)
+    assert estimate is not None
+    return estimate.interval()
 
 
 @given(numbers, numbers)
 def test_two_sides_with_repeats_are_welchs_test(new: list[float], base: list[float]) -> None:
     theirs = stats.ttest_ind(new, base, equal_var=False)
-    told = compare(Sample.of(new), Sample.of(base), None)
-    assert told is not None
-    assert told.basis == "welch"
-    assert told.p_differs() == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
-    assert told.interval() == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    estimate = compare(Sample.of(new), Sample.of(base), None)
+    assert estimate is not None
+    assert estimate.basis == "welch"
+    assert estimate.p_differs() == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+    assert estimate.interval() == pytest.approx(tuple(theirs.confidence_interval(0.95)))
 
 
 @pytest.mark.parametrize("n", REPEATS)
@@ -144,26 +144,26 @@ def test_false_alarms_stay_below_the_level() -> None:
     rng = np.random.default_rng(1)
     alarms = 0
     for new, base in rng.normal(76, 0.1, (TRIALS, 2, 5)):
-        told = compare(Sample.of(list(new)), Sample.of(list(base)), None)
-        assert told
-        alarms += told.p_differs() <= 0.05 and told.p_within(0.02) > 0.05
+        estimate = compare(Sample.of(list(new)), Sample.of(list(base)), None)
+        assert estimate
+        alarms += estimate.p_differs() <= 0.05 and estimate.p_within(0.02) > 0.05
     assert alarms / TRIALS <= 0.06
 
 
 def test_the_number_of_runs_that_is_asked_for_tells() -> None:
-    """With so many seeds, eight of ten times the truth is told from the bound."""
+    """With so many seeds, eight of ten times the truth is distinguished from the bound."""
     ours, theirs = Sample(76.35, 0.12, 1), Sample(76.40, 0.12, 5)
     n = runs_needed(ours, theirs, bound=-0.25)
     assert n is not None
     rng = np.random.default_rng(2)
     # As the publication's mean, known to have an error, was used for the number.
-    told = 0
+    detected = 0
     for draw in rng.normal(76.35, 0.12, (TRIALS, n)):
         paper = rng.normal(76.40, 0.12 / math.sqrt(5))
         estimate = compare(Sample.of(list(draw)), Sample(paper, 0.12, 5), None)
         assert estimate
-        told += estimate.p_above(-0.25) <= 0.05
-    assert 0.75 <= told / TRIALS <= 0.93
+        detected += estimate.p_above(-0.25) <= 0.05
+    assert 0.75 <= detected / TRIALS <= 0.93
 
 
 def test_no_number_of_runs_tells_a_difference_at_the_bound_or_without_spread() -> None:
@@ -177,10 +177,10 @@ def test_no_number_of_runs_tells_a_difference_at_the_bound_or_without_spread() -
 def test_equivalence_is_the_90_percent_interval_within_the_margin(
     difference: float, error: float, degrees: float, margin: float
 ) -> None:
-    told = Estimate(difference, error, degrees, "welch")
-    low, high = told.interval(0.90)
+    estimate = Estimate(difference, error, degrees, "welch")
+    low, high = estimate.interval(0.90)
     near = min(abs(low + margin), abs(high - margin)) < 1e-9
-    assert near or (told.p_within(margin) <= 0.05) == (-margin <= low and high <= margin)
+    assert near or (estimate.p_within(margin) <= 0.05) == (-margin <= low and high <= margin)
 
 
 def test_runs_that_drift_do_not_cry_wolf() -> None:
@@ -202,12 +202,12 @@ def test_runs_that_drift_do_not_cry_wolf() -> None:
 
 def test_what_the_halves_differ_by_counts_only_where_it_is_more_than_assumed() -> None:
     calm, wild = Sample(0.0, None, 1, 0.0, 0.01), Sample(0.0, None, 1, 0.0, 0.05)
-    told = compare(calm, calm, 0.02)
-    assert told is not None
-    assert (told.basis, told.degrees) == ("assumed", math.inf)
-    assert told.error == pytest.approx(0.02 * math.sqrt(2))
-    told = compare(wild, calm, 0.02)
-    assert told is not None
-    assert told.basis == "drift"
-    assert told.error == pytest.approx(math.hypot(0.05, 0.02))
-    assert told.degrees == pytest.approx((0.05**2 + 0.02**2) ** 2 / 0.05**4)
+    estimate = compare(calm, calm, 0.02)
+    assert estimate is not None
+    assert (estimate.basis, estimate.degrees) == ("assumed", math.inf)
+    assert estimate.error == pytest.approx(0.02 * math.sqrt(2))
+    estimate = compare(wild, calm, 0.02)
+    assert estimate is not None
+    assert estimate.basis == "drift"
+    assert estimate.error == pytest.approx(math.hypot(0.05, 0.02))
+    assert estimate.degrees == pytest.approx((0.05**2 + 0.02**2) ** 2 / 0.05**4)

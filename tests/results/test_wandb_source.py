@@ -73,7 +73,7 @@ def folders(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> list[P
 
 
 def _group(server: StandIn, run_id: str) -> str:
-    return str(server.run(run_id).told["groupName"])
+    return str(server.run(run_id).fields["groupName"])
 
 
 def _assert_equal(there: Measured, here: Measured) -> None:
@@ -116,7 +116,7 @@ def test_verdicts_are_those_of_the_folders_and_a_cell_may_mix(
 ) -> None:
     there = [f"wandb:lab/bench?group={_group(server, f'id-{cell}-s0')}" for cell in "ab"]
     here = [str(folders[0].parent / f"{cell}-s*") for cell in "ab"]
-    known, told = metrics(None), []
+    known, comparisons = metrics(None), []
     for words in (there, here):
         new, base = read_sides(words)[0]
         told.append(compare_cells(new, base, known, "images_per_second"))

@@ -22,10 +22,10 @@ def test_scaling_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
         options=("--nodes=2",), cwd=tmp_path, environ={"NPROC_PER_NODE": "2"},
     )  # fmt: skip
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-    told = json.loads((tmp_path / f"bench/scaling-{job}/scaling.json").read_text())
-    assert {cell["ranks"] for cell in told["cells"]} == {1, 4}
-    assert all(len(cell["rates"]) >= 3 and not cell["failed"] for cell in told["cells"])
-    assert set(told["efficiency"]) == {"weak", "strong"}
+    scaling = json.loads((tmp_path / f"bench/scaling-{job}/scaling.json").read_text())
+    assert {cell["ranks"] for cell in scaling["cells"]} == {1, 4}
+    assert all(len(cell["rates"]) >= 3 and not cell["failed"] for cell in scaling["cells"])
+    assert set(scaling["efficiency"]) == {"weak", "strong"}
     assert "4 ranks do" in slurm.log(job)
     page = (tmp_path / f"bench/scaling-{job}/scaling.html").read_text()
     assert "<svg" in page
@@ -39,8 +39,8 @@ def test_the_ladder_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
         options=("--nodes=2",), cwd=tmp_path, environ={"NPROC_PER_NODE": "1"},
     )  # fmt: skip
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-    told = json.loads((tmp_path / f"bench/ladder-{job}/ladder.json").read_text())
-    rungs = {rung["name"]: rung for rung in told["rungs"]}
+    ladder = json.loads((tmp_path / f"bench/ladder-{job}/ladder.json").read_text())
+    rungs = {rung["name"]: rung for rung in ladder["rungs"]}
     assert rungs["all-reduce"]["images_per_second"] > 0
     assert rungs["+ DDP"]["images_per_second"] > 0
     assert rungs["loader"]["missing"] == "data.source is synthetic"

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 from helpers import TRAIN, train
-from slurm_cases import CASES, CONFIG, DOCTOR, FLAGS, MULTI, ONE, RANKS, Place, attempts
+from slurm_cases import (
+    CONFIG,
+    DOCTOR,
+    FLAGS,
+    MULTI,
+    ONE,
+    RANKS,
+    Place,
+    attempts,
+    cut,
+    disturbed,
+)  # fmt: skip
 from slurm_cluster import Cluster, cluster
 from wandb_standin import StandIn
 
@@ -44,12 +55,13 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("script", "nodes", "nproc"), [(ONE, 1, 2), (MULTI, 3, 1)],
-    ids=["one node of two processes", "three nodes"],
+    ids=["one node of two processes", "three nodes with staged images"],
 )  # fmt: skip
 def test_every_rank_has_its_slice(
-    place: Place, calm: Path, script: Path, nodes: int, nproc: int
+    place: Place, calm: Path, tmp_path: Path, script: Path, nodes: int, nproc: int
 ) -> None:
-    job = place.submit(script, None, *SHORT, options=(f"--nodes={nodes}",), nproc=nproc)
+    staged = {"HARNESS_STAGE": str(tmp_path)} if nodes > 1 else {}
+    job = place.submit(script, None, *SHORT, options=(f"--nodes={nodes}",), nproc=nproc, **staged)
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
     folder = place.folder(f"resnet50_90ep-s0-{job}")
     ended = result(folder)
@@ -60,28 +72,39 @@ def test_every_rank_has_its_slice(
     assert hosts == {f"node{number}" for number in range(1, nodes + 1)}
     assert len(list((folder / "logs").iterdir())) == nodes * nproc - 1
     assert "Traceback" not in place.slurm.log(job)
+    if staged:
+        (copy,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+        data = load.load([str(folder / "config.yaml")]).data
+        assert (data.train, data.val) == (str(copy), str(copy))
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "node_lost"])
-def test_a_disturbed_job_ends_in_the_same_weights(place: Place, calm: Path, case: str) -> None:
-    job = CASES[case](place, case)
+def assert_disturbed(place: Place, calm: Path, name: str, job: str, times: int) -> None:
+    """The job went on after each disturbance, and ended in the same weights."""
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
-    assert place.differences(calm, case) == []
-    tries = attempts(place.folder(case))
-    assert len(tries) >= 2, "the job was not disturbed"
+    assert place.differences(calm, name) == []
+    tries = attempts(place.folder(name))
+    assert len(tries) >= times + 1, "the job was not disturbed"
     assert {each["slurm_job"] for each in tries} == {job}
 
 
-def test_a_lost_node_costs_no_run(calm: Path, place: Place, tmp_path: Path) -> None:
+def test_a_job_near_its_time_limit_ends_in_the_same_weights(place: Place, calm: Path) -> None:
+    assert_disturbed(place, calm, "cut", cut(place, "cut"), 1)
+
+
+def test_a_killed_rank_and_a_requeue_leave_the_same_weights(place: Place, calm: Path) -> None:
+    job = disturbed(place, "disturbed", "rank_killed", "requeued")
+    assert_disturbed(place, calm, "disturbed", job, 2)
+
+
+def test_a_preempted_job_that_loses_a_node_ends_in_the_same_weights(
+    calm: Path, place: Place, tmp_path: Path
+) -> None:
     with cluster() as slurm:
         slurm.environ["HARNESS_PREFLIGHT"] = "off"
         own = Place(slurm, tmp_path, place.photos)
-        job = CASES["node_lost"](own, "lost")
-        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-        told = slurm.log(job)
-    assert own.differences(calm, "lost") == []
-    assert len(attempts(own.folder("lost"))) == 2
-    assert "DUE TO NODE FAILURE" in told
+        job = disturbed(own, "lost", "preempted", "node_lost")
+        assert_disturbed(own, calm, "lost", job, 2)
+        assert "DUE TO NODE FAILURE" in slurm.log(job)
 
 
 def test_a_preempted_run_is_one_run_in_wandb(place: Place, calm: Path, server: StandIn) -> None:
@@ -126,11 +149,11 @@ def test_a_task_takes_the_cores_that_slurm_gave_it(place: Place) -> None:
     steps = (f"srun --cpus-per-task={cpus} python {TRAIN} {CONFIG} {words}" for cpus in (1, 2))
     options = ("--ntasks=2", "--cpus-per-task=2", "--parsable", "--wait")
     done = place.slurm.run("sbatch", *options, f"--wrap={'; '.join(steps)}", cwd=place.cwd)
-    told = place.slurm.log(done.stdout.strip())
+    log = place.slurm.log(done.stdout.strip())
     for cpus in (1, 2):
         here = min(cpus, len(os.sched_getaffinity(0)))
-        assert f"{here} CPU threads per rank" in told, told
-        assert f"decoded on cpu, {here} threads per rank" in told, told
+        assert f"{here} CPU threads per rank" in log, log
+        assert f"decoded on cpu, {here} threads per rank" in log, log
 
 
 def test_a_wrong_config_is_never_queued(place: Place) -> None:
@@ -166,13 +189,13 @@ def test_the_first_rank_that_failed_has_the_last_word(
     job = place.submit(MULTI, "torn", *flags, options=options, HARNESS_MAX_RESTARTS="0")
     assert place.slurm.wait(job) == "FAILED"
     failure = json.loads((place.folder("torn") / "failure.json").read_text())
-    told = place.slurm.log(job)
-    last = told.splitlines()[-1]
+    log = place.slurm.log(job)
+    last = log.splitlines()[-1]
     assert last.startswith(f"rank {failure['rank']} on {failure['host']} failed first: ")
     assert f"{torn}: sample " in last
-    assert [line.startswith("error: ") for line in told.splitlines()].count(True) == 1
+    assert [line.startswith("error: ") for line in log.splitlines()].count(True) == 1
     if failure["rank"] > 0:
-        assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in told
+        assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in log
 
 
 def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
@@ -185,16 +208,6 @@ def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
     assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_job_trains_on_staged_images(place: Place, calm: Path, tmp_path: Path) -> None:
-    options = ("--nodes=2",)
-    job = place.submit(MULTI, "staged", *SHORT, options=options, HARNESS_STAGE=str(tmp_path))
-    assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
-    (copy,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    config = load.load([str(place.folder("staged") / "config.yaml")])
-    assert (config.data.train, config.data.val) == (str(copy), str(copy))
-    assert result(place.folder("staged"))["digests"] == result(calm)["digests"][:1]
-
-
 def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> None:
     """Slurm gave eight that torch does not see: the devices are fake."""
     flags = ("--engine.device", "auto")
@@ -202,21 +215,21 @@ def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> 
         MULTI, "missing", *flags, nproc=1, options=("--nodes=2",), HARNESS_PREFLIGHT="on"
     )
     assert place.slurm.wait(job) == "FAILED"
-    told = place.slurm.log(job)
-    assert "0 of 8 expected" in told
-    assert told.splitlines()[-1] == f"job {job}: not begun"
+    log = place.slurm.log(job)
+    assert "0 of 8 expected" in log
+    assert log.splitlines()[-1] == f"job {job}: not begun"
     assert not place.folder("missing").exists()
 
 
 def test_the_doctor_looks_at_each_node_by_itself(place: Place) -> None:
     job = place.submit(DOCTOR, None, options=("--nodes=2", "--gpus-per-node=0"))
-    state, told = place.slurm.wait(job), place.slurm.log(job)
+    state, log = place.slurm.wait(job), place.slurm.log(job)
     reports = [nodes.read(place.cwd / f"doctor-{job}" / f"node{n}.json") for n in (1, 2)]
     assert [[node.host for node in report] for report in reports] == [["node1"], ["node2"]]
     red = "red" in {check.status for report in reports for node in report for check in node.checks}
-    assert state == ("FAILED" if red else "COMPLETED"), told
-    assert "node1" in told
-    assert "node2" in told
+    assert state == ("FAILED" if red else "COMPLETED"), log
+    assert "node1" in log
+    assert "node2" in log
 
 
 def test_the_doctor_is_red_where_gpus_are_missing(place: Place) -> None:

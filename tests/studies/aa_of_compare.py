@@ -99,8 +99,8 @@ def train_all(given: argparse.Namespace) -> None:
         cores.put(core)
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-500:]}")
-        told = json.loads((given.work / name / "result.json").read_text())
-        out.print(f"{name}: {told['images_per_second']:.1f} images/s", highlight=False)
+        result = json.loads((given.work / name / "result.json").read_text())
+        out.print(f"{name}: {result['images_per_second']:.1f} images/s", highlight=False)
 
     with ThreadPoolExecutor(given.at_once) as pool:
         list(pool.map(one, names(given)))
@@ -121,10 +121,10 @@ def judged(pairs: Iterator[tuple[list[Measured], list[Measured]]]) -> dict[str, 
     words: dict[str, Counter[str]] = {}
     for _ in range(COMPARISONS):
         new, base = next(pairs)
-        told = compare_cells(
+        comparison = compare_cells(
             Cell("new", tuple(new)), Cell("base", tuple(base)), metrics(), "images_per_second"
         )
-        for found in told.findings:
+        for found in comparison.findings:
             words.setdefault(found.metric.title, Counter())[found.verdict] += 1
     return words
 

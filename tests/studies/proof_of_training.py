@@ -49,7 +49,7 @@ def harness_run(seed: int, given: argparse.Namespace) -> float:
 
 
 def plain_run(seed: int, given: argparse.Namespace) -> float:
-    """Top-1 of a run of the plain loop in percent; begins anew with one that was cut off."""
+    """Top-1 of a run of the plain loop in percent; starts again with one that was cut off."""
     result = given.work / f"plain-s{seed}.json"
     if not result.exists():
         command = [

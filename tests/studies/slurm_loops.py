@@ -63,8 +63,8 @@ def ports(place: Place, name: str, calm: Path) -> dict[str, Any]:
     collided = [job for job in jobs if "EADDRINUSE" in place.slurm.log(job)]
     sizes = []
     for each in names:
-        told = place.folder(each) / "result.json"
-        sizes.append(json.loads(told.read_text())["world_size"] if told.exists() else None)
+        result = place.folder(each) / "result.json"
+        sizes.append(json.loads(result.read_text())["world_size"] if result.exists() else None)
     good = states == ["COMPLETED"] * 2 and sizes == [2, 2] and not collided
     return {"good": good, "differences": [] if good else [*states, *map(str, sizes)],
             "attempts": 2, "ended": []}  # fmt: skip

@@ -53,8 +53,8 @@ def made_run(
     lines = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(lines)
     if state == "finished":
-        told = Result.model_validate(_result(config, folder.name, rows) | result)
-        (folder / "result.json").write_text(told.model_dump_json())
+        validated = Result.model_validate(_result(config, folder.name, rows) | result)
+        (folder / "result.json").write_text(validated.model_dump_json())
     return folder
 
 

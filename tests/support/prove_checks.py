@@ -256,7 +256,7 @@ CHECKS = (
           (tests("gpu and not slow", *GPU_FIRST),), needs=DALI),
     Check("dali_quickstart", 100, "the quickstart on a GPU: over 90 % top-1",
           (train("q", "quickstart", "--data.decode", "gpu"),), lambda: accurate("q", 90), DALI),
-    Check("dali_graphs", 90, "300 steps of CUDA graphs beside GPU decoding (A19)",
+    Check("dali_graphs", 90, "300 steps of CUDA graphs with GPU decoding (A19)",
           (train("dg", "resnet50_90ep", *IMAGENETTE, "--model.name", "resnet18",
                  "--data.image-px", "128", "--data.eval-resize-px", "146", "--data.decode", "gpu",
                  "--train.global-batch", "64", "--schedule.max-steps", "300", *GRAPHS),),

@@ -1,7 +1,7 @@
 """Processes that start at once: forked from one that has imported torch, DALI and the harness.
 
 Importing them takes 3 s of a core; most tests are about what comes after. Those about the start
-itself (the launcher, variables that are read on import) start Python anew.
+itself (the launcher, variables that are read on import) start a new Python.
 """
 
 from __future__ import annotations

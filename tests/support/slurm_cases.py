@@ -59,10 +59,10 @@ class Place:
     def folder(self, name: str) -> Path:
         return self.cwd / "runs" / name
 
-    def wait_for_rows(self, name: str, job: str) -> None:
-        """Return once the run trains."""
+    def wait_for_rows(self, name: str, job: str, attempt: int = 1) -> None:
+        """Return once this attempt of the run trains."""
         rows, deadline = self.folder(name) / "rows.jsonl", time.monotonic() + HANG_S
-        while not (rows.exists() and rows.stat().st_size):
+        while not (rows.exists() and f'"attempt":{attempt},' in rows.read_text()):
             assert time.monotonic() < deadline, self.slurm.log(job)
             time.sleep(0.2)
 
@@ -71,20 +71,36 @@ class Place:
         return compare(calm, self.folder(name))
 
 
-def preempted(place: Place, name: str) -> str:
+def preempt(place: Place, name: str, job: str) -> None:
     """A job of a partition with precedence takes all nodes."""
-    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
-    place.wait_for_rows(name, job)
     above = ("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null")
     place.slurm.output("sbatch", *above, "--wrap=sleep 2")
-    return job
 
 
-def requeued(place: Place, name: str) -> str:
+def requeue(place: Place, name: str, job: str) -> None:
     """An administrator puts the job back into the queue."""
-    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
-    place.wait_for_rows(name, job)
     place.slurm.output("scontrol", "requeue", job)
+
+
+def lose_node(place: Place, name: str, job: str) -> None:
+    """The slurmd of a node is killed, and the node marked down, for a job that runs on it."""
+    nodes = place.slurm.output("scontrol", "show", "hostnames", place.slurm.about(job)["NodeList"])
+    lost = nodes.split()[1]  # the first one's shell decides on the end; this one has a rank only
+    place.slurm.kill_slurmd(lost)
+    place.slurm.output("scontrol", "update", f"nodename={lost}", "state=down", "reason=killed")
+
+
+def kill_rank(place: Place, name: str, job: str) -> None:
+    """A rank dies; torchrun starts all of them again, on all nodes, within the same job."""
+    send_signal(ranks_of(name)[1:2], signal.SIGKILL)
+
+
+def disturbed(place: Place, name: str, *disturbances: str) -> str:
+    """Submit a run on several nodes, and disturb each of its attempts once it trains."""
+    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
+    for attempt, disturbance in enumerate(disturbances, start=1):
+        place.wait_for_rows(name, job, attempt)
+        DISTURBANCES[disturbance](place, name, job)
     return job
 
 
@@ -95,9 +111,9 @@ def cut(place: Place, name: str) -> str:
     place.wait_for_rows(name, job)
     # Else a fast machine is done before Slurm has looked.
     ranks = ranks_of(name)
-    tell(ranks, signal.SIGSTOP)
+    send_signal(ranks, signal.SIGSTOP)
     time.sleep(35)
-    tell(ranks, signal.SIGCONT)
+    send_signal(ranks, signal.SIGCONT)
     deadline = time.monotonic() + HANG_S
     while place.slurm.about(job)["Restarts"] == "0":
         assert time.monotonic() < deadline, place.slurm.log(job)
@@ -106,30 +122,15 @@ def cut(place: Place, name: str) -> str:
     return job
 
 
-def node_lost(place: Place, name: str) -> str:
-    """The slurmd of a node is killed, and the node marked down, for a job that runs on it."""
-    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
-    place.wait_for_rows(name, job)
-    nodes = place.slurm.output("scontrol", "show", "hostnames", place.slurm.about(job)["NodeList"])
-    lost = nodes.split()[1]  # the first one's shell decides on the end; this one has a rank only
-    place.slurm.kill_slurmd(lost)
-    place.slurm.output("scontrol", "update", f"nodename={lost}", "state=down", "reason=killed")
-    return job
-
-
-def rank_killed(place: Place, name: str) -> str:
-    """A rank dies; torchrun starts all of them anew, on all nodes, within the same job."""
-    job = place.submit(MULTI, name, options=(f"--nodes={RANKS}",))
-    place.wait_for_rows(name, job)
-    tell(ranks_of(name)[1:2], signal.SIGKILL)
-    return job
-
-
-CASES: dict[str, Callable[[Place, str], str]] = {
-    "preempted": preempted, "requeued": requeued, "cut": cut, "node_lost": node_lost,
-    "rank_killed": rank_killed,
+DISTURBANCES = {
+    "rank_killed": kill_rank, "requeued": requeue, "preempted": preempt, "node_lost": lose_node,
 }  # fmt: skip
-"""Each submits a run, disturbs it, and returns the job's id."""
+"""What a run on several nodes outlives; after the last, its cluster lacks a node."""
+CASES: dict[str, Callable[[Place, str], str]] = {
+    "cut": cut,
+    **{case: lambda *run, case=case: disturbed(*run, case) for case in DISTURBANCES},
+}
+"""Each submits a run, disturbs it once, and returns the job's id."""
 
 
 def ranks_of(name: str) -> list[int]:
@@ -145,7 +146,7 @@ def ranks_of(name: str) -> list[int]:
     return found
 
 
-def tell(processes: Iterable[int], number: signal.Signals) -> None:
+def send_signal(processes: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to those that are still there."""
     for pid in processes:
         with suppress(ProcessLookupError):

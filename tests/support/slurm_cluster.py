@@ -55,15 +55,15 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """As sacct tells it; empty until it knows the job."""
-        told = self.output("sacct", "-X", "-n", "-P", "-j", job, "-o", "State").split()
-        return told[0] if told else ""
+        states = self.output("sacct", "-X", "-n", "-P", "-j", job, "-o", "State").split()
+        return states[0] if states else ""
 
     def wait(self, job: str, *states: str, hang_s: float = HANG_S) -> str:
         """Return once the job is in one of these states, by default in any that ends it."""
         deadline = time.monotonic() + hang_s
         while (state := self.state(job)) not in (states or ENDED):
-            told = self.log(job) if time.monotonic() > deadline else ""
-            assert time.monotonic() < deadline, f"job {job}: still {state or 'unknown'}\n{told}"
+            log = self.log(job) if time.monotonic() > deadline else ""
+            assert time.monotonic() < deadline, f"job {job}: still {state or 'unknown'}\n{log}"
             time.sleep(1)  # the question takes a client, slurmdbd and a database
         return state
 

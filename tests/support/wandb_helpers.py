@@ -91,10 +91,10 @@ def end_child(child: subprocess.Popen[str], timeout_s: float = 5) -> dict[str, A
     assert child.stdout
     release_all(child, timeout_s)
     lines = [child.stdout.readline() for _ in range(2)]
-    told = time.monotonic()
+    released = time.monotonic()
     # Waits for the end of its output too, which a client left behind would hold open.
     _, errors = child.communicate()
-    return json.loads(lines[1]) | {"exit_s": time.monotonic() - told, "errors": errors}
+    return json.loads(lines[1]) | {"exit_s": time.monotonic() - released, "errors": errors}
 
 
 def client_pid(child: subprocess.Popen[str]) -> int:

@@ -20,7 +20,7 @@ class Run:
     entity: str
     project: str
     id: str
-    told: Json = field(default_factory=dict)  # last value of each variable of UpsertBucket
+    fields: Json = field(default_factory=dict)  # last value of each variable of UpsertBucket
     raw_config: Json = field(default_factory=dict)
     files: dict[str, dict[int, str]] = field(default_factory=dict)  # name -> offset -> line
     state: str = "running"
@@ -55,11 +55,11 @@ class Run:
             "projectId": "1",
             "project": _project(self.project, self.entity),
             "name": self.id,
-            "displayName": self.told.get("displayName"),
-            "tags": self.told.get("tags") or [],
-            "group": self.told.get("groupName"),
-            "groupName": self.told.get("groupName"),
-            "jobType": self.told.get("jobType"),
+            "displayName": self.fields.get("displayName"),
+            "tags": self.fields.get("tags") or [],
+            "group": self.fields.get("groupName"),
+            "groupName": self.fields.get("groupName"),
+            "jobType": self.fields.get("jobType"),
             "readOnly": False,
             "state": self.state,
             "stopped": self.stopped,
@@ -123,11 +123,11 @@ def _upsert(store: Store, variables: Json) -> Json:
     where = place(variables)
     inserted = where not in store.runs
     run = store.runs.setdefault(where, Run(*where))
-    told = {key for key, value in variables.items() if value is not None}
+    given = {key for key, value in variables.items() if value is not None}
     # As documented: a run that starts without resuming, so without this id, replaces its namesake.
-    if "id" not in told and told - {"name", "project", "entity", "config"}:
+    if "id" not in given and given - {"name", "project", "entity", "config"}:
         run.files.clear()
-    run.told.update({key: value for key, value in variables.items() if value is not None})
+    run.fields.update({key: value for key, value in variables.items() if value is not None})
     if variables.get("config"):
         run.raw_config = json.loads(variables["config"])
     return {"upsertBucket": {"bucket": run.node(), "inserted": inserted}}
@@ -203,8 +203,8 @@ def _upsert_view(store: Store, variables: Json) -> Json:
     view = {key: value for key, value in variables.items() if value is not None}
     number = int(view.get("id") or len(store.views) + 1)
     store.views[number] = view
-    told = {"id": str(number), "name": view["name"]}
-    return {"upsertView": {"view": told, "inserted": "id" not in view}}
+    saved = {"id": str(number), "name": view["name"]}
+    return {"upsertView": {"view": saved, "inserted": "id" not in view}}
 
 
 OPERATIONS: dict[str, Callable[[Store, Json], Json]] = {

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import pytest
 import small_net
 import torch
 from helpers import TINY
-from ranks import python
+from ranks import in_ranks, python
 from trainings import make_config, make_resolved
 
 from harness.distributed import from_environment, process_group
@@ -105,12 +104,8 @@ def test_every_fact_changes_the_key(resolved: Resolved) -> None:
     assert facts["machine"]["compiler"]
 
 
-KEY_HERE = """
-import torch
-from harness.trainer.compile_cache import key
-from harness.distributed import from_environment
-print(key.key_of(key.machine(from_environment("cpu", {}))))
-"""
+def key_here() -> str:
+    return key.key_of(key.machine(from_environment("cpu", {})))
 
 
 @pytest.mark.parametrize(
@@ -123,14 +118,13 @@ print(key.key_of(key.machine(from_environment("cpu", {}))))
     ],
 )
 def test_a_machine_has_one_key_and_another_vector_width_or_compiler_another(
-    variables: dict[str, str], same: bool
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], same: bool
 ) -> None:
-    command = [sys.executable, "-c", KEY_HERE]
-    told = subprocess.run(
-        command, env=os.environ | variables, capture_output=True, text=True, check=True
-    )
-    here = key.key_of(key.machine(from_environment("cpu", {})))
-    assert (told.stdout.strip() == here) is same
+    here = key_here()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (there,) = in_ranks(1, key_here)
+    assert (there == here) is same
 
 
 @pytest.mark.parametrize(
@@ -331,7 +325,8 @@ def compiled_flags(photos: Path, name: str) -> list[str]:
         "train.global-batch": "12", "eval.local-batch": "7", "eval.every-epochs": "10",
         "log.every-steps": "5", "run.name": name,
     }  # fmt: skip
-    return [*TINY, *(word for field, value in sets.items() for word in (f"--{field}", value))]
+    args = (arg for field, value in sets.items() for arg in (f"--{field}", value))
+    return [*TINY, *small_net.FLAGS, *args]
 
 
 class Starts:
@@ -388,8 +383,8 @@ def test_a_compiled_run_goes_on_on_another_node_without_compiling_and_ends_in_th
     assert "kept for the next start in runs/whole/compile/" in whole.stdout
 
     # Another run of the kind, on the same node: it finds the graphs there, and keeps them too.
-    with ThreadPoolExecutor() as beside:
-        stop = beside.submit(starts.stop, "stopped")
+    with ThreadPoolExecutor() as pool:
+        stop = pool.submit(starts.stop, "stopped")
         stopped = starts.start(*compiled_flags(photos, "stopped"), node="node1")
         stop.result()
     assert "stopped by SIGTERM at step " in stopped.stderr

@@ -49,7 +49,7 @@ def score_in_world(folder: Path) -> tuple[int, int, int, float]:
         batches = resolved.loader.eval(val_set, resolved.config.eval.local_batch)
         first = evaluate(t.model, batches, len(val_set), resolved, t.control)
         again = evaluate(t.model, batches, len(val_set), resolved, t.control)
-    assert first == again, "the loader begins anew after each evaluation"
+    assert first == again, "the loader starts again after each evaluation"
     return first.images, first.correct1, first.correct5, first.loss
 
 

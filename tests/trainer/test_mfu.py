@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,19 +21,20 @@ from harness.trainer import mfu
 
 FLAGS = [*TINY, "--data.source", "synthetic", "--data.synthetic-images", "64",
          "--train.global-batch", "16", "--log.every-steps", "2"]  # fmt: skip
-MADE_UP = """
-import runpy, sys
+MADE_UP = f"""
+import runpy
 from harness.monitor.peaks import Peaks
 from harness.trainer import mfu, run
 mfu.printed_for = lambda device, precision: Peaks(1e12, 1e11, "made up")
 run._utilization = mfu.of_printed_peaks
-runpy.run_path(sys.argv[1], run_name="__main__")
+runpy.run_path({TRAIN!r}, run_name="__main__")
 """
 
 
 def test_rows_and_result_tell_the_share_of_a_printed_peak(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", MADE_UP.replace("sys.argv[1]", repr(TRAIN)), *FLAGS]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "made_up.py").write_text(MADE_UP)
+    done = python(tmp_path / "made_up.py", *FLAGS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     config = load.load(FLAGS)
     costs = training_costs(
@@ -45,9 +44,9 @@ def test_rows_and_result_tell_the_share_of_a_printed_peak(tmp_path: Path) -> Non
     per_image = sum(op.flops for op in costs.step)
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
-    told = [row for row in rows if row["kind"] == "train"] + [result]
-    assert len(told) == 3
-    for each in told:
+    records = [row for row in rows if row["kind"] == "train"] + [result]
+    assert len(records) == 3
+    for each in records:
         expected = 100 * per_image * each["images_per_second"] / 1e12
         assert each["mfu_pct"] == pytest.approx(expected, rel=0.01)
         assert 0 < each["memory_pct"] < 100

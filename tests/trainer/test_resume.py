@@ -166,7 +166,11 @@ def test_a_resumed_run_of_a_compiled_ddp_has_the_same_bits(photos: Path, tmp_pat
         in_ranks(2, resume_compiled, photos, tmp_path / str(ddp), changes)
         for ddp in (True, False)
         for changes in [
-            {"model": model, "engine": engine | {"compile_ddp": ddp, "precision": "fp32"}}
+            {
+                "model": model,
+                "data": {"image_px": 8, "eval_resize_px": 8},
+                "engine": engine | {"compile_ddp": ddp, "precision": "fp32"},
+            }
         ]
     ]
     for rank in [rank for ranks in found for rank in ranks]:

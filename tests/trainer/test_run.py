@@ -146,14 +146,13 @@ def test_an_undecodable_image_ends_all_ranks_with_its_name(tmp_path: Path, icons
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     flags = flags_of(data, **{"data.augment": "pad_crop", "run.name": "bad"})
-    done = train(*flags, ranks=2, cwd=tmp_path, launched=True)
+    done = train(*flags, ranks=2, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1, "one rank says what is wrong, the other follows"
     assert "class2/0012.png: sample 22 does not decode" in done.stderr
-    report = done.stderr[done.stderr.index("FAILED") :]
-    assert "class2/0012.png" in report, "the message stands in torchrun's closing report"
 
 
+@pytest.mark.slow
 def test_a_killed_rank_takes_the_job_down(tmp_path: Path, photos: Path) -> None:
     flags = flags_of(photos, **{"run.name": "killed", "schedule.epochs": "10000"})
     job = subprocess.Popen(

@@ -42,8 +42,9 @@ def after_steps(photos: Path, changes: dict[str, Any]) -> dict[str, Any]:
         val_batches = resolved.loader.eval(val_set, resolved.eval_images)
         evaluate(t.model, val_batches, len(val_set), resolved, t.control)
         weights = torch.cat([p.detach().flatten() for p in t.model.parameters()])
-        told = {"bits": bits(t), "warm": warm, "graphs": engine.graph_counts()}
-        return told | {"weights": weights[::500].tolist(), "keys": list(t.model.net.state_dict())}
+        graphs = {"warm": warm, "graphs": engine.graph_counts()}
+        state = {"weights": weights[::500].tolist(), "keys": list(t.model.net.state_dict())}
+        return {"bits": bits(t)} | graphs | state
 
 
 def engine_changes(**changes: Any) -> dict[str, Any]:
@@ -344,8 +345,8 @@ def test_nothing_compiles_after_the_warm_up(
         "eval.local-batch": "7", "log.every-steps": "3",
     } | changes  # fmt: skip
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-    done = python(small_net.__file__, *TINY, *on_gpu(), *words, ranks=2, cwd=tmp_path,
-                  timeout_s=600)  # fmt: skip
+    done = python(small_net.__file__, *TINY, *small_net.FLAGS, *on_gpu(), *words, ranks=2,
+                  cwd=tmp_path, timeout_s=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "run" / "result.json").read_text())
     assert (result["compiled"], result["recompiles"], result["graph_breaks"]) == (True, 0, 0)

@@ -197,9 +197,9 @@ def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == (
         f"{tree}: 1 finding would make training wrong; fix them and check again"
     )
-    told = json.loads((tmp_path / "found.json").read_text())
-    assert Counter(each["kind"] for each in told["findings"]) == {"corrupt": 1, "rotated": 1}
-    assert told["splits"][0]["images"] == 24
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert Counter(each["kind"] for each in report["findings"]) == {"corrupt": 1, "rotated": 1}
+    assert report["splits"][0]["images"] == 24
 
 
 @pytest.mark.parametrize(

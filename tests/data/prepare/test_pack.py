@@ -127,10 +127,10 @@ def test_names_with_dots_and_percents_come_back(tmp_path: Path) -> None:
 
 @given(st.sets(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]))))
 def test_escaping_is_one_to_one(names: set[str]) -> None:
-    told = {manifest.escaped(name) for name in names}
-    assert len(told) == len(names)
-    assert not any("." in each for each in told)
-    assert {manifest.unescaped(each) for each in told} == names
+    escaped = {manifest.escaped(name) for name in names}
+    assert len(escaped) == len(names)
+    assert not any("." in each for each in escaped)
+    assert {manifest.unescaped(each) for each in escaped} == names
 
 
 # Standard shards.
@@ -227,13 +227,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path) -> No
         command = harness("pack", tree, dest, *words)
         while killed_after(command, dest, draw.randrange(5), draw.uniform(0, 0.03)):
             kills += 1
-            told = manifest.read(dest / "train") if (dest / "train").exists() else None
-            if told and not told.finished:
+            written = manifest.read(dest / "train") if (dest / "train").exists() else None
+            if written and not written.finished:
                 with pytest.raises(BadInput, match="is not packed to the end"):
                     open_folder(dest / "train")
-            if told and told.shards and draw.random() < 0.3:  # as if killed before it was listed
-                kept = dict(list(told.shards.items())[:-1])
-                forged = told.model_copy(update={"shards": kept, "finished": False})
+            # As if killed before it was listed.
+            if written and written.shards and draw.random() < 0.3:
+                kept = dict(list(written.shards.items())[:-1])
+                forged = written.model_copy(update={"shards": kept, "finished": False})
                 manifest.write(dest / "train", forged)
         subprocess.run(command, check=True)
         passes += 1
@@ -268,7 +269,7 @@ def test_other_options_or_images_are_refused(tree: Path, tmp_path: Path) -> None
 def test_a_full_disk_ends_it_in_one_line_and_it_goes_on(disk: Path, tmp_path: Path) -> None:
     tree = packs.tree(tmp_path / "tree", per_class=300)
     dest = disk / "shards"
-    # How much it will be is not known of images that are encoded anew.
+    # How much it will be is not known of images that are encoded again.
     how = Packing(50, 0, Encoding(quality=95))
     (disk / "ballast").write_bytes(bytes(1_000_000))
     with pytest.raises(RunFailed, match=r"No space left on device after \d+ shards?; make room, a"):
@@ -360,9 +361,9 @@ def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
         f"train on them: torchrun launch/train.py CONFIG.yaml --data.train {tmp_path}/shards/train "
         f"--data.val {tmp_path}/shards/val"
     )
-    told = json.loads((tmp_path / "shards" / "train" / "pack.json").read_text())
-    assert told["finished"] is True
-    assert told["source"] == "folder tree"
+    written = json.loads((tmp_path / "shards" / "train" / "pack.json").read_text())
+    assert written["finished"] is True
+    assert written["source"] == "folder tree"
     index = run("pack", tmp_path / "shards")
     assert index.returncode == 0, index.stderr
     assert f"{tmp_path}/shards/train: 24 images of 4 classes; index:" in index.stdout

@@ -28,7 +28,7 @@ def test_each_layout_gives_the_same_images(tmp_path: Path, kind: str) -> None:
     for source in sources:
         made = packs.images()[source.split]
         assert source.classes == packs.WNIDS
-        assert told(source) == [
+        assert samples_of(source) == [
             (f"{wnid}/{name.removesuffix('.JPEG')}", label, made[wnid][name])
             for label, wnid in enumerate(packs.WNIDS)
             for name in sorted(made[wnid])
@@ -94,7 +94,7 @@ def test_cifar_becomes_lossless_png(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (train.split, len(train), val.split, len(val)) == ("train", 50, "val", 10)
     assert train.classes == [*"abcdefghi", "zebra"]
     for source, of in ((train, pixels[:50]), (val, pixels[50:])):
-        for name, label, content in told(source):
+        for name, label, content in samples_of(source):
             folder, stem = name.split("/")
             with Image.open(BytesIO(content)) as image:
                 assert image.format == "PNG"
