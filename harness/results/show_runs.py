@@ -107,8 +107,8 @@ def show_runs(
     chosen = known + [line for line in chosen if getattr(line, SORTS[sort]) is None]
     if chosen:
         _print(chosen, markdown)
-    for error in errors if lines else errors[:-1]:
-        err.print(Text(f"left out: {' '.join(str(error).split())}"))
+    for reason in errors if lines else errors[:-1]:
+        err.print(Text(f"left out: {' '.join(str(reason).split())}"))
     if not lines:
         raise errors[-1]
     if not chosen:

@@ -180,7 +180,7 @@ def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> N
     assert set(re.findall(r'class="pill[^"]*">([^<]*)<', text)) == {"not comparable"}
     assert said.index("not comparable") < said.index("throughput")
     anyway = page(tmp_path, *cells, anyway=True)
-    assert f"not comparable: {told.doubts[0]}" in checked(anyway)
+    assert f"not comparable: {comparison.doubts[0]}" in checked(anyway)
     words = set(re.findall(r'class="pill[^"]*">([^<]*)<', anyway))
     assert words == {found.verdict for found in comparison.findings}
 

@@ -119,10 +119,10 @@ def test_verdicts_are_those_of_the_folders_and_a_cell_may_mix(
     known, comparisons = metrics(None), []
     for words in (there, here):
         new, base = read_sides(words)[0]
-        told.append(compare_cells(new, base, known, "images_per_second"))
-    assert told[0].findings == told[1].findings
-    assert told[0].doubts == told[1].doubts
-    assert len(told[0].findings) > 2
+        comparisons.append(compare_cells(new, base, known, "images_per_second"))
+    assert comparisons[0].findings == comparisons[1].findings
+    assert comparisons[0].doubts == comparisons[1].doubts
+    assert len(comparisons[0].findings) > 2
     mixed = ["wandb:lab/bench/id-a-s0", *map(str, folders[1:])]
     assert [len(cell.runs) for cell in read_sides(mixed)[0]] == [2, 1]
 

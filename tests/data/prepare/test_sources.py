@@ -17,7 +17,7 @@ from harness.data.prepare.sources import Source, open_sources
 from harness.errors import BadInput
 
 
-def told(source: Source) -> list[tuple[str, int, bytes]]:
+def samples_of(source: Source) -> list[tuple[str, int, bytes]]:
     return [(source.names[k], source.labels[k], source.read(k)) for k in range(len(source))]
 
 
@@ -33,7 +33,7 @@ def test_each_layout_gives_the_same_images(tmp_path: Path, kind: str) -> None:
             for label, wnid in enumerate(packs.WNIDS)
             for name in sorted(made[wnid])
         ]
-        assert source.sizes == [len(content) for *_, content in told(source)]
+        assert source.sizes == [len(content) for *_, content in samples_of(source)]
         assert source.read(0, 10) == source.read(0)[:10]
 
 
