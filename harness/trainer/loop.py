@@ -24,11 +24,11 @@ from harness.schedule import Event, History, decide, last_step
 from harness.trainer import setup
 from harness.trainer.control import StepControl
 from harness.trainer.metrics import EvalMetrics, Score, TrainMetrics, mean_of_views, memory_peak_gib
-from harness.trainer.profiler import Profile
 from harness.trainer.resolve import Resolved
 
 if TYPE_CHECKING:
     from harness.trainer.mfu import Utilization
+    from harness.trainer.profiler import Profile
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Training:
     control: StepControl
     peers: StragglerDetector
     attempt: int = 1
-    profile: Profile = field(default_factory=Profile)
+    profile: Profile | None = None
     utilization: Utilization | None = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
@@ -160,7 +160,7 @@ def train_epoch(
     t.peers.begin()
     t.clock.mark()
     while True:
-        if t.profile.before(t.step):
+        if t.profile is not None and t.profile.before(t.step):
             t.clock.skip_interval()
         train_step(t, batches)
         t.clock.mark()

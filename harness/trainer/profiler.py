@@ -34,15 +34,13 @@ class _Span:
 
 
 class Profile:
-    """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank; by default none.
+    """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank.
 
     Args:
         folder: for the trace and the table; made when there is something to write.
     """
 
-    def __init__(
-        self, first: int = 0, last: int = 0, folder: Path = Path(), *, on_gpu: bool = False
-    ) -> None:
+    def __init__(self, first: int, last: int, folder: Path, *, on_gpu: bool = False) -> None:
         self.first, self.last, self.folder = first, last, folder
         self._on_gpu = on_gpu
         self._running: profiler.profile | None = None

@@ -34,7 +34,6 @@ from harness.trainer.loop import (
     set_up,
     train_epoch,
 )
-from harness.trainer.profiler import Profile
 from harness.trainer.reporter import RunLogger
 from harness.trainer.resolve import resolve
 
@@ -144,6 +143,8 @@ def _set_up(log: RunLogger, net: nn.Module, control: StepControl) -> Training:
     log.warmed_up()
     steps = resolved.config.profile.first_and_last
     if steps is not None and world.is_main:
+        from harness.trainer.profiler import Profile
+
         t.profile = Profile(*steps, log.folder.path / "profile", on_gpu=world.on_gpu)
     if world.on_gpu:
         from harness.trainer.mfu import of_printed_peaks
@@ -178,7 +179,8 @@ def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: Checkpoi
             _validate(t, val_batches, log)
     except NotFinite as error:
         raise NotFinite(f"{error}; {checkpoints.last_good(t)}") from error
-    t.profile.close()
+    if t.profile is not None:
+        t.profile.close()
     train_loader.close()
     val_loader.close()
 
