@@ -6,20 +6,18 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
-
 from harness import config as cfg
 from harness.data.sets import Images
 from harness.logging import wandb_run
 from harness.logging.rows import Recorder
-from harness.logging.schema import EpochDigest, Result, Row, RunEvent, Target
+from harness.logging.schema import EpochDigest, Result, Row, Target
 from harness.logging.wandb import WandbMirror
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
-from harness.run_folder.folder import RunFolder, attempts
+from harness.run_folder.folder import RunFolder
 from harness.schedule import ENDS
 from harness.system.console import count, out
-from harness.trainer import setup, summary
+from harness.trainer import setup
 from harness.trainer.loop import Training
 from harness.trainer.metrics import Score
 from harness.trainer.resolve import Resolved
@@ -159,19 +157,14 @@ class RunLogger:
         """End the warm-up: graphs compiled from now on are recompilations."""
         self.graphs_warm = setup.graph_counts()
 
-    def finish(self, net: nn.Module, t: Training | None) -> None:
+    def finish(self, result: Result) -> None:
         """Write the result before anything that may hang or fail, such as the network.
 
         Raises:
             OSError: it cannot be written, or rows still wait for room on the disk.
         """
         assert self.rows is not None
-        result = self.result = _result(self, net, t)
-        if result.recompiles or result.graph_breaks:
-            result.notes.append(
-                f"{count(result.recompiles, 'recompile')} after the warm-up and "
-                f"{count(result.graph_breaks, 'graph break')}: the speed is not to be trusted"
-            )
+        self.result = result
         self.rows.sync()
         self.folder.write_json("result.json", result.model_dump())
         self.folder.set_state("finished")
@@ -257,34 +250,4 @@ class RunLogger:
 def _what_rate_means(result: Result) -> str:
     return (
         f"{count(result.world_size, 'rank')}, waiting for data included, warm-up and validation not"
-    )
-
-
-def _result(report: RunLogger, net: nn.Module, t: Training | None) -> Result:
-    """Make the Result; without a training if weights were only scored."""
-    resolved, config = report.resolved, report.resolved.config
-    tries = attempts(report.folder.path)
-    joules = report.rows.energy_j() if report.rows else None
-    return Result(
-        **summary.identity(config, tries),
-        run_id=report.folder.run_id,
-        notes=[*report.notes, *summary.changes_on_the_way(tries)],
-        model=config.model.name,
-        parameters=sum(p.numel() for p in net.parameters()),
-        epochs=t.epoch if t else 0.0,
-        steps=t.step if t else 0,
-        images_seen=t.images_seen if t else 0,
-        digests=report.digests,
-        wandb="off" if report.mirror is None else report.mirror.status,
-        **summary.data_facts(config, report.train_set, report.val_set),
-        **summary.engine_facts(resolved, training=t is not None),
-        events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
-        target=report.target,
-        slowed=report.throttle.slowed if report.throttle else [],
-        stragglers=t.peers.stragglers if t else [],
-        references=list(config.run.references),
-        energy_kj=joules / 1000 if joules else None,
-        images_per_joule=t.images_seen / joules if t and joules else None,
-        **summary.accuracy(report.scores),
-        **summary.speed(resolved, report.clock, t, report.graphs_warm),
     )

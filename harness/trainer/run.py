@@ -36,6 +36,7 @@ from harness.trainer.loop import (
 )
 from harness.trainer.reporter import RunLogger
 from harness.trainer.resolve import resolve
+from harness.trainer.summary import summarize
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
@@ -71,10 +72,8 @@ def run(config: cfg.Config, world: World) -> None:
             rank_log.divert(folder.path, world.rank, folder.attempt)
         log = RunLogger(resolved, folder, world.is_main, val_set, train_set, clock)
         checkpoints = CheckpointManager(attempt, log)
-        watchdog = Watchdog(
-            folder.stacks / f"attempt-{folder.attempt}-rank-{world.rank}.txt",
-            partial(end_hanging, folder.path, world.rank),
-        )
+        stacks = folder.stacks / f"attempt-{folder.attempt}-rank-{world.rank}.txt"
+        watchdog = Watchdog(stacks, partial(end_hanging, folder.path, world.rank))
         watchdog.arm(config.engine.warm_up_timeout_s)
         control = _control(log, checkpoints, watchdog)
         t: Training | None = None
@@ -253,7 +252,7 @@ def _finish(
             checkpoints.wait()
             if t is not None:
                 checkpoint.save_atomic({"model": net.state_dict()}, log.folder.weights)
-        log.finish(net, t)
+        log.finish(summarize(log, net, t))
     except OSError as error:
         raise RunFailed(
             f"{path}: {error.strerror}: all is trained, but the result could not be written; "
