@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from harness import checkpoint
 from harness import config as cfg
+from harness.checkpoint.store import save_atomic
 from harness.data.batch import Batch, started
 from harness.data.sets import open_sets
 from harness.distributed import World, process_group, set_timeout
@@ -20,7 +20,7 @@ from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
 from harness.system.console import out
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import setup
 from harness.trainer.checkpointing import CheckpointManager
@@ -267,7 +267,7 @@ def _finish(report: RunLogger, net: nn.Module, checkpoints: CheckpointManager) -
             with report.clock.account("checkpoint"):
                 checkpoints.wait()
                 if checkpoints.training is not None:
-                    checkpoint.save_atomic({"model": net.state_dict()}, report.folder.weights)
+                    save_atomic({"model": net.state_dict()}, report.folder.weights)
             report.conclude(net, checkpoints.training)
             report.finish()
         except OSError as error:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from ranks import FORKED
 
-from harness import checkpoint
 from harness import config as cfg
-from harness.checkpoint import Saver, Staging, State, newest, publish, store
+from harness.checkpoint import store
+from harness.checkpoint.saver import Saver, Staging
+from harness.checkpoint.store import State, newest, publish
 
 
 def state_of(step: int, size: int = 1000) -> State:
@@ -222,5 +223,5 @@ def test_a_full_disk_costs_that_checkpoint_only(disk: Path, say: list[str]) -> N
 def test_final_weights_are_whole_or_not_there(disk: Path) -> None:
     weights = {"model": {"w": torch.zeros(1_000_000)}}
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_atomic(weights, disk / "final.pt")
+        store.save_atomic(weights, disk / "final.pt")
     assert not list(disk.iterdir())
