@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import BadInput, RunFailed
-from harness.system import cores
+from harness.system.process import rank_cores
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class World:
 
     def cores(self) -> int:
         """CPU cores for this process, one of the node's ranks."""
-        return cores.of_rank(self.local_size)
+        return rank_cores(self.local_size)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""

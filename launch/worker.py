@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from harness.config import load
 from harness.errors import EXIT_FAILED, BadInput, HarnessError, Preempted, SecondaryFailure
-from harness.system.signals import CAUGHT
+from harness.system.process import CAUGHT
 from launch import ending, slurm, train
 
 CHECKOUT = Path(__file__).resolve().parent.parent

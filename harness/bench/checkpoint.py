@@ -16,14 +16,14 @@ from rich.table import Table
 from harness import config as cfg
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import Timed, interleave, report
-from harness.checkpoint import Staging
+from harness.checkpoint.saver import Staging
 from harness.distributed import World
 from harness.errors import BadInput, RunFailed
 from harness.logging.rows import Recorder
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.system.console import out
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import setup
 from harness.trainer.checkpointing import CheckpointManager

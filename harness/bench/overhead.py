@@ -16,7 +16,7 @@ from harness.models import criterion
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.system.console import count, out
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import Outcome, StepControl, Vote
 from harness.trainer.loop import Training, set_up, train_epoch

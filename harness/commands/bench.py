@@ -10,7 +10,7 @@ from typer import Argument, Context, Option
 from harness.commands import bench_arms
 from harness.commands.parser import group, positive, verb
 from harness.errors import BadInput
-from harness.system import cores
+from harness.system.process import rank_cores
 
 if TYPE_CHECKING:
     from harness.bench.loop import Work
@@ -117,7 +117,7 @@ def data(
 
     first, *others = folders
     load = Load(
-        first, image_px, batch, threads or cores.of_rank(), batches, read, read_ahead, slow_read_ms
+        first, image_px, batch, threads or rank_cores(), batches, read, read_ahead, slow_read_ms
     )
     data.measure(load, others, turns, cold=cold)
 

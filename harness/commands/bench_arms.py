@@ -13,7 +13,7 @@ from typer import Context, Option
 
 from harness.commands.parser import group, positive, verb
 from harness.errors import BadInput
-from harness.system import cores
+from harness.system.process import rank_cores
 
 if TYPE_CHECKING:
     from harness.bench.sweep.process import Variant
@@ -111,7 +111,7 @@ def scaling(
     load.load(context.args, prog="harness bench scaling")
     from harness.bench.sweep import show_scaling
 
-    numbers = numbers or _doubling(_gpus() or cores.of_rank())
+    numbers = numbers or _doubling(_gpus() or rank_cores())
     show_scaling.run(
         _base(context.args, max(numbers), launch, host), numbers,
         minutes=minutes, folder=out, per_node=per_node or max(numbers),

@@ -10,8 +10,8 @@ from typer import Argument, Option
 
 from harness.commands.parser import group, verb
 from harness.errors import EXIT_FAILED, BadInput, RunFailed
-from harness.system import cores
 from harness.system.console import out
+from harness.system.process import rank_cores
 
 if TYPE_CHECKING:
     from harness.data.prepare.sources import Source
@@ -123,7 +123,7 @@ def pack(
     flags = []
     for part in _choose(source, split):
         folder = dest / part.split
-        packed = pack.pack(part, folder, packing, workers or cores.of_rank())
+        packed = pack.pack(part, folder, packing, workers or rank_cores())
         dataset = open_folder(folder)
         if len(dataset) != packed.images:
             raise RunFailed(
@@ -182,7 +182,7 @@ def check(
 
     if json and not json.parent.is_dir():
         raise BadInput(f"{json.parent}: no such folder; give --json another FILE")
-    report = check.check(open_sources(path), decode=decode, workers=workers or cores.of_rank())
+    report = check.check(open_sources(path), decode=decode, workers=workers or rank_cores())
     show_check.show(report)
     if json:
         show_check.write_json(report, json)

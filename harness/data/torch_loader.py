@@ -19,7 +19,7 @@ from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset, undecodable
 from harness.data.stream import Samples
 from harness.errors import RunFailed
-from harness.system.signals import leave_to_parent
+from harness.system.process import leave_to_parent
 
 _Item = tuple[NDArray[np.uint8], Ints] | str
 """Pixels and row, or an error message about the image."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.config import Config
 from harness.config.rules import compiles
 from harness.distributed import World
-from harness.system import cores
+from harness.system.process import core_share
 
 Status = Literal["not checked", "green", "yellow", "red"]
 SEVERITY: dict[Status, int] = {"not checked": 0, "green": 1, "yellow": 2, "red": 3}
@@ -72,7 +72,7 @@ class PlannedRun:
     def cores(self) -> float:
         """CPU cores of each rank of the run, even if only this process runs the checks."""
         ranks = self.world.local_size
-        return cores.share(ranks) * ranks / self.local_ranks
+        return core_share(ranks) * ranks / self.local_ranks
 
     @property
     def loader_threads(self) -> int:

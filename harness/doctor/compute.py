@@ -13,7 +13,7 @@ from harness.models import build
 from harness.models.zoo import MODELS
 from harness.monitor import probes
 from harness.monitor.peaks import training_bound
-from harness.system.cores import cpu_quota
+from harness.system.process import cpu_quota
 from harness.trainer.resolve import resolve_precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,11 +1,23 @@
-"""When a process was started, from /proc. Imports no torch."""
+"""This process: when it was started, which CPU cores it may use, which signals it was sent.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from types import FrameType
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+DELIBERATE = (signal.SIGINT, signal.SIGTERM)
+"""Signals of a person or a launcher. The others come from a cluster, which may repeat them."""
+SAME_REQUEST_S = 2.0  # signals within this time of the first count as one request
 
 
 def started_ticks(pid: int) -> int:
@@ -23,3 +35,126 @@ def process_age_s() -> float:
         return 0.0
     started_s = ticks / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
+
+
+def rank_cores(ranks: int = 1) -> int:
+    """Return the CPU cores of this process when `ranks` share the node; at least one."""
+    return max(1, int(core_share(ranks)))
+
+
+def core_share(ranks: int, environ: Mapping[str, str] = os.environ) -> float:
+    """Return the same, not rounded: less than one if there are more ranks than cores.
+
+    It is the number of cores that this process is bound to (by `srun`, or `--numa-binding`), but at
+    most an even share of what all ranks may use together: the cores of their torchrun, and what
+    Slurm and the control group grant.
+    """
+    own = _affinity(0)
+    limits = [cpu_quota(), *_launcher_limits(own, environ)]
+    return min([own, *(limit / ranks for limit in limits if limit is not None)])
+
+
+def _launcher_limits(own: int, environ: Mapping[str, str]) -> list[float]:
+    granted = environ.get("SLURM_CPUS_ON_NODE", "")
+    slurm = [float(granted)] if granted.isdigit() else []
+    if slurm and "TORCHELASTIC_RUN_ID" not in environ:
+        return slurm  # the parent is Slurm's daemon, which may be bound to other cores
+    return [*slurm, max(own, _affinity(os.getppid()))]
+
+
+def _affinity(process: int) -> int:
+    """Return the number of cores that a process (0: this one) may run on; 0 if it has ended."""
+    try:
+        return len(os.sched_getaffinity(process))
+    except OSError:
+        return 0
+
+
+def cpu_quota(
+    member_of: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Return the cores that the control group (v2 or v1) grants in total; None for no limit."""
+    try:
+        lines = member_of.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        tops = [root, root / "unified"] if not controllers else [root / "cpu", root / controllers]
+        read = _quota_v1 if controllers else _quota_v2
+        for top in tops:
+            folder = top / group.lstrip("/")
+            quotas += [read(path) for path in (folder, *folder.parents) if path.is_relative_to(top)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+class Signals:
+    """Records the first signal; a second SIGINT or SIGTERM ends the process at once.
+
+    The handlers do no work: a checkpoint saved in one could meet a half-done step or a held lock. A
+    thread reads each signal from a pipe, since Python's handlers run only in the main thread, which
+    may be waiting in a collective for a rank that hangs.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._first_at = 0.0
+
+    def catch(self) -> None:
+        """Record SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
+        reads, writes = os.pipe()
+        os.set_blocking(writes, False)
+        signal.set_wakeup_fd(writes)
+        for number in CAUGHT:
+            signal.signal(number, _ignore)
+        Thread(target=self._listen, args=(reads,), name="signals", daemon=True).start()
+
+    def _listen(self, descriptor: int) -> None:
+        while True:
+            self._record(os.read(descriptor, 1)[0])
+
+    def _record(self, number: int) -> None:
+        now = time.monotonic()
+        if number not in CAUGHT:
+            return
+        if self.received is None:
+            self.received, self._first_at = signal.Signals(number), now
+        # Slurm signals torchrun and its workers, and torchrun forwards: one request, sent twice.
+        elif number in DELIBERATE and now - self._first_at > SAME_REQUEST_S:
+            os._exit(128 + number)
+        # With SIGTERM a cluster may send SIGUSR1 or SIGUSR2, which are more specific (and smaller).
+        elif number < self.received:
+            self.received = signal.Signals(number)
+
+
+def leave_to_parent() -> None:
+    """Let a worker process ignore stop requests; a SIGTERM from its parent ends it.
+
+    Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the C handler writes to the pipe only if a Python handler is set."""

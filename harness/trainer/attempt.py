@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from harness import checkpoint
 from harness import config as cfg
-from harness.checkpoint import Found
+from harness.checkpoint.store import Found, newest
 from harness.data.sets import Images
 from harness.errors import BadInput
 from harness.run_folder import folder as run_folder
@@ -90,7 +89,7 @@ def _taken(
     folder: RunFolder, lease: Lease, resolved: Resolved, digests: Mapping[str, str | None]
 ) -> Attempt:
     config, split = resolved.config, resolved.split
-    found = checkpoint.newest(folder.checkpoints, out.print)
+    found = newest(folder.checkpoints, out.print)
     if found:
         _check_origin(found, folder, config)
     from_step = found.state["step"] if found else 0

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from harness.checkpoint import Saver, Staging, State, capture, restore
+from harness.checkpoint.saver import Saver, Staging, capture, restore
+from harness.checkpoint.store import State
 from harness.errors import RunFailed
 from harness.schedule import Event
 from harness.system.console import out

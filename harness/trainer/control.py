@@ -17,7 +17,7 @@ from harness.errors import EXIT_FAILED, RunFailed
 from harness.logging import rank_log
 from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
-from harness.system.signals import Signals
+from harness.system.process import Signals
 
 LAST_WORDS_S = 5.0
 """The disk that a rank hangs on may be the one that its failure is to be written to."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness import config as cfg
 from harness.data.sets import Images
-from harness.logging import wandb_run
 from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, Target
 from harness.logging.wandb import WandbMirror
@@ -23,6 +22,7 @@ from harness.trainer.metrics import Score
 from harness.trainer.resolve import Resolved
 
 if TYPE_CHECKING:
+    from harness.logging.wandb import WandbMirror
     from harness.monitor.gpus import Throttle
 
 
@@ -113,15 +113,15 @@ class RunLogger:
         """Write the row of a validation."""
         if t is not None and "target reached" in (t.decided_here or ()):
             self._keep_target(score, t)
-        row = self._row("val", t).model_copy(
-            update={
-                "val_loss": score.loss,
-                "val_top1_pct": score.top1_pct,
-                "val_top5_pct": score.top5_pct,
-                "val_images": score.images,
-                "val_s": val_s,
-                "events": t.decided_here if t else None,
-            }
+        row = self._row(
+            "val",
+            t,
+            val_loss=score.loss,
+            val_top1_pct=score.top1_pct,
+            val_top5_pct=score.top5_pct,
+            val_images=score.images,
+            val_s=val_s,
+            events=t.decided_here if t else None,
         )
         self.last_eval_s = val_s
         self.write(row)
@@ -142,7 +142,7 @@ class RunLogger:
         """Write the row of a stop; the next attempt overwrites it."""
         self.write(self._row("stop", t))
 
-    def _row(self, kind: Literal["val", "stop"], t: Training | None) -> Row:
+    def _row(self, kind: Literal["val", "stop"], t: Training | None, **fields: Any) -> Row:
         return Row(
             kind=kind,
             attempt=self.folder.attempt,
@@ -151,6 +151,7 @@ class RunLogger:
             images_seen=t.images_seen if t else 0,
             train_s=self.clock.train_s,
             wall_s=self.clock.wall_s,
+            **fields,
         )
 
     def warmed_up(self) -> None:
@@ -187,7 +188,8 @@ class RunLogger:
             return
         done, path = self.result, self.folder.path
         speed = done.images_per_second
-        rate = f", {speed:,.0f} images/s ({_what_rate_means(done)})" if speed else ""
+        of = f"{count(done.world_size, 'rank')}, waiting for data included"
+        rate = f", {speed:,.0f} images/s ({of}, warm-up and validation not)" if speed else ""
         out.print(f"validation top-1 {done.val_top1_pct:.2f} %{rate}")
         if done.target is not None:
             out.print(done.target.in_words())
@@ -223,6 +225,11 @@ class RunLogger:
 
     def _open_mirror(self, facts: dict[str, Any]) -> WandbMirror | None:
         config, folder = self.resolved.config, self.folder
+        if config.log.wandb == "off":
+            return None
+        from harness.logging import wandb_run
+        from harness.logging.wandb import WandbMirror
+
         mode, why = wandb_run.choose_mode(config.log.wandb, os.environ)
         if why:
             out.print(f"{'W&B':>12}: {why}")

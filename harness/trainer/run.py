@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import nn
 
-from harness import checkpoint
 from harness import config as cfg
+from harness.checkpoint.store import save_atomic
 from harness.data.batch import Batch, started
 from harness.data.sets import Images, open_sets
 from harness.distributed import World, process_group, set_timeout
@@ -20,7 +20,7 @@ from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
 from harness.run_folder.folder import RunFolder
 from harness.system.console import out
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import setup
 from harness.trainer.checkpointing import CheckpointManager
@@ -251,7 +251,7 @@ def _finish(
         with log.clock.account("checkpoint"):
             checkpoints.wait()
             if t is not None:
-                checkpoint.save_atomic({"model": net.state_dict()}, log.folder.weights)
+                save_atomic({"model": net.state_dict()}, log.folder.weights)
         log.finish(summarize(log, net, t))
     except OSError as error:
         raise RunFailed(

@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from trainings import here
 
-from harness import checkpoint
 from harness import config as cfg
 from harness.checkpoint import Saver, Staging, State, capture, newest, publish, restore, store
 from harness.distributed import process_group
@@ -274,5 +273,5 @@ def test_a_full_disk_costs_that_checkpoint_only(disk: Path, say: list[str]) -> N
 def test_final_weights_are_whole_or_not_there(disk: Path) -> None:
     weights = {"model": {"w": torch.zeros(1_000_000)}}
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_atomic(weights, disk / "final.pt")
+        store.save_atomic(weights, disk / "final.pt")
     assert not list(disk.iterdir())

@@ -16,7 +16,7 @@ from harness.data.sets import Images, open_sets
 from harness.distributed import World, from_environment, process_group
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import Training, set_up

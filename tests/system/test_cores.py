@@ -13,7 +13,7 @@ from harness.config import Config
 from harness.distributed import World
 from harness.doctor import compute
 from harness.doctor.check import PlannedRun
-from harness.system import cores
+from harness.system import process
 from launch import numa
 
 TORCHRUN = {"RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
@@ -74,7 +74,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
         return set(range(seen[process]))
 
     monkeypatch.setattr(os, "sched_getaffinity", affinity)
-    monkeypatch.setattr(cores, "cpu_quota", lambda: case.quota)
+    monkeypatch.setattr(process, "cpu_quota", lambda: case.quota)
     for name in (*TORCHRUN, *granted(0)):
         monkeypatch.delenv(name, raising=False)
     for name, value in case.environ.items():
@@ -83,7 +83,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cas
 
 
 def test_a_rank_takes_its_own_cores_or_its_part_of_the_nodes(case: Case) -> None:
-    assert cores.share(case.ranks) == pytest.approx(case.want)
+    assert process.core_share(case.ranks) == pytest.approx(case.want)
     world = World(0, 0, case.ranks, case.ranks, torch.device("cpu"))
     assert world.cores() == max(1, int(case.want))
 
@@ -103,23 +103,23 @@ def test_quotas_of_both_kinds_of_control_group(tmp_path: Path) -> None:
     job = tmp_path / "fs" / "slurm" / "job1"
     job.mkdir(parents=True)
     member_of.write_text("0::/slurm/job1\n")
-    assert cores.cpu_quota(member_of, tmp_path / "fs") is None
+    assert process.cpu_quota(member_of, tmp_path / "fs") is None
     (job / "cpu.max").write_text("max 100000\n")
-    assert cores.cpu_quota(member_of, tmp_path / "fs") is None
+    assert process.cpu_quota(member_of, tmp_path / "fs") is None
     (job.parent / "cpu.max").write_text("250000 100000\n")
-    assert cores.cpu_quota(member_of, tmp_path / "fs") == 2.5
+    assert process.cpu_quota(member_of, tmp_path / "fs") == 2.5
     (job / "cpu.max").write_text("150000 100000\n")
-    assert cores.cpu_quota(member_of, tmp_path / "fs") == 1.5
+    assert process.cpu_quota(member_of, tmp_path / "fs") == 1.5
 
     member_of.write_text("7:cpuset:/x\n4:cpu,cpuacct:/docker/1\n0::/\n")
     old = tmp_path / "v1" / "cpu" / "docker" / "1"
     old.mkdir(parents=True)
     (old / "cpu.cfs_period_us").write_text("100000\n")
     (old / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cores.cpu_quota(member_of, tmp_path / "v1") is None
+    assert process.cpu_quota(member_of, tmp_path / "v1") is None
     (old / "cpu.cfs_quota_us").write_text("400000\n")
-    assert cores.cpu_quota(member_of, tmp_path / "v1") == 4
-    assert cores.cpu_quota(tmp_path / "none") is None
+    assert process.cpu_quota(member_of, tmp_path / "v1") == 4
+    assert process.cpu_quota(tmp_path / "none") is None
 
 
 def node(root: Path, number: int, cpus: str, gpus: int) -> None:

@@ -12,8 +12,8 @@ import torch
 from ranks import in_ranks
 from trainings import bits, bn_bits, fresh, here, make_config, make_resolved
 
-from harness import checkpoint
-from harness.checkpoint import Staging, State
+from harness.checkpoint.saver import Staging
+from harness.checkpoint.store import State, newest, publish
 from harness.data.sets import Images
 from harness.distributed import process_group
 from harness.monitor.clock import Clock
@@ -39,8 +39,8 @@ def through_a_file(t: Training, folder: Path) -> State | None:
         return None
     about = {"step": t.step, "epochs_done": None}
     folder.mkdir(exist_ok=True)
-    checkpoint.publish(folder, checkpointing.state_dict(t, sums, Staging()), about)
-    found = checkpoint.newest(folder, print)
+    publish(folder, checkpointing.state_dict(t, sums, Staging()), about)
+    found = newest(folder, print)
     assert found is not None
     return found.state
 
@@ -126,7 +126,7 @@ def begin(photos: Path, folder: Path, changes: dict[str, Any], steps: int) -> di
     resolved, train_set, _ = make_resolved(make_config(photos, **changes), world)
     with process_group(world, 60):
         t = fresh(resolved)
-        found = checkpoint.newest(folder, print) if world.is_main else None
+        found = newest(folder, print) if world.is_main else None
         if world.from_main(found is not None):
             checkpointing.load_state_dict(t, found.state if found else None, spent_s=0.0)
         before = t.digest.words()

@@ -22,8 +22,7 @@ from harness.distributed import World
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.system.console import duration, out
-from harness.system.process import process_age_s
-from harness.system.signals import Signals
+from harness.system.process import Signals, process_age_s
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import set_up

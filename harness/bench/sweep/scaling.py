@@ -15,8 +15,8 @@ from harness.bench.sweep.pairs import Start
 from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
 from harness.errors import BadInput
 from harness.results.stats.statistics import interval_of_mean
-from harness.system import cores
 from harness.system.console import count, duration, out
+from harness.system.process import rank_cores
 
 Kind = Literal["weak", "strong"]
 LEAST_ROUNDS, MOST_ROUNDS = 3, 12
@@ -80,7 +80,7 @@ def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
     Fewer ranks use the same number of threads each: one that had all cores for computing or
     decoding could not be compared. Settings that the config has stay as they are.
     """
-    threads_per_rank = str(max(1, cores.of_rank() // ranks))
+    threads_per_rank = str(max(1, rank_cores() // ranks))
     configured = {"engine.threads": config.engine.threads, "data.threads": config.data.threads}
     return {key: threads_per_rank for key, threads in configured.items() if not threads}
 

@@ -22,7 +22,7 @@ from harness.config import load
 from harness.errors import HarnessError
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
-from harness.system.signals import Signals
+from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import Training, set_up
