@@ -161,8 +161,9 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
 
     key = _key_of_shards(paths)
     index, arrays = load_or_build(root, key, build, lambda old: _stale(root, paths, old))
-    columns = {name: arrays[name] for name in ("shard_bytes", "shard", "offset", "size_bytes")}
-    files = ShardFiles(paths=paths, index=index, **columns)
+    files = ShardFiles(
+        paths, arrays["shard_bytes"], arrays["shard"], arrays["offset"], arrays["size_bytes"], index
+    )
     classes = [str(name) for name in arrays["classes"]]
     return _dataset(root, classes, bool(arrays["named"]), arrays, index, files)
 
