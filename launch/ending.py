@@ -1,7 +1,7 @@
-"""End a job of launch/submit.py: print why it ended, and requeue it if it should continue.
+"""End a job: print why it ended, and requeue it if it should continue.
 
-The job's batch script runs this after all ranks have ended, so that a signal that kills a rank
-cannot kill it. Its exit code becomes the job's.
+The batch script of launch/submit.py, or of slurm/, runs this after all ranks have ended, so that a
+signal that kills a rank cannot kill it. Its exit code becomes the job's.
 
     stopped by SIGUSR1, SIGUSR2 (near the time limit, or preempted)    saved, then requeued
     stopped by SIGTERM during a preemption                             saved, then requeued
@@ -10,8 +10,9 @@ cannot kill it. Its exit code becomes the job's.
     failed for a reason that the harness names (bad input, a loss      ended: another start would
     that is not finite)                                                fail the same way
 
-Where Slurm itself ended or requeued the job (scancel, scontrol requeue, a lost node), this leaves
-it as it is.
+Under the scripts in slurm/, torchrun restarts after crashes and makes no difference between
+signals: a job that was stopped, or was to save and could not, is requeued. Where Slurm itself ended
+or requeued the job (scancel, scontrol requeue, a lost node), this leaves it as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,6 +40,8 @@ from harness.logging import rank_log
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals of Slurm, or of a user: save, and continue in a later start."""
 LAST_LINES = 20
+KILL_S = 600
+"""Time in which Slurm kills the script of a requeued job, s."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,22 @@ class Note:
     known: bool = False
 
 
+class Job(NamedTuple):
+    """A job: its name as submitit writes it, which of its starts this is, from 0, what Slurm says.
+
+    `fields` are those of `scontrol show job`; empty if Slurm does not answer.
+    """
+
+    name: str
+    start: int
+    fields: Mapping[str, str]
+
+
 class Limits(NamedTuple):
     """How often a job may be requeued: after a crash, and after a stop by the cluster."""
 
-    restarts: int
-    requeues: int
+    restarts: int = 3
+    requeues: int = 100
 
 
 class Verdict(NamedTuple):
@@ -126,44 +141,76 @@ def decide(
 def main() -> None:
     """Print why the job ended, requeue it or not, and exit with the job's exit code."""
     parser = argparse.ArgumentParser(description="The end of a job; called by its script.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--code", type=int, required=True)
-    parser.add_argument("--max-restarts", type=int, required=True)
-    parser.add_argument("--max-requeues", type=int, required=True)
+    add = parser.add_argument
+    add("folder", type=Path, help="folder of the submission, or the run folder with --signals")
+    add("--code", type=int, help="submit.py: exit code of srun")
+    add("--signals", type=int, help="slurm/: number of signals that the job got")
+    add("--before", help="slurm/: `stat -c '%%i %%.9Y'` of the run folder's state at the start")
+    add("--max-restarts", type=int, default=Limits().restarts)
+    add("--max-requeues", type=int, default=Limits().requeues)
     options = parser.parse_args()
-    folder, code = options.folder, options.code
-    job, start = _this_job()
-    note = read_note(note_path(folder, job, start))
-    earlier = [read_note(note_path(folder, job, number)) for number in range(start)]
-    failures = sum(past is not None and past.signal is None for past in earlier)
+    job, limits = _this_job(), Limits(options.max_restarts, options.max_requeues)
+    if options.signals is None:
+        code, again = _end_submitted(options.folder, options.code, job, limits)
+    else:
+        code, again = _end_script(options.folder, options.before, options.signals, job, limits)
+    sys.stdout.flush()  # as Slurm kills this process when it requeues the job
+    requeued = job.fields.get("JobState") in ("PENDING", "REQUEUED")  # by Slurm or a user
+    if again:
+        requeued = subprocess.run(["scontrol", "requeue", job.name], check=False).returncode == 0
+    if requeued:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(KILL_S)  # an exit before Slurm's kill would complete the job
+    sys.exit(EXIT_GOOD if requeued else code)
+
+
+def _end_submitted(folder: Path, code: int, job: Job, limits: Limits) -> tuple[int, bool]:
+    """Print how a job of submit.py ended; return its exit code, and whether to requeue it."""
+    notes = [read_note(note_path(folder, job.name, number)) for number in range(job.start + 1)]
+    note = notes.pop()
+    failures = sum(past is not None and past.signal is None for past in notes)
     if note is None and code and _killed_by(code) not in OF_THE_CLUSTER:
         note = _of_killed(code)
-        write_note(note_path(folder, job, start), note)  # later starts count it as a failure
-    limits = Limits(options.max_restarts, options.max_requeues)
-    verdict = decide(code, note, _slurm_fields(job), failures, limits)
+        # Later starts count it as a failure.
+        write_note(note_path(folder, job.name, job.start), note)
+    verdict = decide(code, note, job.fields, failures, limits)
     if note and code:
         code = note.code  # srun's is the highest, often that of a rank that was killed afterwards
     if code:
-        _print_end(folder, job, note, verdict)
-        sys.stdout.flush()  # as scontrol requeue kills this process
-    if verdict.again:
-        requeued = subprocess.run(["scontrol", "requeue", job], check=False)
-        code = code if requeued.returncode else EXIT_GOOD
-    sys.exit(code)
+        _print_end(folder, job.name, note, verdict)
+    return code, verdict.again
 
 
-def _this_job() -> tuple[str, int]:
-    """Return the job's id as submitit writes it, and which of its starts this is, from 0."""
+def _end_script(run: Path, before: str, signals: int, job: Job, limits: Limits) -> tuple[int, bool]:
+    """Print how a job of slurm/ ended, from its run folder's state; return the same."""
+    stamp = state = "none"
+    with suppress(OSError):
+        stat, state = (run / "state").stat(), (run / "state").read_text().strip()
+        stamp = f"{stat.st_ino} {stat.st_mtime_ns // 10**9}.{stat.st_mtime_ns % 10**9:09d}"
+    if state == "finished":
+        return EXIT_GOOD, False
+    begun = stamp != before  # else an earlier start has written it
+    if signals or (begun and state == "stopped"):
+        note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1)
+        verdict = decide(EXIT_FAILED, note, job.fields, 0, limits)
+        print(f"job {job.name}: stopped: {verdict.why}; the same command continues it")
+        return EXIT_FAILED, verdict.again
+    why = "ended without a message; was it killed? see above" if state == "running" else state
+    print(f"job {job.name}: {why if begun else 'not begun'}", file=sys.stderr)
+    if begun:
+        subprocess.run([sys.executable, "-m", "harness", "show", str(run)], stdout=sys.stderr)
+    return EXIT_FAILED, False
+
+
+def _this_job() -> Job:
     job = os.environ["SLURM_JOB_ID"]
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-
-
-def _slurm_fields(job: str) -> dict[str, str]:
     command = ["scontrol", "show", "job", "--oneliner", job]
     shown = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    return dict(field.split("=", 1) for field in shown.stdout.split() if "=" in field)
+    fields = dict(field.split("=", 1) for field in shown.stdout.split() if "=" in field)
+    return Job(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0), fields)
 
 
 def _preempted(job: Mapping[str, str]) -> bool:

@@ -1,14 +1,16 @@
-"""Parse the command line of launch/submit.py: its own options, and the settings of the run."""
+"""The command line of launch/submit.py: its options, the run's settings, sbatch's parameters."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from harness.config import load
 from harness.errors import BadInput
-from launch import resources
-from launch.resources import count
+from launch.ending import Limits
 from launch.sweep import PROG
 
 EXAMPLES = """\
@@ -30,6 +32,9 @@ requeued, and continues in the same run folder and W&B run. `scancel JOB` saves 
 `scancel --signal USR2 JOB` saves and requeues it.
 """
 
+_UNITS = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
+_SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the arguments into the options of this script and those for launch/train.py.
@@ -46,7 +51,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    resources.add_options(parser)
+    _add_resources(parser)
     _add_options(parser)
     options, settings = parser.parse_known_args(argv)
     known = [name for action in parser._actions for name in action.option_strings]
@@ -54,19 +59,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         option = argument.split("=")[0]
         if option.startswith("--") and "." not in option:  # a setting has a section
             raise BadInput(f"{option}: no such option{load.nearest(option, known)}")
-    resources.check(options)
+    _check(options)
     return options, settings
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("several runs").add_argument
-    add(
-        "--seeds",
-        type=count,
-        default=1,
-        metavar="N",
-        help="number of runs, with seeds from run.seed on",
-    )
+    add("--seeds", type=count, default=1, metavar="N",
+        help="number of runs, with seeds from run.seed on")  # fmt: skip
     add("--sweep", action="append", default=[], metavar="SECTION.KEY=A,B",
         help="one run for each value; if repeated, for each combination")  # fmt: skip
     add("--parallel", type=count, default=256, metavar="N",
@@ -74,11 +74,116 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("restarts").add_argument
     add("--signal-delay-s", type=count, default=120, metavar="S",
         help="seconds before the time limit at which a run saves (default 120)")  # fmt: skip
-    add("--max-restarts", type=int, default=3, metavar="N",
-        help="how often a job is requeued after a rank crashed (default 3)")  # fmt: skip
-    add("--max-requeues", type=int, default=100, metavar="N",
+    most = Limits()
+    add("--max-restarts", type=int, default=most.restarts, metavar="N",
+        help="how often a job is requeued after a rank crashed (default %(default)s)")  # fmt: skip
+    add("--max-requeues", type=int, default=most.requeues, metavar="N",
         help="how often it is requeued at its time limit or after preemption "
-        "(default 100)")  # fmt: skip
+        "(default %(default)s)")  # fmt: skip
     add = parser.add_argument_group("instead of submitting").add_argument
     add("--dry-run", action="store_true", help="print what would be submitted, write nothing")
     add("--local", action="store_true", help="run on this machine, now, without Slurm")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("resources").add_argument
+    add("--nodes", type=count, default=1, metavar="N", help="number of nodes (default 1)")
+    add("--gpus-per-node", type=int, default=8, metavar="N",
+        help="GPUs per node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
+    add("--tasks-per-node", type=count, default=1, metavar="N",
+        help="ranks per node without GPUs (default 1)")  # fmt: skip
+    add("--time", type=minutes, default=24 * 60, metavar="TIME",
+        help="time limit of one start, before which the job saves and is requeued: 8h, 90m, "
+        "1d12h, or as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
+    add("--cpus-per-task", type=count, metavar="N",
+        help="CPU cores per rank, on nodes shared with other jobs; by default the job has its "
+        "nodes to itself, with all their cores and memory")  # fmt: skip
+    add("--mem", metavar="SIZE", help="memory per node, such as 200G")
+    for name in ("partition", "account", "qos", "constraint", "exclude"):
+        add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
+    add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
+        help="any other option of sbatch, such as --slurm reservation=may; repeatable")  # fmt: skip
+
+
+def minutes(text: str) -> int:
+    """Parse a time limit into minutes, rounded up: `8h`, `90m`, `1d12h`, or any form of Slurm's.
+
+    Raises:
+        ArgumentTypeError: it has neither form, or is 0.
+    """
+    if text and (units := _UNITS.fullmatch(text)):
+        days, hours, mins, seconds = (float(part or 0) for part in units.groups())
+    elif slurm := _SLURM.fullmatch(text):
+        days, hours, mins, seconds = _from_slurm(*slurm.groups())
+    else:
+        days = hours = mins = seconds = 0
+    if not (total := math.ceil(days * 24 * 60 + hours * 60 + mins + seconds / 60)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 8h, 90m or 1-12:00:00")
+    return total
+
+
+def _from_slurm(
+    days: str | None, first: str, second: str | None, third: str | None
+) -> tuple[float, float, float, float]:
+    """Return days, hours, minutes, seconds of MIN, MIN:SEC, H:MIN:SEC, DAY-H[:MIN[:SEC]]."""
+    numbers = [float(part) for part in (first, second, third) if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, mins, seconds = (*numbers, 0, 0)[:3]
+    return float(days or 0), hours, mins, seconds
+
+
+def ranks_per_node(options: argparse.Namespace) -> int:
+    """Return the ranks per node: one per GPU, or without GPUs --tasks-per-node."""
+    return int(options.gpus_per_node or options.tasks_per_node)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Check that the options do not contradict each other.
+
+    Raises:
+        BadInput: they do.
+    """
+    if options.gpus_per_node < 0:
+        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
+    if options.gpus_per_node and options.tasks_per_node != 1:
+        raise BadInput(
+            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
+        )
+    if options.signal_delay_s >= 60 * options.time:
+        raise BadInput(
+            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
+            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
+        )
+
+
+def parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return sbatch's parameters, named as in submitit's SlurmExecutor."""
+    tasks = ranks_per_node(options)
+    other = dict(text.split("=", 1) if "=" in text else (text, True) for text in options.slurm)
+    exclusive = options.cpus_per_task is None
+    named = {
+        "nodes": options.nodes,
+        "ntasks_per_node": tasks,
+        "gpus_per_node": options.gpus_per_node or None,
+        "cpus_per_task": options.cpus_per_task,
+        "exclusive": exclusive or None,
+        "mem": options.mem or ("0" if exclusive else None),  # 0: all memory of the node
+        "time": options.time,
+        "signal_delay_s": options.signal_delay_s,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "exclude": options.exclude,
+        # Some sites do not requeue a job after a node failure by default.
+        "additional_parameters": {"requeue": True, **other},
+    }
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def count(text: str) -> int:
+    """Parse a number that is at least 1, as a type of argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number

@@ -36,7 +36,7 @@ from harness.errors import (
     HarnessError,
 )
 from harness.system.console import count, duration, err, out
-from launch import ending, options, resources, slurm, sweep, worker
+from launch import ending, options, slurm, sweep, worker
 from launch.sweep import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ def submit(argv: Sequence[str]) -> int:
     plan = sweep.plan(settings, args.sweep, args.seeds, time.strftime("%Y%m%d-%H%M%S"))
     for config in plan.runs:
         if config.run.mode == "train":
-            per_rank(config.train.global_batch, args.nodes * resources.ranks_per_node(args))
+            per_rank(config.train.global_batch, args.nodes * options.ranks_per_node(args))
         if config.run.dry_run:
             raise BadInput("run.dry_run: --dry-run shows the plan and submits nothing")
     if args.local and args.nodes > 1:
@@ -154,7 +154,7 @@ def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
         # harness divides them among the ranks itself.
         srun_args=["--kill-on-bad-exit=1", "--cpu-bind=none", "--open-mode=append"],
         teardown=["code=$?", f"exec {end} --code=$code"],
-        **resources.parameters(args),
+        **options.parameters(args),
     )
     return executor
 
@@ -203,7 +203,7 @@ def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
 
 def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
     """Print what was queued, its folders and logs, and what to type next."""
-    ranks = resources.ranks_per_node(args)
+    ranks = options.ranks_per_node(args)
     kind = "GPU" if args.gpus_per_node else "CPU rank"
     job = jobs[0].split("_")[0]
     rows = [
@@ -230,7 +230,7 @@ def _run_local(plan: Plan, args: argparse.Namespace) -> int:
     with _config_files(plan, args) as works:
         executor = LocalExecutor(plan.folder)
     executor.update_parameters(
-        gpus_per_node=args.gpus_per_node, tasks_per_node=resources.ranks_per_node(args),
+        gpus_per_node=args.gpus_per_node, tasks_per_node=options.ranks_per_node(args),
         timeout_min=args.time, signal_delay_s=args.signal_delay_s, stderr_to_stdout=True,
     )  # fmt: skip
     codes = [_run_one(executor, work) for work in works]

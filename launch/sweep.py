@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_origin
@@ -112,16 +112,12 @@ def _run(argv: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> C
 
 def _label(point: Sequence[tuple[str, str]], *, seed: bool = False) -> str:
     """Return the varied values as part of a folder's name; run names have the seed already."""
-    return "-".join(_parts(point, seed))
-
-
-def _parts(point: Sequence[tuple[str, str]], seed: bool) -> Iterator[str]:
-    for key, value in point:
-        if key == "run.seed":
-            if seed:
-                yield f"s{value}"
-        else:
-            yield re.sub(r"[^A-Za-z0-9._-]+", "-", f"{key.split('.')[1]}-{value}")
+    parts = [
+        f"s{value}" if key == "run.seed" else f"{key.split('.')[1]}-{value}"
+        for key, value in point
+        if seed or key != "run.seed"
+    ]
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
 
 
 def _named(config: Config, name: str) -> Config:

@@ -3,8 +3,8 @@
 # What your site needs is set in HARNESS_* variables, in your shell or in a file slurm/site.sh (not in
 # git), which is read here if it is there: slurm/README.md lists them.
 #
-# The run folder's `state` decides how a job ends: finished: COMPLETED; stopped (by preemption or near the
-# time limit, after saving): requeued; failed: FAILED.
+# launch/ending.py decides how a job ends, by the run folder's `state`: finished: COMPLETED; stopped (by
+# preemption or near the time limit, after saving): requeued; failed: FAILED.
 
 home=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 if [ -f "$home/slurm/site.sh" ]; then source "$home/slurm/site.sh"; fi
@@ -95,10 +95,10 @@ submit() {
 
 # Slurm signals this shell (--signal=B:USR1@...), which passes USR1 on: the ranks save and exit with 0, and
 # so does torchrun, which ignores USR1. TERM is only counted, since Slurm sends it to the ranks itself.
-heard=0
+signals=0
 step=
-trap 'heard=$((heard + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
-trap 'heard=$((heard + 1))' TERM
+trap 'signals=$((signals + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
+trap 'signals=$((signals + 1))' TERM
 
 # srun passes USR1 on to all tasks (after TERM it would kill them). Repeated, since ranks that are starting
 # up ignore it. If ranks have not saved in time, requeue anyway and continue from the last checkpoint: at
@@ -106,7 +106,7 @@ trap 'heard=$((heard + 1))' TERM
 tell_ranks() {
     local began=$SECONDS
     while kill -USR1 "$step" 2>/dev/null; do
-        [ $((SECONDS - began)) -lt "${HARNESS_SAVE_S:-90}" ] || requeue
+        [ $((SECONDS - began)) -lt "${HARNESS_SAVE_S:-90}" ] || end_job
         sleep 5
     done
 }
@@ -114,14 +114,14 @@ tell_ranks() {
 # run_step COMMAND ...
 # Runs it in the background, since bash handles signals only while it waits.
 run_step() {
-    local code before
+    local code count
     "$@" &
     step=$!
-    if [ "$heard" -gt 0 ]; then tell_ranks & fi
+    if [ "$signals" -gt 0 ]; then tell_ranks & fi
     while :; do
-        before=$heard code=0
+        count=$signals code=0
         wait "$step" || code=$?
-        [ "$heard" != "$before" ] || break
+        [ "$signals" != "$count" ] || break
     done
     step=
     return "$code"
@@ -169,30 +169,18 @@ torchrun_on_each_node() {
         torchrun "$home/launch" "$nproc" "${options[@]}" "${@:2}"
 }
 
-# requeue
-# Names array and task: for the last task of an array, the job id alone means the whole array. Requeues
-# only a running job: Slurm would also requeue one that the user has cancelled.
-requeue() {
-    local job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" now
-    job="${job:-$SLURM_JOB_ID}"
-    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${HARNESS_MAX_REQUEUES:-100}" ]; then
-        die "stopped, and requeued $SLURM_RESTART_COUNT times already; the same command goes on"
-    fi
-    now=$(scontrol show job --oneliner "$job" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
-    case $now in
-        RUNNING) scontrol requeue "$job" || die "stopped, and not requeued; the same command goes on" ;;
-        PENDING | REQUEUED) ;; # already requeued by Slurm or a user
-        *) die "stopped, and ended by Slurm ($now); the same command goes on" ;;
-    esac
-    echo "stopped: back into the queue, to go on"
-    trap - USR1 TERM
-    exec sleep 600 # Slurm kills it; an exit before that would complete the job
+# end_job
+# Prints why the job ended, and requeues it if it should continue. Signals must not end this meanwhile.
+end_job() {
+    trap '' USR1 TERM
+    exec python "$home/launch/ending.py" "$run" --before "$before" --signals "$signals" \
+        ${HARNESS_MAX_REQUEUES:+--max-requeues="$HARNESS_MAX_REQUEUES"}
 }
 
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
 harness_train() {
     [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
-    local run nproc before state told
+    local run nproc before scratch
     shift
     set_words "$@"
     run=$(python "$home/launch/check.py" "${words[@]}")
@@ -201,50 +189,37 @@ harness_train() {
     [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
     set_variables
     check_limits
-    before=$(stamp "$run/state")
-    told=$(mktemp -d)
+    before=$(stat -c '%i %.9Y' "$run/state" 2>/dev/null || echo none)
+    scratch=$(mktemp -d)
     # On several nodes, each restart of one also counts on all others, as their connections break:
     # hence three.
     prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
         "$home/launch/train.py" "${words[@]}" || true
-    rm -r "$told"
-    state=$(cat "$run/state" 2>/dev/null) || state=none
-    if [ "$state" = finished ]; then exit 0; fi
-    # A state that an earlier start wrote says nothing about this one.
-    if [ "$before" = "$(stamp "$run/state")" ]; then state="not begun"; fi
-    # A job that was signaled before it could save is requeued as well.
-    if [ "$state" = stopped ] || [ "$heard" -gt 0 ]; then requeue; fi
-    if [ "$state" = running ]; then state="ended without a word; was it killed? see above"; fi
-    echo "job $SLURM_JOB_ID: $state" >&2
-    if [ "$state" != "not begun" ]; then python -m harness show "$run" >&2 || true; fi
-    exit 1
-}
-
-stamp() {
-    stat -c '%i %y' "$1" 2>/dev/null || echo none
+    rm -r "$scratch"
+    end_job
 }
 
 # prepare
-# Prepares training: runs the doctor, and copies the images to the nodes. Writes files to $told.
+# Prepares training: runs the doctor, and copies the images to the nodes. Writes files to $scratch.
 prepare() {
     if [ "${HARNESS_PREFLIGHT:-on}" != off ]; then
         # On all ranks together, as in training; it expects the GPUs that Slurm gave. torchrun reports a red
         # doctor as a crash, which is kept out of the log.
         if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
-            >"$told/doctor" 2>"$told/crash"; then
-            grep -q ^red "$told/doctor" || cat "$told/crash" >&2
-            cat "$told/doctor"
-            [ "$heard" -gt 0 ] ||
+            >"$scratch/doctor" 2>"$scratch/crash"; then
+            grep -q ^red "$scratch/doctor" || cat "$scratch/crash" >&2
+            cat "$scratch/doctor"
+            [ "$signals" -gt 0 ] ||
                 echo "error: the doctor is red; HARNESS_PREFLIGHT=off goes without it" >&2
             return 1
         fi
-        cat "$told/doctor"
+        cat "$scratch/doctor"
     fi
     if [ -n "${HARNESS_STAGE:-}" ]; then
         # The copies have the same names on all nodes, and one node writes the flags.
         run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" \
-            --flags-to "$told/flags" "${words[@]}" || return
-        mapfile -t -O "${#words[@]}" words <"$told/flags"
+            --flags-to "$scratch/flags" "${words[@]}" || return
+        mapfile -t -O "${#words[@]}" words <"$scratch/flags"
     fi
-    [ "$heard" -eq 0 ]
+    [ "$signals" -eq 0 ]
 }

@@ -29,11 +29,11 @@ set_words configs/quickstart.yaml "$@"
 set_variables
 limit_s="${HARNESS_DOCTOR_S:-180}"
 
-told="doctor-$SLURM_JOB_ID"
-mkdir -p "$told"
+folder="doctor-$SLURM_JOB_ID"
+mkdir -p "$folder"
 files=()
 for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-    files+=("$told/$node.json")
+    files+=("$folder/$node.json")
     # A node that hangs must not hold up the report on the others.
     (timeout --kill-after=10 "$limit_s" srun --nodes=1 --ntasks=1 --nodelist="$node" \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from harness.config import Config, Engine, Model
@@ -19,15 +19,10 @@ def check(config: Config) -> None:
     refuse(rules(config))
 
 
-def refuse(tried: Rules) -> None:
-    """Raise what the first broken rule says.
-
-    Raises:
-        BadInput: of that rule.
-    """
-    for broken, message in tried:
-        if broken:
-            raise BadInput(message)
+def refuse(messages: Iterator[str]) -> None:
+    """Raise BadInput with the first message, if there is any."""
+    for message in messages:
+        raise BadInput(message)
 
 
 CUDA_GRAPH_MODES = {
@@ -38,116 +33,90 @@ CUDA_GRAPH_MODES = {
 
 OnGpu = TypeVar("OnGpu", bool, bool | None)
 
-Rules = list[tuple[bool, str]]
-"""Whether a rule is broken, and what to say then."""
+
+def rules(config: Config) -> Iterator[str]:
+    """Yield a message for each rule, about settings that must go together, that is broken."""
+    yield from _data_rules(config)
+    yield from _pixel_rules(config)
+    yield from _model_rules(config)
+    yield from network_rules(config.model)
+    yield from _other_rules(config)
+    yield from _asked_of_engine(config.engine)
 
 
-def rules(config: Config) -> Rules:
-    """All rules about settings that must go together."""
-    return [
-        *_data_rules(config),
-        *_pixel_rules(config),
-        *_model_rules(config),
-        *network_rules(config.model),
-        *_other_rules(config),
-        *_asked_of_engine(config.engine),
-    ]
-
-
-def _data_rules(config: Config) -> Rules:
+def _data_rules(config: Config) -> Iterator[str]:
     data = config.data
-    return [
-        (
-            data.source != "synthetic" and data.val is None and not data.holdout_images,
-            "data.val: no validation folder given; set --data.val DIR (or `demo`)",
-        ),
-        (
-            data.holdout_images > 0 and (data.val is not None or data.source == "synthetic"),
+    if data.source != "synthetic" and data.val is None and not data.holdout_images:
+        yield "data.val: no validation folder given; set --data.val DIR (or `demo`)"
+    if data.holdout_images > 0 and (data.val is not None or data.source == "synthetic"):
+        yield (
             "data.holdout_images: takes validation images from data.train; leave data.val out, and "
-            "data.source must not be synthetic",
-        ),
-        (
-            data.source != "synthetic"
-            and data.train is None
-            and (config.run.mode == "train" or data.holdout_images > 0 or data.mean_image),
-            "data.train: no training folder given; set --data.train DIR (or `demo`)",
-        ),
-    ]
+            "data.source must not be synthetic"
+        )
+    if (
+        data.source != "synthetic"
+        and data.train is None
+        and (config.run.mode == "train" or data.holdout_images > 0 or data.mean_image)
+    ):
+        yield "data.train: no training folder given; set --data.train DIR (or `demo`)"
 
 
-def _pixel_rules(config: Config) -> Rules:
+def _pixel_rules(config: Config) -> Iterator[str]:
     data = config.data
-    return [
-        (
-            0 < data.eval_resize_px < data.image_px,
+    if 0 < data.eval_resize_px < data.image_px:
+        yield (
             f"data.eval_resize_px: {data.eval_resize_px} px is smaller than the crop of "
-            f"data.image_px {data.image_px}; make it at least as large, or 0 for no resize",
-        ),
-        (
-            not 0 < data.crop_area[0] <= data.crop_area[1] <= 1,
-            f"data.crop_area: {data.crop_area} is not least <= most within (0, 1]",
-        ),
-        (
-            not 0 < data.crop_ratio[0] <= data.crop_ratio[1],
-            f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0",
-        ),
-        (
-            data.augment == "scale_jitter"
-            and not data.image_px <= data.jitter_px[0] <= data.jitter_px[1],
+            f"data.image_px {data.image_px}; make it at least as large, or 0 for no resize"
+        )
+    if not 0 < data.crop_area[0] <= data.crop_area[1] <= 1:
+        yield f"data.crop_area: {data.crop_area} is not least <= most within (0, 1]"
+    if not 0 < data.crop_ratio[0] <= data.crop_ratio[1]:
+        yield f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0"
+    if (
+        data.augment == "scale_jitter"
+        and not data.image_px <= data.jitter_px[0] <= data.jitter_px[1]
+    ):
+        yield (
             f"data.jitter_px: {data.jitter_px} is not least <= most, both at least data.image_px "
-            f"{data.image_px}",
-        ),
-        (
-            data.mean_image
-            and (
-                data.augment not in ("pad_crop", "none")
-                or data.eval_resize_px > 0
-                or data.source == "synthetic"
-                or config.eval.views != "centre"
-            ),
+            f"{data.image_px}"
+        )
+    if data.mean_image and (
+        data.augment not in ("pad_crop", "none")
+        or data.eval_resize_px > 0
+        or data.source == "synthetic"
+        or config.eval.views != "centre"
+    ):
+        yield (
             "data.mean_image: is for images that are not resized; needs data.augment pad_crop or "
-            "none, data.eval_resize_px 0, eval.views centre, and data.source not synthetic",
-        ),
-        (
-            data.mean_image and data.pad_px > 8,
-            f"data.pad_px: {data.pad_px} is too much with data.mean_image; make it at most 8",
-        ),
-        (
-            config.eval.views == "ten_crop" and config.eval.local_batch < 10,
+            "none, data.eval_resize_px 0, eval.views centre, and data.source not synthetic"
+        )
+    if data.mean_image and data.pad_px > 8:
+        yield f"data.pad_px: {data.pad_px} is too much with data.mean_image; make it at most 8"
+    if config.eval.views == "ten_crop" and config.eval.local_batch < 10:
+        yield (
             f"eval.local_batch: {config.eval.local_batch} is less than the 10 views of one image; "
-            "make it a multiple of 10",
-        ),
-        (
-            min(data.largest_px) < 0,
-            f"data.largest_px: {data.largest_px} must be width and height in px, or 0 0",
-        ),
-        (min(data.std) <= 0, f"data.std: {data.std} must be over 0"),
-        (
-            data.decode in ("gpu", "split")
-            and (config.engine.device == "cpu" or data.source != "dali"),
-            f"data.decode: {data.decode} needs engine.device cuda and data.source dali",
-        ),
-    ]
+            "make it a multiple of 10"
+        )
+    if min(data.largest_px) < 0:
+        yield f"data.largest_px: {data.largest_px} must be width and height in px, or 0 0"
+    if min(data.std) <= 0:
+        yield f"data.std: {data.std} must be over 0"
+    if data.decode in ("gpu", "split") and (config.engine.device == "cpu" or data.source != "dali"):
+        yield f"data.decode: {data.decode} needs engine.device cuda and data.source dali"
 
 
-def _model_rules(config: Config) -> Rules:
+def _model_rules(config: Config) -> Iterator[str]:
     model, batch = config.model, config.train.global_batch
     group = model.bn_images or 1
-    return [
-        (
-            config.run.mode == "eval" and model.weights is None,
-            "run.mode: eval scores published weights; name them with --model.weights",
-        ),
-        (
-            model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"),
-            "model.stride_in: torchvision's weights were trained with the stride in the 3x3",
-        ),
-        (
-            config.run.mode == "train" and batch % group > 0,
+    if config.run.mode == "eval" and model.weights is None:
+        yield "run.mode: eval scores published weights; name them with --model.weights"
+    if model.stride_in == "1x1" and (model.weights or "").startswith("torchvision:"):
+        yield "model.stride_in: torchvision's weights were trained with the stride in the 3x3"
+    if config.run.mode == "train" and batch % group > 0:
+        yield (
             f"model.bn_images: a train.global_batch of {batch} is no multiple of {group}; "
-            f"use {_around(batch, group)}",
-        ),
-    ]
+            f"use {_around(batch, group)}"
+        )
 
 
 def _around(batch: int, divisor: int) -> str:
@@ -156,50 +125,37 @@ def _around(batch: int, divisor: int) -> str:
     return " or ".join(str(images) for images in (below, below + divisor) if images)
 
 
-def network_rules(model: Model) -> Rules:
-    """Which settings fit which network."""
+def network_rules(model: Model) -> Iterator[str]:
+    """Yield what does not fit the network."""
     name, network = model.name, zoo.MODELS[model.name]
-    defaults = {key: Model.model_fields[key].default for key in zoo.SETTINGS}
-    return [
-        *(
-            (
-                key not in network.settings and getattr(model, key) != defaults[key],
-                f"model.{key}: {name} {why}; leave it at {str(defaults[key]).lower()}",
-            )
-            for key, why in zoo.SETTINGS.items()
-        ),
-        (
-            network.cifar and model.stem == "imagenet",
-            f"model.stem: {name} is a CIFAR network and has no imagenet stem",
-        ),
-    ]
+    for key, why in zoo.SETTINGS.items():
+        default = Model.model_fields[key].default
+        if key not in network.settings and getattr(model, key) != default:
+            yield f"model.{key}: {name} {why}; leave it at {str(default).lower()}"
+    if network.cifar and model.stem == "imagenet":
+        yield f"model.stem: {name} is a CIFAR network and has no imagenet stem"
 
 
-def _other_rules(config: Config) -> Rules:
+def _other_rules(config: Config) -> Iterator[str]:
     schedule, drops = config.schedule, config.schedule.drop_epochs
-    return [
-        (
-            config.optim.nesterov and config.optim.momentum == 0,
-            "optim.nesterov: needs optim.momentum over 0",
-        ),
-        (
-            schedule.warmup_until_top1_pct is not None
-            and (schedule.warmup_start_lr is None or schedule.warmup_epochs > 0),
+    if config.optim.nesterov and config.optim.momentum == 0:
+        yield "optim.nesterov: needs optim.momentum over 0"
+    if schedule.warmup_until_top1_pct is not None and (
+        schedule.warmup_start_lr is None or schedule.warmup_epochs > 0
+    ):
+        yield (
             "schedule.warmup_until_top1_pct: needs schedule.warmup_start_lr, the rate until then, "
-            "and schedule.warmup_epochs 0",
-        ),
-        (
-            not _rise(drops),
-            f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop",
-        ),
-        (
-            not _rise(schedule.drop_steps),
-            f"schedule.drop_steps: {schedule.drop_steps} must be over 0 and rise from drop to drop",
-        ),
-    ]
+            "and schedule.warmup_epochs 0"
+        )
+    if not _rise(drops):
+        yield f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop"
+    if not _rise(schedule.drop_steps):
+        yield (
+            f"schedule.drop_steps: {schedule.drop_steps} must be over 0 and rise from drop to drop"
+        )
 
 
-def _asked_of_engine(engine: Engine) -> Rules:
+def _asked_of_engine(engine: Engine) -> Iterator[str]:
     on_gpu = None if engine.device == "auto" else engine.device == "cuda"
     return engine_rules(engine, compiled=compiles(engine, on_gpu=on_gpu), on_gpu=on_gpu)
 
@@ -209,7 +165,7 @@ def compiles(engine: Engine, *, on_gpu: OnGpu) -> bool | OnGpu:
     return on_gpu if engine.compile == "auto" else engine.compile
 
 
-def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) -> Rules:
+def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) -> Iterator[str]:
     """Which settings of the engine fit each other, and the machine.
 
     Args:
@@ -218,25 +174,24 @@ def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) 
     """
     mode, cpu = engine.compile_mode, on_gpu is False
     eager, needs = compiled is False, "needs engine.compile true (auto compiles on a GPU only)"
-    return [
-        (
-            compiled is True and engine.bucket_mb < 1,
+    if compiled is True and engine.bucket_mb < 1:
+        yield (
             f"engine.bucket_mb: {engine.bucket_mb:g} is too small for compiled networks: "
-            "torch's first bucket has 1 MiB; make it at least 1",
-        ),
-        (
-            cpu and engine.precision in ("tf32", "fp16"),
-            f"engine.precision: {engine.precision} needs a GPU; use bf16, fp32 or auto",
-        ),
-        (
-            cpu and mode in CUDA_GRAPH_MODES,
+            "torch's first bucket has 1 MiB; make it at least 1"
+        )
+    if cpu and engine.precision in ("tf32", "fp16"):
+        yield f"engine.precision: {engine.precision} needs a GPU; use bf16, fp32 or auto"
+    if cpu and mode in CUDA_GRAPH_MODES:
+        yield (
             f"engine.compile_mode: {mode} means CUDA graphs, which only a GPU has; use "
-            f"{CUDA_GRAPH_MODES.get(mode)}",
-        ),
-        (eager and mode != "default", f"engine.compile_mode: {mode} {needs}"),
-        (eager and engine.compile_ddp, f"engine.compile_ddp: {needs}"),
-        (eager and engine.coordinate_descent, f"engine.coordinate_descent: {needs}"),
-    ]
+            f"{CUDA_GRAPH_MODES.get(mode)}"
+        )
+    if eager and mode != "default":
+        yield f"engine.compile_mode: {mode} {needs}"
+    if eager and engine.compile_ddp:
+        yield f"engine.compile_ddp: {needs}"
+    if eager and engine.coordinate_descent:
+        yield f"engine.coordinate_descent: {needs}"
 
 
 def _rise(drops: Sequence[float]) -> bool:

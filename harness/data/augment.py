@@ -7,10 +7,12 @@ and whether it is flipped. The stream draws the random numbers; the loaders appl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness import config as cfg
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -172,6 +174,25 @@ def pca_color(std: float) -> Callable[[Floats], Ints]:
         return units
 
     return color
+
+
+def train_law(data: cfg.Data) -> Augmentation:
+    """Return the augmentation of training that the config names."""
+    if data.augment == "resized_crop":
+        law = resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
+    elif data.augment == "scale_jitter":
+        law = scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
+    elif data.augment == "pad_crop":
+        law = pad_crop(data.pad_px, data.image_px, flip=data.flip)
+    else:
+        law = center_crop(data.eval_resize_px, data.image_px)
+    return replace(law, color=pca_color(data.colour_std)) if data.colour_std else law
+
+
+def eval_law(config: cfg.Config) -> Augmentation:
+    """Return the crop of validation: the center, or ten views."""
+    crop = ten_crop if config.eval.views == "ten_crop" else center_crop
+    return crop(config.data.eval_resize_px, config.data.image_px)
 
 
 def _resized(resize_px: int, width: Ints, height: Ints) -> Ints:

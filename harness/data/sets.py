@@ -55,13 +55,13 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
                 f"data.synthetic_images: {data.synthetic_images:,} images are fewer than one "
                 f"train.global_batch of {config.train.global_batch:,}"
             )
-        val_images = _synthetic(data, data.synthetic_val_images, seed, eval_law(config))
+        val_images = _synthetic(data, data.synthetic_val_images, seed, augment.eval_law(config))
         if not training:
             return None, val_images
-        law = _with_color(augment.center_crop(0, data.image_px), data)
+        law = augment.train_law(data.model_copy(update={"augment": "none", "eval_resize_px": 0}))
         return _synthetic(data, data.synthetic_images, seed, law), val_images
     train_part, val = _open_datasets(data)
-    val_images = Images(_stream(val, eval_law(config), seed), len(val.classes), val)
+    val_images = Images(_stream(val, augment.eval_law(config), seed), len(val.classes), val)
     if data.mean_image:
         from harness.data.mean import check_one_size
 
@@ -78,7 +78,7 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
             f"of {config.train.global_batch:,}; lower it"
         )
     _check_crops_fit(train_part, data)
-    train_images = Images(_stream(train_part, train_law(data), seed), classes, train_part)
+    train_images = Images(_stream(train_part, augment.train_law(data), seed), classes, train_part)
     return train_images, replace(val_images, classes=classes)
 
 
@@ -107,31 +107,6 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
         )
     kept, held_out = stream.held_out(len(train), data.holdout_images)
     return train.part(kept, "without those held out"), train.part(held_out, "held out")
-
-
-def train_law(data: cfg.Data) -> Augmentation:
-    """Return the augmentation of training that the config names."""
-    return _with_color(_geometry_law(data), data)
-
-
-def _with_color(law: Augmentation, data: cfg.Data) -> Augmentation:
-    return replace(law, color=augment.pca_color(data.colour_std)) if data.colour_std else law
-
-
-def _geometry_law(data: cfg.Data) -> Augmentation:
-    if data.augment == "resized_crop":
-        return augment.resized_crop(data.crop_area, data.crop_ratio, data.image_px, flip=data.flip)
-    if data.augment == "scale_jitter":
-        return augment.scale_jitter(*data.jitter_px, data.image_px, flip=data.flip)
-    if data.augment == "pad_crop":
-        return augment.pad_crop(data.pad_px, data.image_px, flip=data.flip)
-    return augment.center_crop(data.eval_resize_px, data.image_px)
-
-
-def eval_law(config: cfg.Config) -> Augmentation:
-    """Return the crop of validation: the center, or ten views."""
-    crop = augment.ten_crop if config.eval.views == "ten_crop" else augment.center_crop
-    return crop(config.data.eval_resize_px, config.data.image_px)
 
 
 def protocol(config: cfg.Config) -> str:

@@ -50,17 +50,29 @@ class Samples:
 
     def rows(self) -> Ints:
         """Return one table of all columns: [n, 12], or [n, 15] with color. Batches carry it."""
-        columns = (self.positions[:, None], self.ids[:, None], self.labels[:, None], self.window,
-                   self.resized, self.cut, self.flip[:, None])  # fmt: skip
-        color = () if self.color is None else (self.color,)
-        return np.concatenate((*columns, *color), axis=1)
+        columns = (getattr(self, name) for name in _WIDTHS)
+        tables = [x.reshape(len(self), -1) for x in columns if x is not None]
+        return np.concatenate(tables, axis=1)
 
     @staticmethod
     def from_rows(rows: Ints) -> Samples:
         """Return the samples of a table: the inverse of `rows`."""
-        return Samples(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:7], rows[:, 7:9],
-                       rows[:, 9:11], rows[:, 11],
-                       rows[:, 12:15] if rows.shape[1] > 12 else None)  # fmt: skip
+        columns, end = {}, 0
+        for name, width in _WIDTHS.items():
+            begin, end = end, end + width
+            if end <= rows.shape[1]:
+                columns[name] = rows[:, begin] if width == 1 else rows[:, begin:end]
+        return Samples(**columns)
+
+
+_WIDTHS = {"positions": 1, "ids": 1, "labels": 1, "window": 4, "resized": 2, "cut": 2, "flip": 1,
+           "color": 3}  # fmt: skip
+"""Columns of a table, in their order; `color` may be missing."""
+
+
+def blank_rows(images: int) -> Ints:
+    """Return a table of zeros with all columns, as an example."""
+    return np.zeros((images, sum(_WIDTHS.values())), dtype=np.int64)
 
 
 def draws(seed: int, epoch: int, purpose: str, first: int, count: int, words: int) -> Floats:

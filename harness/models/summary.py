@@ -82,26 +82,14 @@ def _record(
     parameters = list(module.parameters())
     if not parameters and output.shape == inputs[0].shape:
         return
-    rows.append(
-        Layer(
-            name,
-            _kind(module),
-            shape,
-            sum(parameter.numel() for parameter in parameters),
-            _in_order(decay_group(parameter) for parameter in parameters),
-            _macs(module, shape),
-        )
-    )
+    decay = tuple(dict.fromkeys(map(decay_group, parameters)))  # each once
+    count = sum(parameter.numel() for parameter in parameters)
+    rows.append(Layer(name, _kind(module), shape, count, decay, _macs(module, shape)))
 
 
 def decay_group(parameter: Tensor) -> str:
     """Return a parameter's weight-decay group: matrices and kernels, or norm and bias."""
     return DECAY if parameter.ndim >= 2 else NORM_AND_BIAS
-
-
-def _in_order(groups: Iterable[str]) -> tuple[str, ...]:
-    """Return each group once, in the order of first appearance."""
-    return tuple(dict.fromkeys(groups))
 
 
 def _kind(module: nn.Module) -> str:
@@ -149,16 +137,10 @@ def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
     for name, child in _parts(model):
         own = [row for row in rows if f"{row.name}.".startswith(f"{name}.")]
         if own:
-            summed.append(
-                Layer(
-                    name,
-                    _kind(child),
-                    own[-1].output,
-                    sum(row.parameters for row in own),
-                    _in_order(group for row in own for group in row.decay),
-                    sum(row.macs for row in own),
-                )
-            )
+            decay = tuple(dict.fromkeys(group for row in own for group in row.decay))
+            parameters = sum(row.parameters for row in own)
+            macs = sum(row.macs for row in own)
+            summed.append(Layer(name, _kind(child), own[-1].output, parameters, decay, macs))
     return summed
 
 

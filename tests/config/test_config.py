@@ -5,6 +5,7 @@ Everything here runs without a process group, and the commands without torch.
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from harness.config import (
     fingerprint,
     flat,
     load,
+    rules,
     settings,
 )
-from harness.config.rules import rules
 from harness.errors import BadInput
-from harness.models.zoo import MODELS
+from harness.models.zoo import MODELS, SETTINGS
 
 SYNTHETIC = "data: {source: synthetic}\n"
 """The least that a config must say."""
@@ -401,7 +402,12 @@ def test_a_contradiction_is_refused(file: Path, words: str, message: str) -> Non
 
 
 def test_every_rule_is_tried() -> None:
-    by_field = [message.split(":")[0] for _, message in rules(Config())]
+    """Each message of rules.py, by the field that it begins with."""
+    nodes = ast.walk(ast.parse(Path(rules.__file__).read_text()))
+    messages = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Yield)]  # type: ignore[arg-type]
+    fields_ = [re.match(r"f?['\"]([a-z]+\.[a-z0-9_]+): ", message) for message in messages]
+    by_field = [match[1] for match in fields_ if match] + [f"model.{key}" for key in SETTINGS]
+    assert len(by_field) == len(messages) - 1 + len(SETTINGS), "one message is for all of SETTINGS"
     tried_fields = [message.split(":")[0] for message in CONTRADICTIONS.values()]
     assert all(by_field.count(field) <= tried_fields.count(field) for field in by_field)
 

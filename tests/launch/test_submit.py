@@ -17,7 +17,7 @@ from ranks import python
 
 from harness.doctor.chaos.compare import compare
 from harness.errors import BadInput
-from launch import ending, options, resources, sweep
+from launch import ending, options, sweep
 from launch.ending import Limits, Note
 
 SUBMIT = str(ROOT / "launch" / "submit.py")
@@ -41,26 +41,26 @@ def submit(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     ],
 )  # fmt: skip
 def test_times_as_people_and_slurm_write_them(text: str, minutes: int) -> None:
-    assert resources.minutes(text) == minutes
+    assert options.minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["", "0", "0h", "h", "8x", "1:2:3:4", "1-2:3:4:5", "-5", "8 h"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no time; write 8h, 90m or"):
-        resources.minutes(text)
+        options.minutes(text)
 
 
 def test_sbatch_gets_what_was_asked() -> None:
     words = "--nodes 4 --time 8h --partition gpu --qos long --slurm reservation=may --slurm hold"
     asked, settings = options.parse([*words.split(), "--data.train", "x", "--optim.momentum", "-1"])
     assert settings == ["--data.train", "x", "--optim.momentum", "-1"]
-    assert resources.parameters(asked) == {
+    assert options.parameters(asked) == {
         "nodes": 4, "ntasks_per_node": 8, "gpus_per_node": 8, "exclusive": True, "mem": "0",
         "time": 480, "signal_delay_s": 120, "partition": "gpu", "qos": "long",
         "additional_parameters": {"requeue": True, "reservation": "may", "hold": True},
     }  # fmt: skip
     shared = "--gpus-per-node 0 --tasks-per-node 3 --cpus-per-task 2"
-    assert resources.parameters(options.parse(shared.split())[0]) == {
+    assert options.parameters(options.parse(shared.split())[0]) == {
         "nodes": 1, "ntasks_per_node": 3, "cpus_per_task": 2, "time": 1440, "signal_delay_s": 120,
         "additional_parameters": {"requeue": True},
     }  # fmt: skip
@@ -260,6 +260,40 @@ def test_the_first_rank_leaves_the_note(tmp_path: Path) -> None:
     assert ending.read_note(path) == BROKE
     path.write_text('{"rank": 1, "ho')
     assert ending.read_note(path) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "fresh", "signals", "job", "expected"),
+    [
+        ("finished", False, 1, RUNNING, (0, False, "")),
+        ("stopped", True, 0, RUNNING, (1, True, "stopped: back into the queue")),
+        ("stopped", False, 0, RUNNING, (1, False, "not begun")),  # by an earlier start
+        (None, True, 0, RUNNING, (1, False, "not begun")),
+        (None, True, 1, RUNNING, (1, True, "stopped: back")),  # before it could save
+        ("running", True, 1, RUNNING, (1, True, "stopped: back")),
+        ("running", True, 0, RUNNING, (1, False, "was it killed")),
+        ("failed", True, 0, RUNNING, (1, False, "failed")),
+        ("stopped", True, 0, {"JobState": "CANCELLED"}, (1, False, "by Slurm (CANCELLED)")),
+        ("stopped", True, 0, {"JobState": "PENDING"}, (1, False, "by Slurm (PENDING)")),
+        ("stopped", True, 0, RUNNING | {"Restarts": "10"}, (1, False, "requeued 10 times")),
+    ],
+)
+def test_the_state_decides_for_a_script(
+    state: str | None, fresh: bool, signals: int, job: dict[str, str],
+    expected: tuple[int, bool, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = "none"
+    if state is not None:
+        (tmp_path / "state").write_text(f"{state}\n")
+        stat = ["stat", "-c", "%i %.9Y", str(tmp_path / "state")]  # as slurm/common.sh
+        before = subprocess.run(stat, capture_output=True, text=True, check=True).stdout.strip()
+    if fresh and state is not None:
+        (tmp_path / "new").write_text(state)
+        (tmp_path / "new").replace(tmp_path / "state")
+    code, again = ending._end_script(tmp_path, before, signals, ending.Job("12", 0, job), LIMITS)
+    printed = "".join(capfd.readouterr())
+    assert (code, again) == expected[:2]
+    assert expected[2] in printed
 
 
 # the local executor

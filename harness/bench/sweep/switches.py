@@ -46,7 +46,7 @@ def _fits(config: cfg.Config, key: str, value: str) -> bool:
     section, name = key.split(".")
     sections = config.model_dump()
     sections[section][name] = value
-    return not any(broken for broken, _ in rules(cfg.Config.model_validate(sections)))
+    return not any(rules(cfg.Config.model_validate(sections)))
 
 
 def _all(

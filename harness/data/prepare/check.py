@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
 
@@ -142,10 +142,9 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
 
 
 def _read_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Image]:
-    what = f"checking {source.root}" if not source.split else f"checking {source.split}"
     return in_parallel(
         lambda image: _read_image(source, image, decode=decode), range(len(source)),
-        threads=workers, what=what, unit="images",
+        threads=workers, what=f"checking {source.split or source.root}", unit="images",
     )  # fmt: skip
 
 
@@ -157,15 +156,11 @@ def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
         return _Image(findings=(Finding("unreadable", where, str(error)),))
     if not content:
         return _Image(findings=(Finding("empty", where),))
-    result = _opened(content, where, decode=decode)
-    if result is None and not decode:
+    facts = _opened(content, where, decode=decode)
+    if facts is None and not decode:
         # A long EXIF block or color profile may come before the size.
-        content = source.read(image)
-        result = _opened(content, where, decode=False)
-    if result is None:
-        return _Image(findings=(Finding("unreadable", where),))
-    head = hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8]
-    return replace(result, head=int.from_bytes(head))
+        facts = _opened(source.read(image), where, decode=False)
+    return facts or _Image(findings=(Finding("unreadable", where),))
 
 
 def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
@@ -185,7 +180,9 @@ def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
                     image.load()
                 except (OSError, ValueError, SyntaxError) as error:
                     findings.append(Finding("corrupt", where, str(error)))
-            return _Image(width, height, image.format == "PNG", findings=tuple(findings))
+            digest = hashlib.sha256(content[:_HEAD_BYTES]).digest()
+            head = int.from_bytes(digest[:8])
+            return _Image(width, height, image.format == "PNG", head, tuple(findings))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
