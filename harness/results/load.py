@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,10 +64,19 @@ def load_run(path: Path) -> LoadedRun:
     """
     if not _is_run(path):
         raise BadInput(f"{path}: is not a run folder; list them with: harness show runs")
+    result, failure = None, None
     try:
-        return _load(path)
+        if (path / "result.json").exists():
+            result = _parse(Result, (path / "result.json").read_bytes(), path / "result.json")
+        if (path / "failure.json").exists():
+            failure = _failure(path)
+        state, rows = read_state(path), _rows(path / "rows.jsonl")
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror}; make it readable") from None
+    active_at = _active_at(path, result)
+    if state == "running" and active_at is not None and time.time() - active_at > SILENT_S:
+        state = SILENT
+    return LoadedRun(path, state, rows, result, failure, active_at)
 
 
 def run_folders(roots: Iterable[Path]) -> list[Path]:
@@ -76,29 +85,14 @@ def run_folders(roots: Iterable[Path]) -> list[Path]:
     Raises:
         BadInput: there is none.
     """
-    given = list(roots)
-    folders: dict[Path, Path] = {}
+    given, folders = list(roots), dict[Path, Path]()
     for root in given:
-        own = root / "config.yaml"
-        configs = [own] if _is_run(root) else sorted(root.glob("*/config.yaml"))
-        for config in configs:  # a run that is named twice is one run
-            folders.setdefault(config.parent.resolve(), config.parent)
+        for path in [root] if _is_run(root) else sorted(root.glob("*")):
+            if _is_run(path):
+                folders.setdefault(path.resolve(), path)  # a run that is named twice is one run
     if not folders:
         raise BadInput(f"{', '.join(map(str, given))}: holds no run; start one: launch/train.py")
     return list(folders.values())
-
-
-def find_runs(roots: Iterable[Path]) -> Iterator[LoadedRun | BadInput]:
-    """Yield the runs in the given folders; the error in place of a run that cannot be read.
-
-    Raises:
-        BadInput: there is none.
-    """
-    for path in run_folders(roots):
-        try:
-            yield load_run(path)
-        except BadInput as error:
-            yield error
 
 
 def config_of(path: Path) -> Config:
@@ -137,21 +131,6 @@ def environment(path: Path) -> Mapping[str, Any]:
 
 def _is_run(path: Path) -> bool:
     return os.path.isfile(path / "config.yaml")  # False also where permission is denied
-
-
-def _load(path: Path) -> LoadedRun:
-    result = None
-    if (path / "result.json").exists():
-        result = _parse(Result, (path / "result.json").read_bytes(), path / "result.json")
-    failure = _failure(path) if (path / "failure.json").exists() else None
-    try:
-        state = read_state(path)
-    except UnicodeDecodeError:  # damaged from outside
-        state = "unknown"
-    active_at = _active_at(path, result)
-    if state == "running" and active_at is not None and time.time() - active_at > SILENT_S:
-        state = SILENT
-    return LoadedRun(path, state, _rows(path / "rows.jsonl"), result, failure, active_at)
 
 
 def _active_at(path: Path, result: Result | None) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config import Config, fields
+from harness.config import Config, fields, flat
 from harness.config.load import as_text, nearest
 from harness.errors import BadInput
 from harness.logging.schema import Row
 from harness.results import source
-from harness.results.load import SILENT, LoadedRun, config_of, environment, find_runs
+from harness.results.load import SILENT, LoadedRun, config_of, environment, load_run, run_folders
 from harness.schedule import ENDS
 from harness.system.console import count, duration, err, out
 
+UNFINISHED = ("running", "stopped", SILENT)
 SHORT = {"model": "model.name", "seed": "run.seed"}
 """Short names of settings in --only."""
 
@@ -33,19 +35,27 @@ TITLES = (
 )  # fmt: skip
 NUMBERS = range(2, 6)
 
+SORTS = {
+    "name": "name_key", "state": "state", "epoch": "epoch", "top1": "top1_pct",
+    "images_per_second": "images_per_second", "left": "left_s", "active": "active_at",
+}  # fmt: skip
+"""Values of --sort -> the field of a line by which lines are sorted."""
+
 
 @dataclass(frozen=True)
 class Line:
     """A line of the table; None stands for what is unknown.
 
     Attributes:
+        name_key: the name, with numbers as numbers: seed 2 comes before seed 10.
         left_s: estimated seconds until the run ends.
         may_end_earlier: whether the run stops at a target, perhaps before `left_s`.
         devices: number and name of the devices, as shown.
-        device: names of the device that `--only device=` accepts.
+        texts: the values of the run, by the keys of --only.
     """
 
     path: Path
+    name_key: list[Any]
     state: str
     epoch: float | None
     epochs: float | None
@@ -53,24 +63,10 @@ class Line:
     images_per_second: float | None
     left_s: float | None
     may_end_earlier: bool
+    model: str
     devices: str
-    device: tuple[str, ...]
     active_at: float | None
-    config: Config
-
-
-SORTS: dict[str, Callable[[Line], Any]] = {
-    # Numbers in names count as numbers: seed 2 comes before seed 10.
-    "name": lambda line: [
-        int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", line.path.name))
-    ],
-    "state": lambda line: line.state,
-    "epoch": lambda line: line.epoch,
-    "top1": lambda line: line.top1_pct,
-    "images_per_second": lambda line: line.images_per_second,
-    "left": lambda line: line.left_s,
-    "active": lambda line: line.active_at,
-}
+    texts: Mapping[str, tuple[str, ...]]
 
 
 def show_runs(
@@ -94,12 +90,25 @@ def show_runs(
     if sort not in SORTS:
         raise BadInput(f"--sort {sort}: no such key{nearest(sort, list(SORTS))}")
     conditions = [_condition(text) for text in only]
-    lines, errors = _read([path for address in addresses for path in _folders(address)])
-    chosen = _sorted([line for line in lines if _matches(line, conditions)], sort, reverse)
+    lines: list[Line] = []
+    errors: list[BadInput] = []
+    # One by one, so that only one run's rows are in memory at a time.
+    for path in run_folders([path for address in addresses for path in _folders(address)]):
+        try:
+            lines.append(_line(load_run(path)))
+        except BadInput as error:
+            errors.append(error)
+    chosen = [
+        line for line in sorted(lines, key=attrgetter("name_key"))
+        if all(_matches(line.texts[key], pattern) for key, pattern in conditions)
+    ]  # fmt: skip
+    known = [line for line in chosen if getattr(line, SORTS[sort]) is not None]
+    known.sort(key=attrgetter(SORTS[sort]), reverse=reverse)
+    chosen = known + [line for line in chosen if getattr(line, SORTS[sort]) is None]
     if chosen:
         _print(chosen, markdown)
-    for error in errors if lines else errors[:-1]:
-        err.print(Text(f"left out: {' '.join(str(error).split())}"))
+    for left_out in errors if lines else errors[:-1]:
+        err.print(Text(f"left out: {' '.join(str(left_out).split())}"))
     if not lines:
         raise errors[-1]
     if not chosen:
@@ -144,41 +153,27 @@ def _folders(address: str) -> list[Path]:
         ) from None
 
 
-def _read(folders: Sequence[Path]) -> tuple[list[Line], list[BadInput]]:
-    """Read the runs one by one, so that only one run's rows are in memory at a time."""
-    lines: list[Line] = []
-    errors: list[BadInput] = []
-    for run in find_runs(folders):
-        if isinstance(run, BadInput):
-            errors.append(run)
-            continue
-        try:
-            lines.append(_line(run))
-        except BadInput as error:
-            errors.append(error)
-    return lines, errors
-
-
 def _line(run: LoadedRun) -> Line:
     config, result = config_of(run.path), run.result
     last = run.rows[-1] if run.rows else None
     scores = (row.val_top1_pct for row in reversed(run.rows) if row.kind == "val")
     speed = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
-    unfinished = run.state in ("running", "stopped", SILENT)
     devices, device = _devices(run)
+    settings = {key: (as_text(value),) for key, value in flat(config).items()}
     return Line(
         path=run.path,
+        name_key=[int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", run.path.name))],
         state=run.state,
         epoch=last.epoch if last else None,
         epochs=_epochs(config, last),
         top1_pct=next(scores, None),
         images_per_second=result.images_per_second if result else speed,
-        left_s=left_s(run.rows, config) if unfinished else None,
+        left_s=left_s(run.rows, config) if run.state in UNFINISHED else None,
         may_end_earlier=config.schedule.stop_at_top1_pct is not None,
+        model=config.model.name,
         devices=devices,
-        device=device,
         active_at=run.active_at,
-        config=config,
+        texts={"state": (run.state,), "device": device} | settings,
     )
 
 
@@ -215,30 +210,11 @@ def _condition(text: str) -> tuple[str, str]:
     known = ["state", "device", *SHORT, *(name for name, _ in fields())]
     if key not in known:
         raise BadInput(f"--only {text}: no such key{nearest(key, known)}")
-    return key, value
+    return SHORT.get(key, key), value
 
 
-def _matches(line: Line, conditions: Sequence[tuple[str, str]]) -> bool:
-    return all(
-        any(text == value or fnmatchcase(text, value) for text in _texts(line, key))
-        for key, value in conditions
-    )
-
-
-def _texts(line: Line, key: str) -> tuple[str, ...]:
-    """Return the values of a run that a key of --only may match."""
-    if key == "state":
-        return (line.state,)
-    if key == "device":
-        return line.device
-    section, _, name = SHORT.get(key, key).partition(".")
-    return (as_text(getattr(getattr(line.config, section), name)),)
-
-
-def _sorted(lines: Sequence[Line], by: str, reverse: bool) -> list[Line]:
-    key, by_name = SORTS[by], sorted(lines, key=SORTS["name"])
-    known = sorted((line for line in by_name if key(line) is not None), key=key, reverse=reverse)
-    return known + [line for line in by_name if key(line) is None]
+def _matches(texts: Sequence[str], pattern: str) -> bool:
+    return any(text == pattern or fnmatchcase(text, pattern) for text in texts)
 
 
 def _print(lines: Sequence[Line], markdown: bool) -> None:
@@ -253,10 +229,9 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         for row in (TITLES, rule, *(map(_escaped, row) for row in rows)):
             out.print(Text(f"| {' | '.join(row)} |"))
         return
-    table = Table(*TITLES, box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        column.no_wrap = True
-        column.justify = "right" if i in NUMBERS else "left"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, title in enumerate(TITLES):
+        table.add_column(title, no_wrap=True, justify="right" if i in NUMBERS else "left")
     for row in rows:
         table.add_row(*map(Text, row))
     # Without a limit on the width, as a truncated name could not be used in a command.
@@ -274,7 +249,7 @@ def _cells(line: Line, name: str) -> list[str]:
         "" if line.top1_pct is None else f"{line.top1_pct:.2f}",
         "" if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
         f"< {left}" if left and line.may_end_earlier else left,
-        line.config.model.name,
+        line.model,
         line.devices,
         "" if active_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(active_at)),
     ]

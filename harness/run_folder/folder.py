@@ -185,10 +185,10 @@ def asks_restart(config: Config) -> bool:
 
 
 def read_state(path: Path) -> str:
-    """Return the state of the run in a folder; `unknown` if there is none."""
+    """Return the state of the run in a folder; `unknown` if it cannot be read."""
     try:
         return (path / "state").read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):  # missing, or damaged from outside
         return "unknown"
 
 
