@@ -65,10 +65,8 @@ def compare(
 
     write_page = _page_writer() if html else None
     margins = _pairs("--margin", margin)
-    known = metrics.with_settings(
-        metrics.metrics(target_top1_pct), margins, _pairs("--assume-std", assume_std)
-    )
-    known = metrics.put_first(known, primary)
+    stds = _pairs("--assume-std", assume_std)
+    known = metrics.with_settings(metrics.metrics(target_top1_pct), margins, stds, primary)
     cells, references = read_sides(addresses, report=bool(html))
     check_testing(testing, cells)
     comparisons = compare_sides(cells, references, known, primary, margins)

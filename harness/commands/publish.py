@@ -71,9 +71,10 @@ def _wandb(
     project: str | None,
     entity: str | None,
 ) -> None:
-    from harness.results.publish import publish, publish_wandb
+    from harness.results import source
+    from harness.results.publish import publish_wandb
 
-    runs = publish.finished_runs(addresses, "wandb")
+    runs = source.finished_runs(addresses, "wandb")
     done = []
     for run, known in track(runs, total=len(runs), what="publishing"):
         result = publish_wandb.to_wandb(run, known, mode, project, entity)
@@ -100,10 +101,10 @@ def _view(project: str | None, entity: str | None) -> None:
 
 
 def _mllog(addresses: list[str], folder: Path) -> None:
-    from harness.results.publish import publish
+    from harness.results import source
     from harness.results.publish.publish_mllog import RULES, to_mllog
 
-    runs = publish.finished_runs(addresses, "mllog")
+    runs = source.finished_runs(addresses, "mllog")
     to_mllog(runs, folder)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
     out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")

@@ -88,11 +88,12 @@ def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> Non
 
 
 def _show_references(names: list[str], model: str | None, metric: str | None) -> None:
-    from harness.results import references, show_references
+    from harness.results import references
+    from harness.results import show as shown
 
     known = references.load_references()
     for name in names:
-        show_references.show_reference(references.find(known, name))
+        shown.show_reference(references.find(known, name))
     if not names:
         rows = references.pick(known, model=model, metric=metric)
-        show_references.show_references(rows)
+        shown.show_references(rows)

@@ -1,22 +1,19 @@
-"""Show one run in full on the console."""
+"""Show runs and published results in full on the console, and all published results in a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config import Config
 from harness.config.load import as_text
-from harness.errors import BadInput
 from harness.logging.schema import Result
 from harness.results import source, wandb
 from harness.results.load import SILENT, Failure, LoadedRun, load_run
 from harness.results.measured import Measured
-from harness.results.references import line, load_references
-from harness.results.show_references import show_reference
+from harness.results.references import Reference, line, load_references
 from harness.system.console import count, duration, out
 
 
@@ -28,67 +25,89 @@ def show_address(address: str) -> None:
     """
     if published := source.reference(address):
         show_reference(published)
-        return
-    if address.startswith(wandb.ADDRESS):
+    elif address.startswith(wandb.ADDRESS):
         for measured in source.runs_at(address):
-            show_measured(measured)
-        return
-    for path in _paths(address):
-        if any(path.glob("*.wandb")):
-            (measured,) = source.runs_at(str(path))
-            show_measured(measured)
-        else:
-            show_run(load_run(path))
+            _show_measured(measured)
+    else:
+        for path in source.folders_at(address):
+            if source.is_of_wandb(path):
+                _show_measured(*source.runs_at(str(path)))
+            else:
+                _show_run(load_run(path))
 
 
-def _paths(address: str) -> list[Path]:
-    try:
-        return source.folders_at(address)
-    except BadInput:
-        return [Path(address)]  # load_run says what is wrong with it
+def show_references(rows: list[Reference]) -> None:
+    """Show a table of published results."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("reference", "metric", "value (n)", "batch", "epochs", "hardware"):
+        right = name in ("value (n)", "batch", "epochs")
+        table.add_column(name, no_wrap=True, justify="right" if right else "left")
+    table.add_column("how", overflow="fold", min_width=24)
+    for row in rows:
+        spread = f" ± {row.std:g}" if row.std is not None else ""
+        runs = f" ({row.n})" if row.n and row.n > 1 else ""
+        gpus = f"{row.gpus} x {row.gpu or 'GPU'}" if row.gpus else row.gpu
+        table.add_row(
+            Text(row.id),
+            row.metric,
+            f"{row.value:,.10g}{spread}{runs}",
+            f"{row.global_batch:,}" if row.global_batch else "",
+            f"{row.epochs:g}" if row.epochs else "",
+            ", ".join(filter(None, [gpus, row.precision])),
+            Text("; ".join(filter(None, [row.variant, row.note, row.protocol]))),
+        )
+    # Lines wrap on a narrow terminal, as a truncated id could not be used in a command.
+    Console(width=max(out.width, 150), soft_wrap=True, highlight=False).print(table)
+    out.print(
+        f"{count(len(rows), 'reference')}, top1 and top5 in %; "
+        "recipe and source of one: harness show references ID"
+    )
 
 
-def show_run(run: LoadedRun) -> None:
+def show_reference(row: Reference) -> None:
+    """Show all fields of a published result."""
+    _show_facts(row.model_dump(exclude_none=True))
+
+
+def _show_facts(facts: Mapping[str, object]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(Text(name, "dim"), Text(str(value)))
+    out.print(table)
+
+
+def _show_run(run: LoadedRun) -> None:
     """Show a run: settings, results, and where its time went; for a failed one, its error."""
     # Text objects, as rich would read brackets in a path or message as markup.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
     if run.state == SILENT:
         out.print("is `running` without a sign of life; if it was killed, start it again")
-    if run.result is None:
-        _show_last_row(run)
+    if run.result is not None:
+        _show_facts(_facts(run.result))
+        _show_times(run.result)
+        for note in run.result.notes:
+            out.print(Text(f"note: {note}"))
+    elif run.rows:
+        for name, value in run.rows[-1].model_dump(exclude_none=True).items():
+            out.print(f"{name:>18}  {value}")
     else:
-        _show_result(run.result)
+        out.print("no row yet")
     if run.failure:
         _show_failure(run.failure)
 
 
-def show_measured(run: Measured) -> None:
+def _show_measured(run: Measured) -> None:
     """Show a run from W&B: settings, and the fields of its result that W&B has."""
     out.print(Text.assemble((run.address, "bold"), f"  {run.name}"))
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row(Text("config", "dim"), Text(f"{run.config.model.name}, {_settings(run.config)}"))
-    for name, value in run.result.items():
-        if isinstance(value, str | int | float):
-            shown = f"{value:.6g}" if isinstance(value, float) else as_text(value)
-            table.add_row(Text(name, "dim"), Text(shown))
-    out.print(table)
-
-
-def _settings(config: Config) -> str:
-    return (
-        f"{config.schedule.epochs} epochs, batch {config.train.global_batch}, "
+    config = run.config
+    about = (
+        f"{config.model.name}, {config.schedule.epochs} epochs, batch {config.train.global_batch}, "
         f"seed {config.run.seed}"
     )
-
-
-def _show_result(result: Result) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _facts(result).items():
-        table.add_row(Text(name, "dim"), Text(value))
-    out.print(table)
-    out.print(_time_table(result))
-    for note in result.notes:
-        out.print(Text(f"note: {note}"))
+    _show_facts({"config": about} | {
+        name: f"{value:.6g}" if isinstance(value, float) else as_text(value)
+        for name, value in run.result.items() if isinstance(value, str | int | float)
+    })  # fmt: skip
 
 
 def _show_failure(failure: Failure) -> None:
@@ -100,14 +119,6 @@ def _show_failure(failure: Failure) -> None:
     where = f" on {failure.host}" if failure.host else ""
     who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
     out.print(Text(f"{who}{failure.message}", "red"))
-
-
-def _show_last_row(run: LoadedRun) -> None:
-    if not run.rows:
-        out.print("no row yet")
-        return
-    for name, value in run.rows[-1].model_dump(exclude_none=True).items():
-        out.print(f"{name:>18}  {value}")
 
 
 def _facts(r: Result) -> dict[str, str]:
@@ -168,9 +179,9 @@ def _published(names: Sequence[str]) -> str:
     )
 
 
-def _time_table(r: Result) -> Table:
+def _show_times(r: Result) -> None:
     table = Table("where the time went", "s", "%", box=None, pad_edge=False)
     for name, seconds in r.accounts_s.items():
         bar = "█" * round(40 * seconds / r.wall_s)
         table.add_row(name, duration(seconds), f"{100 * seconds / r.wall_s:5.1f} {bar}")
-    return table
+    out.print(table)

@@ -72,19 +72,18 @@ def interval_level(comparison: Comparison) -> str:
 
 def _show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:
     """Show the differences: first those under test, then all others."""
-    tested = [row for row in differences if row.key in testing]
-    others = [row for row in differences if row.key not in testing]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for title, rows in (("under test", tested), ("differs too" if tested else "differs", others)):
-        for row in rows:
-            table.add_row(
-                Text(title, "dim"), row.group, Text(row.key), Text(_shorten(row.new)),
-                Text("base:", "dim"), Text(_shorten(row.base)),
-            )  # fmt: skip
-    if differences:
-        out.print(table)
-    else:
+    if not differences:
         out.print("nothing differs but the seeds: settings, software, hardware and data agree")
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    tested = any(row.key in testing for row in differences)
+    for row in sorted(differences, key=lambda row: row.key not in testing):
+        title = "under test" if row.key in testing else "differs too" if tested else "differs"
+        table.add_row(
+            Text(title, "dim"), row.group, Text(row.key), Text(_shorten(row.new)),
+            Text("base:", "dim"), Text(_shorten(row.base)),
+        )  # fmt: skip
+    out.print(table)
 
 
 def notes(comparison: Comparison, *, anyway: bool) -> list[str]:

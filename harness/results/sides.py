@@ -10,7 +10,7 @@ from harness.config.load import nearest
 from harness.errors import BadInput
 from harness.results.measured import Measured, facts, identity
 from harness.results.references import Reference
-from harness.results.source import REF, reference, runs_at, runs_at_all
+from harness.results.source import REF, reference, runs_at
 from harness.results.stats.compare import Cell, Comparison, compare_cells
 from harness.results.stats.metrics import Metric
 from harness.results.stats.reproduce import reproduce
@@ -44,7 +44,7 @@ def read_sides(
     if len(named) == 1 and VS not in addresses:
         cells = _group(named[0], against_published=bool(references), report=report)
     else:
-        cells = [_cell(group, runs_at_all(group)) for group in named]
+        cells = [_cell(group, runs_at(*group)) for group in named]
     if len(cells) == 1 and not references and not report:
         raise BadInput(
             f"compare: {cells[0].label} has nothing to be compared with; name a second address or "
@@ -95,10 +95,9 @@ def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
 
 def _group(addresses: Sequence[str], *, against_published: bool, report: bool) -> list[Cell]:
     """Return the cells of addresses that no `vs` divides."""
-    runs_of = {address: runs_at(address) for address in addresses}
     if len(addresses) <= 2 and not (against_published and len(addresses) == 2):
-        return [_cell([address], runs_of[address]) for address in addresses]
-    runs = {run.address: run for part in runs_of.values() for run in part}.values()
+        return [_cell([address], runs_at(address)) for address in addresses]
+    runs = runs_at(*addresses)
     kinds: dict[str, list[Measured]] = {}
     for run in runs:
         kinds.setdefault(identity(run), []).append(run)

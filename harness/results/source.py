@@ -9,10 +9,8 @@ ref:goyal2017-resnet50-b256                  a published result
 
 from __future__ import annotations
 
-import gc
 import glob
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import BadInput
@@ -36,49 +34,60 @@ def reference(address: str) -> Reference | None:
     return find(load_references(), address.removeprefix(REF), "ref: no reference")
 
 
-def runs_at(address: str) -> list[Measured]:
-    """Return the finished runs at an address, sorted by name.
+def runs_at(*addresses: str) -> list[Measured]:
+    """Return the finished runs at the addresses, those of each sorted by name; none twice.
 
     Raises:
         BadInput: there is none, one has not finished or cannot be read, or W&B does not answer.
     """
+    return list({run.address: run for address in addresses for run in _read(address)}.values())
+
+
+def _read(address: str) -> list[Measured]:
     if address.startswith(REF):
         raise BadInput(f"{address}: is a published result, where runs are needed")
     if address.startswith(wandb.ADDRESS):
         from harness.results.wandb import api
 
         return api.runs_at(address)
-    with _no_garbage_collection():
-        return [_read(path) for path in folders_at(address)]
+    return [
+        _offline(path) if is_of_wandb(path) else measured(load_run(path))
+        for path in folders_at(address)
+    ]
 
 
-def runs_at_all(addresses: Iterable[str]) -> list[Measured]:
-    """Return the finished runs at all addresses, without duplicates.
+def _offline(path: Path) -> Measured:
+    from harness.results.wandb import offline
+
+    return offline.read(path)
+
+
+def is_of_wandb(folder: Path) -> bool:
+    """Return whether W&B's client wrote a folder, offline."""
+    return any(folder.glob("*.wandb"))
+
+
+def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
+    """Return the finished runs of the given folders, without duplicates, in both forms.
+
+    Args:
+        to: the value of --to, for error messages.
 
     Raises:
-        BadInput: an address cannot be read.
+        BadInput: an address is not a run folder, or a run has not finished.
     """
-    return list({run.address: run for address in addresses for run in runs_at(address)}.values())
-
-
-def _read(path: Path) -> Measured:
-    if any(path.glob("*.wandb")):
-        from harness.results.wandb import offline
-
-        return offline.read(path)
-    return measured(load_run(path))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Pause the garbage collector: it would search many rows, which have no cycles, for cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    paths = {}
+    for address in addresses:
+        if address.startswith((REF, wandb.ADDRESS)):
+            raise BadInput(f"{address}: --to {to} takes run folders only")
+        for path in folders_at(address):
+            if is_of_wandb(path):
+                raise BadInput(
+                    f"{path}: is a folder of W&B's client; give the run folder that it lies in, "
+                    f"or upload it: wandb sync {path}"
+                )
+            paths[path.resolve()] = path
+    return [(run := load_run(path), measured(run)) for path in paths.values()]
 
 
 def folders_at(address: str) -> list[Path]:
@@ -102,18 +111,16 @@ def measured(run: LoadedRun) -> Measured:
         BadInput: it has not finished, or its config or environment is of another version.
     """
     path = run.path
+    at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
+    if run.result is None and run.failure is not None:
+        why = f"has failed{at} ({run.failure.message}): start it again, then compare"
+        raise BadInput(f"{path}: {why}")
+    if run.result is None and run.state in ENDED:
+        again = "give its command again to finish it, then compare"
+        raise BadInput(f"{path}: was {ENDED[run.state]}{at}: {again}")
     if run.result is None:
-        raise BadInput(f"{path}: {_why_no_result(run)}")
+        raise BadInput(f"{path}: is {run.state}{at}: compare it when it has finished")
     config = load.last_config(load.config_of(path), run.result.attempts)
     train, val = train_and_val(run.rows)
     result = run.result.model_dump()
     return Measured(str(path), path.name, config, load.environment(path), result, train, val)
-
-
-def _why_no_result(run: LoadedRun) -> str:
-    at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
-    if run.failure is not None:
-        return f"has failed{at} ({run.failure.message}): start it again, then compare"
-    if run.state in ("stopped", load.SILENT):
-        return f"was {ENDED[run.state]}{at}: give its command again to finish it, then compare"
-    return f"is {run.state}{at}: compare it when it has finished"

@@ -166,7 +166,7 @@ def test_what_is_no_run(run: Run, tmp_path: Path) -> None:
     hint = "holds no run; start one: launch/train.py"
     assert refusal(run("show", "runs", tmp_path)) == f"{tmp_path}: {hint}"
     assert refusal(run("show", tmp_path)).startswith(f"{tmp_path}: is not a run folder")
-    assert refusal(run("show", "nope")).startswith("nope: is not a run folder")
+    assert refusal(run("show", "nope")).startswith("nope: no such run folder")
     assert refusal(run("show", "runs", tmp_path / "x")).startswith(f"{tmp_path}/x: no such folder")
     assert refusal(run("show", "a", "b")).startswith("show a: takes one run folder")
 

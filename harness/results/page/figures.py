@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from harness.results.stats.compare import Cell, Comparison
 from harness.results.stats.metrics import steady_rate
 from harness.system.console import count, duration
 
-T = TypeVar("T")
 RATE_POINTS = 80
 """Fewer than for other lines, as the band shows the variation."""
 MOST_BARS = 40
@@ -39,17 +38,13 @@ def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list
         for number, run in _runs(cells)
         if run.result["source"] != "synthetic" and np.isfinite(run.val["val_top1_pct"]).any()
     ]
-    if not scored:
-        return []
-    unit, unit_s = _unit(max(float(np.nanmax(val["train_s"], initial=0)) for _, val in scored))
+    unit, unit_s = _unit(val["train_s"] for _, val in scored)
     figures = []
     for title, x, column, scale in (
         ("Accuracy over epochs", "epochs", "epoch", 1),
         ("Accuracy over training time", f"training time, {unit}", "train_s", unit_s),
     ):
-        lines = _known(
-            line(val[column] / scale, val["val_top1_pct"], number) for number, val in scored
-        )
+        lines = _lines((val[column] / scale, val["val_top1_pct"], number) for number, val in scored)
         if lines:
             picture = curves(
                 f"{title}. {_last(cells, lines)}", lines, x=x, y="validation top-1, %",
@@ -61,17 +56,15 @@ def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list
 
 def rates(cells: Sequence[Cell]) -> Figure | None:
     """Return images per second over training time."""
-    columns = [(number, _rows(run, "train_s", "images_per_second")) for number, run in _runs(cells)]
-    columns = [(number, rows) for number, rows in columns if len(rows[0])]
-    if not columns:
+    unit, unit_s = _unit(run.train["train_s"] for _, run in _runs(cells))
+    columns = [
+        [(run.train["train_s"] / unit_s, run.train["images_per_second"]) for run in cell.runs]
+        for cell in cells
+    ]
+    lines = _lines((*xy, number, RATE_POINTS) for number, c in enumerate(columns) for xy in c)
+    if not lines:
         return None
-    unit, unit_s = _unit(max(float(seconds.max()) for _, (seconds, _) in columns))
-    scaled = [(number, (seconds / unit_s, rate)) for number, (seconds, rate) in columns]
-    lines = _known(line(*rows, number, RATE_POINTS) for number, rows in scaled)
-    bands = _known(
-        band([rows for cell, rows in scaled if cell == number], number)
-        for number in dict.fromkeys(number for number, _ in scaled)
-    )
+    bands = [row for number, c in enumerate(columns) if (row := band(c, number))]
     shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in (b.low, b.high)])
     picture = curves(
         f"Images per second over training time. {_last(cells, lines)}", lines, bands,
@@ -90,7 +83,8 @@ def step_times(cells: Sequence[Cell]) -> Figure | None:
         p50, p95, p99 = (_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99"))
         if len(medians):
             groups.append(Histogram(medians, (p50, p95), number))
-            rows.append([Swatch(cell_color(number), cell.label), *map(_ms, (p50, p95, p99))])
+            shown = [None if math.isnan(ms) else f"{ms:,.1f}" for ms in (p50, p95, p99)]
+            rows.append([Swatch(cell_color(number), cell.label), *shown])
     if not groups:
         return None
     medians_text = "; ".join(
@@ -112,16 +106,15 @@ def times(cells: Sequence[Cell]) -> Figure | None:
     if not known:
         return None
     shown = known[:MOST_BARS]
-    unit, unit_s = _unit(max(sum(parts.values()) for _, _, parts in shown))
+    totals_s = [sum(parts.values()) for _, _, parts in shown]
+    unit, unit_s = _unit([np.array(totals_s)])
     rows = [
         Bar(
-            run.name,
-            duration(sum(parts.values())),
-            _scaled(parts, unit_s),
+            run.name, duration(total_s), {name: s / unit_s for name, s in parts.items()},
             number if len(cells) > 1 else None,
         )
-        for number, run, parts in shown
-    ]
+        for (number, run, parts), total_s in zip(shown, totals_s, strict=True)
+    ]  # fmt: skip
     used = [name for name in ACCOUNTS if any(parts.get(name) for _, _, parts in shown)]
     totals = "; ".join(f"{row.name}: {row.total}" for row in rows)
     picture = bars(f"Where the time went. {totals}", rows, x=f"wall time, {unit}")
@@ -176,18 +169,14 @@ def _runs(cells: Sequence[Cell]) -> list[tuple[int, Measured]]:
     return [(number, run) for number, cell in enumerate(cells) for run in cell.runs]
 
 
-def _known(items: Iterable[T | None]) -> list[T]:
-    return [item for item in items if item is not None]
+def _lines(rows: Iterable[tuple[Any, ...]]) -> list[Line]:
+    return [item for row in rows if (item := line(*row))]
 
 
-def _unit(longest_s: float) -> tuple[str, int]:
-    """Return the largest unit, and its seconds, of which the time has at least two."""
+def _unit(times_s: Iterable[Column]) -> tuple[str, int]:
+    """Return the largest unit, and its seconds, of which the times have at least two."""
+    longest_s = max((np.fmax.reduce(column, initial=0) for column in times_s), default=0)
     return next(((name, s) for name, s in UNITS_S if longest_s >= 2 * s), UNITS_S[-1])
-
-
-def _rows(run: Measured, x: str, y: str) -> tuple[Column, Column]:
-    known = np.isfinite(run.train[x]) & np.isfinite(run.train[y])
-    return run.train[x][known], run.train[y][known]
 
 
 def _last(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
@@ -219,13 +208,8 @@ def _typical_range(values: Column) -> tuple[float, float]:
 
 
 def _mean_of(runs: Sequence[Measured], field: str) -> float:
-    values = [run.result.get(field) for run in runs]
-    known = [value for value in values if value is not None]
+    known = [value for run in runs if (value := run.result.get(field)) is not None]
     return sum(known) / len(known) if known else math.nan
-
-
-def _ms(value: float) -> str | None:
-    return None if math.isnan(value) else f"{value:,.1f}"
 
 
 def _accounts(result: Mapping[str, Any]) -> dict[str, float]:
@@ -237,7 +221,3 @@ def _accounts(result: Mapping[str, Any]) -> dict[str, float]:
     wait = train * (result.get("data_wait_pct") or 0.0) / 100
     spent |= {"compute": train - wait, "wait for data": wait}
     return {name: spent[name] for name in ACCOUNTS if spent.get(name)}
-
-
-def _scaled(parts: Mapping[str, float], unit: float) -> dict[str, float]:
-    return {name: value / unit for name, value in parts.items()}

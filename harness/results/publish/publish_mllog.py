@@ -21,18 +21,17 @@ import io
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import harness
-from harness.config import Config
 from harness.errors import BadInput
 from harness.logging.schema import Result, Row
 from harness.results.load import LoadedRun
 from harness.results.measured import Measured
-from harness.results.publish.publish import check_names
 from harness.system.console import track
 from harness.system.files import new_folder
 
@@ -60,7 +59,9 @@ def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
         raise BadInput(
             "--to mllog: needs mlperf-logging; install it: pip install 'imagenet-harness[publish]'"
         ) from None
-    check_names(run.path.name for run, _ in runs)
+    name, number = Counter(run.path.name for run, _ in runs).most_common(1)[0]
+    if number > 1:
+        raise BadInput(f"{name}: {number} of these runs have this name; give one of them at a time")
     tracked = track(runs, total=len(runs), what="writing logs")
     logs = {f"{run.path.name}.txt": list(_lines(run, known)) for run, known in tracked}
     root = re.escape(str(Path(harness.__file__).parents[1]))
@@ -87,7 +88,7 @@ def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
     run_s = train[0][0] - train[0][1].train_s
     yield "event", began_s, "cache_clear", True, {}
     yield "start", began_s, "init_start", None, {}
-    about = _submission(run.result, known) | _settings(run.result, known.config, train[-1][1])
+    about = _submission(run.result, known, train[-1][1])
     for key, value in about.items():
         yield "event", began_s, key, value, {}
     yield "end", run_s, "init_stop", None, {}
@@ -140,20 +141,10 @@ def _moments(run: LoadedRun, result: Result) -> list[tuple[float, Row]]:
     return [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
 
 
-def _submission(result: Result, known: Measured) -> dict[str, Any]:
-    device = known.environment.get("device")
+def _submission(result: Result, known: Measured, last: Row) -> dict[str, Any]:
+    """Return what was run on what, and the hyperparameters by the names of MLPerf's rules."""
+    config, device = known.config, known.environment.get("device")
     name = device.get("name") if isinstance(device, dict) else None
-    return {
-        "submission_benchmark": "resnet",
-        "submission_division": "open",
-        "submission_org": "not a submission",
-        "submission_platform": f"{result.world_size} x {name or result.device}",
-        "submission_status": "research",
-    }
-
-
-def _settings(result: Result, config: Config, last: Row) -> dict[str, Any]:
-    """Return the hyperparameters, by the names that MLPerf's rules give them."""
     schedule, optim = config.schedule, config.optim
     drops = {
         "opt_learning_rate_decay_factor": schedule.drop_factor,
@@ -163,6 +154,11 @@ def _settings(result: Result, config: Config, last: Row) -> dict[str, Any]:
         drops["opt_learning_rate_decay_boundary_steps"] = list(schedule.drop_steps)
         del drops["opt_learning_rate_decay_boundary_epochs"]
     return {
+        "submission_benchmark": "resnet",
+        "submission_division": "open",
+        "submission_org": "not a submission",
+        "submission_platform": f"{result.world_size} x {name or result.device}",
+        "submission_status": "research",
         "global_batch_size": result.global_batch,
         "gradient_accumulation_steps": result.accumulate,
         "train_samples": result.train_images,

@@ -13,12 +13,10 @@ run that is restarted under its old id may keep old rows next to new ones (wandb
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
 
 from harness.errors import BadInput
 from harness.logging import wandb_run
@@ -41,8 +39,7 @@ SETTINGS = {
 """Added to the settings of live logging; the timeout may be longer, as no other rank waits."""
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """What was done with a run.
 
     Attributes:
@@ -72,36 +69,27 @@ def to_wandb(
     Raises:
         BadInput: W&B has other rows of this run, or does not accept these.
     """
-    wanted = _mirrored(run, known) | {
+    names = ("world_size", "precision", "peak_lr")
+    about = wandb_run.about(
+        known.config, known.environment, **{name: known.result[name] for name in names}
+    )
+    wanted = about | {  # what live logging passed to W&B when the run last started
+        "run_id": known.result["run_id"],
+        "name": run.path.name,
         "project": project or known.config.log.project,
         "entity": entity or known.config.log.entity,
     }
     if mode == "offline":
-        return _send(run, known, wanted, mode, "written")
+        return Published("written", _send(run, known, wanted, mode), wanted["group"], None)
     with wandb_api.client(str(run.path)) as api:
         wanted["entity"] = wandb_api.entity_of(api, wanted["entity"])
         place = f"{wanted['entity']}/{wanted['project']}"
         remote = wandb_api.run_at(api, f"{place}/{wanted['run_id']}")
-        if remote is None:
-            action = f"sent, {count(len(run.rows), 'row')}"
-        elif missing := _missing(remote, run, known, wanted):
-            action = f"completed, {missing}"
-        else:
-            return Published("is there already", remote.url, wanted["group"], place)
-    return _send(run, known, wanted, mode, action, place)
-
-
-def _mirrored(run: LoadedRun, known: Measured) -> dict[str, Any]:
-    """Return what live logging passed to W&B when the run last started."""
-    result = known.result
-    about = wandb_run.about(
-        known.config,
-        known.environment,
-        world_size=result["world_size"],
-        precision=result["precision"],
-        peak_lr=result["peak_lr"],
-    )
-    return about | {"run_id": result["run_id"], "name": run.path.name}
+        missing = remote and _missing(remote, run, known, wanted)
+    if remote and not missing:
+        return Published("is there already", remote.url, wanted["group"], place)
+    action = f"completed, {missing}" if remote else f"sent, {count(len(run.rows), 'row')}"
+    return Published(action, _send(run, known, wanted, mode), wanted["group"], place)
 
 
 def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, Any]) -> str | None:
@@ -112,13 +100,16 @@ def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, 
     """
     names = frozenset(ROW_KEYS.values())
     rows = [_only(row, names) for row in wandb_api.history(remote)]
-    if (same := _count_equal(rows, run)) < len(rows):
+    sent = [row_for_wandb(row.model_dump()) for row in run.rows]
+    pairs = enumerate(zip(rows, sent, strict=False))
+    same = next((n for n, pair in pairs if not _equal(*pair)), min(len(rows), len(sent)))
+    if same < len(rows):
         raise BadInput(
             f"{run.path}: W&B has other rows of this run, from row {same + 1} on, which would "
             f"stay: {remote.url}; publish it into another --project"
         )
-    if lacking := len(run.rows) - len(rows):
-        return f"{lacking:,} of {count(len(run.rows), 'row')} were missing"
+    if lacking := len(sent) - len(rows):
+        return f"{lacking:,} of {count(len(sent), 'row')} were missing"
     # Compare only fields of this result: more fields of an older version cannot be removed.
     result = result_for_wandb(known.result)
     labels = {"group": remote.group, "job_type": remote.job_type, "name": remote.name}
@@ -128,14 +119,6 @@ def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, 
         **{f"its {key}": value != wanted[key] for key, value in labels.items()},
     }
     return next((f"{what} was not up to date" for what, differ in differs.items() if differ), None)
-
-
-def _count_equal(rows: list[dict[str, Any]], run: LoadedRun) -> int:
-    """Return how many of W&B's rows are equal to the run's, up to the first that differs."""
-    sent = (row_for_wandb(row.model_dump()) for row in run.rows)
-    pairs = enumerate(zip(rows, sent, strict=False))
-    common = min(len(rows), len(run.rows))
-    return next((number for number, (a, b) in pairs if not _equal(a, b)), common)
 
 
 def _only(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -153,23 +136,16 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _send(
-    run: LoadedRun,
-    known: Measured,
-    wanted: dict[str, Any],
-    mode: Literal["online", "offline"],
-    action: str,
-    place: str | None = None,
-) -> Published:
-    with ExitStack() as stack:
-        scratch = run.path
-        if mode == "online":  # the local files of the client are not needed after that
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Literal["online", "offline"]
+) -> str:
+    """Send or write a run; return its URL, or the command that uploads it."""
+    with TemporaryDirectory() as scratch:  # for files of the client, not needed after that
         mirror = WandbMirror(
-            mode=mode, folder=scratch, rows=run.path / "rows.jsonl", settings=SETTINGS, **wanted
-        )
+            mode=mode, folder=Path(scratch) if mode == "online" else run.path,
+            rows=run.path / "rows.jsonl", settings=SETTINGS, **wanted,
+        )  # fmt: skip
         mirror.release(len(run.rows))
         status = mirror.finish(known.result, exit_code=0, timeout_s=FINISH_S)
     if status != mode:
         raise BadInput(f"{run.path}: W&B did not take it: {status}; give the command again")
-    where = (mirror.url if mode == "online" else mirror.sync_command) or ""
-    return Published(action, where, wanted["group"], place)
+    return (mirror.url if mode == "online" else mirror.sync_command) or ""

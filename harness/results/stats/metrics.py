@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -106,31 +106,20 @@ def _rate_within(run: Measured) -> float:
 
 
 def _rate_drift(run: Measured) -> float:
-    """Return the standard deviation of the logarithms of the steady rates of a run's halves."""
-    images, seconds = steady(run)
-    if len(images) < STEADY_PERIODS:
-        return 0.0
-    half = len(images) // 2
-    first, second = (
-        math.log(images[part].sum() / seconds[part].sum())
-        for part in (slice(None, half), slice(half, None))
-    )
-    return _apart(first, second)
+    return _drift(np.stack(steady(run)), lambda part: part[0].sum() / part[1].sum())
 
 
 def _step_drift(run: Measured) -> float:
-    """Return the standard deviation of the logarithms of the median steps of a run's halves."""
     steps = run.train["step_ms_p50"][1:]
-    steps = steps[np.isfinite(steps) & (steps > 0)]
-    if len(steps) < STEADY_PERIODS:
+    return _drift(steps[np.isfinite(steps) & (steps > 0)], np.median)
+
+
+def _drift(values: np.ndarray, center: Callable[[np.ndarray], Any]) -> float:
+    """Return the standard deviation of the logarithms of the centers of a run's two halves."""
+    if values.shape[-1] < STEADY_PERIODS:
         return 0.0
-    half = len(steps) // 2
-    first, second = (math.log(np.median(part)) for part in (steps[:half], steps[half:]))
-    return _apart(first, second)
-
-
-def _apart(first: float, second: float) -> float:
-    """Return the standard deviation of two values."""
+    half = values.shape[-1] // 2
+    first, second = math.log(center(values[..., :half])), math.log(center(values[..., half:]))
     return abs(first - second) / math.sqrt(2)
 
 
@@ -155,30 +144,18 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
     """Return all metrics by name, in the order in which they are shown."""
     target = "its target" if target_top1_pct is None else f"{target_top1_pct:g} %"
     known = (
-        Metric(
-            "top1", "top-1", "%", "points", "higher", 0.25, None, accuracy("val_top1_pct"),
-            per_seed=True,
-        ),
-        Metric(
-            "images_per_second", "throughput", "images/s", "relative", "higher", 2, 2, steady_rate,
-            within=_rate_within, drift=_rate_drift,
-        ),
-        Metric(
-            "train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
-            to_target(target_top1_pct),
-        ),
-        Metric(
-            "step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50"),
-            drift=_step_drift,
-        ),
-        Metric(
-            "memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
-            _field("memory_peak_gib"),
-        ),
-        Metric(
-            "data_wait_pct", "waiting for data", "%", "points", "lower", 2, 0.5,
-            _field("data_wait_pct"),
-        ),
+        Metric("top1", "top-1", "%", "points", "higher", 0.25, None, accuracy("val_top1_pct"),
+               per_seed=True),
+        Metric("images_per_second", "throughput", "images/s", "relative", "higher", 2, 2,
+               steady_rate, within=_rate_within, drift=_rate_drift),
+        Metric("train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
+               to_target(target_top1_pct)),
+        Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50"),
+               drift=_step_drift),
+        Metric("memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
+               _field("memory_peak_gib")),
+        Metric("data_wait_pct", "waiting for data", "%", "points", "lower", 2, 0.5,
+               _field("data_wait_pct")),
     )  # fmt: skip
     return {metric.name: metric for metric in known}
 
@@ -188,32 +165,25 @@ def sample(metric: Metric, runs: Sequence[Measured]) -> Sample | None:
 
     Repeats with the same seed do not show how seeds differ, so their mean counts as one value.
     """
-    values = [metric.read(run) for run in runs]
-    if not values or any(value is None or not _usable(metric, value) for value in values):
+    values: dict[int, list[float]] = {}
+    for number, run in enumerate(runs):
+        value = metric.read(run)
+        if value is None or not (math.isfinite(value) and (metric.scale == "points" or value > 0)):
+            return None
+        key = run.config.run.seed if metric.per_seed else number
+        values.setdefault(key, []).append(metric.transform(value))
+    if not values:
         return None
-    transformed = [metric.transform(value) for value in values if value is not None]
-    if metric.per_seed:
-        transformed = list(_means_by_seed(runs, transformed))
+    means = [sum(repeats) / len(repeats) for repeats in values.values()]
     if len(runs) > 1:
-        return Sample.of(transformed)
-    return Sample.of(transformed, metric.within(runs[0]), metric.drift(runs[0]))
-
-
-def _usable(metric: Metric, value: float) -> bool:
-    return math.isfinite(value) and (metric.scale == "points" or value > 0)
-
-
-def _means_by_seed(runs: Sequence[Measured], values: Sequence[float]) -> Iterable[float]:
-    by_seed: dict[int, list[float]] = {}
-    for run, value in zip(runs, values, strict=True):
-        by_seed.setdefault(run.config.run.seed, []).append(value)
-    return (sum(repeats) / len(repeats) for repeats in by_seed.values())
+        return Sample.of(means)
+    return Sample.of(means, metric.within(runs[0]), metric.drift(runs[0]))
 
 
 def with_settings(
-    known: dict[str, Metric], margins: dict[str, float], stds: dict[str, float]
+    known: dict[str, Metric], margins: dict[str, float], stds: dict[str, float], primary: str
 ) -> dict[str, Metric]:
-    """Return the metrics with the given margins and standard deviations.
+    """Return the metrics with the given margins and standard deviations, the primary one first.
 
     Raises:
         BadInput: a metric is unknown.
@@ -221,23 +191,14 @@ def with_settings(
     for name in (*margins, *stds):
         if name not in known:
             raise BadInput(f"{name}: no such metric; known: {', '.join(known)}")
-    return {
-        name: replace(
-            metric,
-            margin=margins.get(name, metric.margin),
-            assumed_std=stds.get(name, metric.assumed_std),
-            drift=(lambda run: 0.0) if name in stds else metric.drift,
-        )
-        for name, metric in known.items()
-    }
-
-
-def put_first(known: dict[str, Metric], primary: str) -> dict[str, Metric]:
-    """Return the metrics with the primary one first.
-
-    Raises:
-        BadInput: a metric is unknown.
-    """
     if primary not in known:
         raise BadInput(f"--primary: {primary}: no such metric; known: {', '.join(known)}")
-    return {primary: known[primary]} | known
+    return {
+        name: replace(
+            known[name],
+            margin=margins.get(name, known[name].margin),
+            assumed_std=stds.get(name, known[name].assumed_std),
+            drift=(lambda run: 0.0) if name in stds else known[name].drift,
+        )
+        for name in dict.fromkeys([primary, *known])
+    }

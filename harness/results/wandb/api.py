@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -25,13 +25,13 @@ FILTERS = {
     "group": "group", "tag": "tags", "name": "display_name", "job_type": "jobType",
     "state": "state",
 }  # fmt: skip
-"""What may stand behind the `?` -> W&B's name for it."""
+"""Keys of the part after `?` -> W&B's names for them."""
 TIMEOUT_S = 20
 END_S = 3.0
 
 
 def runs_at(address: str) -> list[Measured]:
-    """The finished runs at an address.
+    """Return the finished runs at an address.
 
     Raises:
         BadInput: not such an address, no such run, no key, or W&B does not answer.
@@ -40,29 +40,22 @@ def runs_at(address: str) -> list[Measured]:
     parts = [part for part in path.split("/") if part]
     if len(parts) != (2 if query else 3):
         raise BadInput(f"{address}: write {FORM}")
-    filters = _filters(address, query)
-    with client(address) as api:
-        place = "/".join(parts)
-        if not query:
-            run = run_at(api, place)
-            found = [] if run is None else [run]
-        else:
-            found = list(api.runs(place, filters=filters, order="+created_at"))
-        if not found:
-            raise BadInput(f"{address}: W&B has no such run")
-        base = "/".join(parts[:2])
-        tracked = track(found, total=len(found), what="reading from W&B")
-        return [_read(f"{ADDRESS}{base}/{run.id}", run) for run in tracked]
-
-
-def _filters(address: str, query: str) -> dict[str, Any]:
-    """What the address asks for, in the filter language of W&B's server."""
-    found = []
+    filters: list[dict[str, Any]] = []
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in FILTERS or not value:
             raise BadInput(f"{address}: {name}: give one of {', '.join(FILTERS)}, with a value")
-        found.append({FILTERS[name]: {"$in": [value]} if name == "tag" else value})
-    return {"$and": found}
+        filters.append({FILTERS[name]: {"$in": [value]} if name == "tag" else value})
+    with client(address) as api:
+        place = "/".join(parts)
+        if query:
+            runs = list(api.runs(place, filters={"$and": filters}, order="+created_at"))
+        else:
+            runs = [run] if (run := run_at(api, place)) else []
+        if not runs:
+            raise BadInput(f"{address}: W&B has no such run")
+        base = "/".join(parts[:2])
+        tracked = track(runs, total=len(runs), what="reading from W&B")
+        return [_read(f"{ADDRESS}{base}/{run.id}", run) for run in tracked]
 
 
 def _read(address: str, run: Any) -> Measured:
@@ -73,10 +66,10 @@ def _read(address: str, run: Any) -> Measured:
 
 @contextmanager
 def client(what: str) -> Iterator[wandb.Api]:
-    """The public client, which has seen that the key is good; what goes wrong is one line.
+    """Yield the public client, once it has checked the key; its errors become one line.
 
     Args:
-        what: is asked for; the line begins with it.
+        what: the address or option; the line begins with it.
 
     Raises:
         BadInput: no key, or W&B does not take it, does not answer, or refuses.
@@ -107,13 +100,13 @@ def _end() -> None:
     force.cancel()
 
 
-def entity_of(api: wandb.Api, asked: str | None) -> str:
-    """The user or team that is meant, as the client finds it when a run starts."""
-    return str(asked or api.settings["entity"] or api.default_entity)
+def entity_of(api: wandb.Api, given: str | None) -> str:
+    """Return the given user or team, or by default that which the client uses for a run."""
+    return str(given or api.settings["entity"] or api.default_entity)
 
 
 def run_at(api: wandb.Api, place: str) -> Any | None:
-    """The run at ENTITY/PROJECT/RUN_ID; none if W&B has no such run, or no such project."""
+    """Return the run at ENTITY/PROJECT/RUN_ID; None if W&B has no such run or project."""
     try:
         return api.run(place)
     except Exception as error:  # its kind differs from version to version
@@ -123,52 +116,29 @@ def run_at(api: wandb.Api, place: str) -> Any | None:
 
 
 def history(run: Any) -> Iterator[dict[str, Any]]:
-    """All rows of a run: W&B's `history` would take a sample.
+    """Yield all rows of a run; W&B's `history` would take a sample.
 
     Raises:
-        TimeoutError: W&B falls silent.
+        TimeoutError: W&B falls silent; its client would wait for a row without a limit.
     """
-    with _ended_when_silent() as heard:
-        for row in run.scan_history():
-            heard()
+    rows = iter(run.scan_history())
+    with ThreadPoolExecutor(1, "wandb-rows") as reader:
+        while True:
+            try:
+                row = reader.submit(next, rows, None).result(TIMEOUT_S)
+            except TimeoutError:
+                kill_client()  # which ends the reader too
+                raise TimeoutError(f"no row came within {TIMEOUT_S} s") from None
+            if row is None:
+                return
             yield row
 
 
-@contextmanager
-def _ended_when_silent() -> Iterator[Callable[[], None]]:
-    """The client waits for rows without a limit: end it where none comes for long.
-
-    Yields:
-        What to call when a row has come.
-    """
-    last, over, silent = [time.monotonic()], threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(max(0.0, left_s := last[0] + TIMEOUT_S - time.monotonic())):
-            if left_s <= 0:
-                silent.set()
-                kill_client()
-                return
-
-    def heard() -> None:
-        last[0] = time.monotonic()
-
-    threading.Thread(target=watch, name="wandb-watch", daemon=True).start()
-    try:
-        yield heard
-    except Exception:
-        if silent.is_set():
-            raise TimeoutError(f"no row came within {TIMEOUT_S} s") from None
-        raise
-    finally:
-        over.set()
-
-
 def _why(error: Exception) -> str:
-    """What the client says, in a line; what it says of a key or of silence is put plainly."""
-    words = " ".join(str(error).split())
-    if "error 401" in words or "error 403" in words:
+    """Return the client's message in one line; that of a bad key or a timeout in plain words."""
+    message = " ".join(str(error).split())
+    if "error 401" in message or "error 403" in message:
         return "does not accept the key; run `wandb login` or set WANDB_API_KEY"
-    if "did not respond in time" in words:
+    if "did not respond in time" in message:
         return f"does not answer within {TIMEOUT_S} s"
-    return words[:200] or type(error).__name__
+    return message[:200] or type(error).__name__
