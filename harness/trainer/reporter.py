@@ -10,7 +10,6 @@ from harness import config as cfg
 from harness.data.sets import Images
 from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, Target
-from harness.logging.wandb import WandbMirror
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
 from harness.run_folder.folder import RunFolder
@@ -252,9 +251,3 @@ class RunLogger:
             rows=folder.rows,
             **described,
         )
-
-
-def _what_rate_means(result: Result) -> str:
-    return (
-        f"{count(result.world_size, 'rank')}, waiting for data included, warm-up and validation not"
-    )
