@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness import models
 from harness.data.batch import Batch, as_nchw
 from harness.data.sets import mean_of_training
+from harness.data.stream import blank_rows
 from harness.distributed import World
 from harness.models import criterion
 from harness.models.resnet import pad_stem
@@ -224,7 +225,7 @@ def _throw_away(ddp: Trained, resolved: Resolved) -> None:
     n = resolved.split.local_batch
     images = _blank(n, resolved)
     labels = torch.zeros(n, dtype=torch.int64, device=images.device)
-    batch = Batch(images, labels, np.zeros((n, 15), dtype=np.int64))
+    batch = Batch(images, labels, blank_rows(n))
     with autocast(resolved):
         logits = ddp(*_inside(ddp).inputs(batch))
     criterion()(logits.float(), batch.labels).backward()
