@@ -22,10 +22,10 @@ from ranks import in_ranks, python
 from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
+from harness.commands.doctor import read_config
 from harness.data.image_folder import TreeFiles
 from harness.data.index import Bytes
 from harness.doctor import files, limits, machine, network, software
-from harness.doctor.arguments import read_config
 from harness.doctor.check import PlannedRun
 from harness.doctor.report import Report
 from harness.monitor import probes
