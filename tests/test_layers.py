@@ -37,7 +37,7 @@ MOST_MODULES, MOST_LINES = 56, 8_685
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
-    "pynvml": ("harness/monitor/gpus.py", "harness/doctor/inventory.py"),
+    "pynvml": ("harness/monitor/gpus.py", "harness/doctor/gpus.py"),
     "nvidia": ("harness/data/dali.py", "harness/bench/loaders.py"),
     "wandb": ("harness/logging/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),

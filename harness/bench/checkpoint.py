@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from rich.table import Table
 
 from harness import config as cfg
-from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Timed, interleave, report
+from harness.bench.loop import Opened, Work, opened, wait_for, world_of_bench
+from harness.bench.turns import end_of, interleave, report
 from harness.checkpoint.saver import Staging
 from harness.distributed import World
 from harness.errors import BadInput, RunFailed
 from harness.logging.rows import Recorder
-from harness.monitor.clock import Clock
-from harness.monitor.watchdog import Watchdog
-from harness.system.console import out
-from harness.system.process import Signals
+from harness.system.console import out, right_table
 from harness.trainer import attempt as attempts
-from harness.trainer import setup
 from harness.trainer.checkpointing import CheckpointManager
-from harness.trainer.control import StepControl, Vote
-from harness.trainer.loop import end_epoch, set_up, train_epoch
+from harness.trainer.loop import end_epoch, train_epoch
 from harness.trainer.reporter import RunLogger
 
 SAVES = 2
@@ -37,18 +32,21 @@ SAVES = 2
 
 @dataclass
 class Times:
-    """Times of the checkpoints, measured on rank 0."""
+    """Times of the checkpoints, measured on rank 0.
+
+    Attributes:
+        stall_s: the time of the account `checkpoint`, per checkpoint.
+        copy_s: the time of the copy from the device alone, measured between turns.
+        on_disk_s: from the start of a save until the checkpoint is published.
+    """
 
     stall_s: list[float] = field(default_factory=list)
-    """Time of the account `checkpoint`, per checkpoint."""
     copy_s: list[float] = field(default_factory=list)
-    """Time of the copy from the device alone, measured between turns."""
     on_disk_s: list[float] = field(default_factory=list)
-    """Time from the start of a save until the checkpoint is published."""
     bytes: int = 0
 
 
-def measure(work: Work, folder: Path) -> float:
+def measure(work: Work, folder: Path, minutes: float) -> float:
     """Measure training with and without checkpoints in turns, and print both rates, images/s.
 
     A turn with checkpoints begins with the save that ends an epoch and has another one halfway. Its
@@ -58,6 +56,7 @@ def measure(work: Work, folder: Path) -> float:
     Args:
         folder: an existing folder on the disk to measure; checkpoints are written to a temporary
             folder in it.
+        minutes: time for all, compiling included; one turn of each is measured in any case.
 
     Returns:
         The ratio with / without, median over turns.
@@ -66,7 +65,7 @@ def measure(work: Work, folder: Path) -> float:
         BadInput: the folder cannot be written.
         RunFailed: a checkpoint could not be written; the reason was printed.
     """
-    world = world_of_bench()
+    until, world, steps = end_of(minutes), world_of_bench(), work.steps // SAVES
     with _temporary(folder, world) as root:
         config = work.config(
             world,
@@ -74,20 +73,19 @@ def measure(work: Work, folder: Path) -> float:
             checkpoint=cfg.Checkpoint(every_minutes=0, keep=SAVES),
         )
         with opened(config, world) as run, ExitStack() as closing:
-            turns = _Turns(run, work.steps // SAVES, closing)
-            arms = [
-                Timed("with checkpoints", turns.with_checkpoints),
-                Timed("without", turns.without),
-            ]
-            for arm in arms:
-                arm.turn()  # not measured: memory is first allocated here
+            turns = _Turns(run, steps, closing)
+            both = {
+                "with checkpoints": partial(turns.train, saves=True),
+                "without": partial(turns.train, saves=False),
+            }
+            for train in both.values():
+                train()  # not measured: memory is first allocated here
             turns.times = Times()
-            measured = interleave(arms, work.turns)
-            steps = work.steps // SAVES
+            rates = interleave(both, work.turns, until, world.from_main)
             title = f"training on synthetic images, a checkpoint every {steps} steps into {folder}"
-            ratio = report(measured, title)
+            ratio = report(rates, title, work.turns)
             if world.is_main:
-                _print_stalls(turns.times, turns.step_ms())
+                _print_stalls(turns.times, run.t.clock.step_ms(50) or 0.0)
             return ratio
 
 
@@ -97,65 +95,48 @@ def _temporary(folder: Path, world: World) -> Iterator[Path]:
     if not world.is_main:
         yield folder
         return
-    with ExitStack() as cleanup:
-        try:
-            temporary = TemporaryDirectory(
-                prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True
-            )
-            root = Path(cleanup.enter_context(temporary))
-        except OSError as error:
-            raise BadInput(
-                f"--folder: {folder}: {error.strerror}; name an existing folder you can write"
-            ) from None
-        yield root
+    try:
+        temporary = TemporaryDirectory(
+            prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise BadInput(
+            f"--folder: {folder}: {error.strerror}; name an existing folder you can write"
+        ) from None
+    with temporary as name:
+        yield Path(name)
 
 
 class _Turns:
     """A run in its folder, trained epoch by epoch as run.py does, without validation.
 
-    In both arms rows are recorded, but not printed.
+    With and without checkpoints rows are recorded, but not printed.
     """
 
     def __init__(self, run: Opened, every: int, closing: ExitStack) -> None:
-        self.train_set, self.batches = run.train_set, run.batches
+        self.t, self.batches, self.train_set = run.t, run.batches(), run.train_set
         self.plain, config = run.resolved, run.resolved.config
         saving = config.checkpoint.model_copy(update={"every_steps": every})
         self.saving = replace(run.resolved, config=config.model_copy(update={"checkpoint": saving}))
         self.times, self.copies = Times(), Staging()
-        self.watchers: list[threading.Thread] = []
-        self.published: set[Path | None] = set()
+        self.watchers: list[Future[Path | None]] = []
+        self.pool = closing.enter_context(ThreadPoolExecutor(SAVES))
         attempt = attempts.begin(run.resolved, run.train_set, run.val_set)
         assert attempt is not None, "a new folder"
         closing.callback(attempt.release)
-        main, clock = run.resolved.world.is_main, Clock(run.resolved.world.device)
+        main = run.resolved.world.is_main
         rows = Recorder(attempt.folder.rows, total_steps=0) if main else None
         self.report = RunLogger(
-            run.resolved, attempt.folder, main, run.val_set, run.train_set, clock, rows
+            run.resolved, attempt.folder, main, run.val_set, run.train_set, run.t.clock, rows
         )
         self.checkpoints = CheckpointManager(attempt, self.report)
-        vote = Vote(TIMEOUT_S)
-        control = StepControl(vote, Signals(), Watchdog(), self.checkpoints.due)
-        net = setup.network(run.resolved, run.train_set.classes)
-        self.t = set_up(run.resolved, net, clock, control)
+        self.t.control = replace(run.t.control, save_due=self.checkpoints.due)
         self.checkpoints.restore(self.t)
-        closing.callback(vote.close)
 
-    def with_checkpoints(self) -> float:
-        """Train an epoch with checkpoints; return images per second."""
-        self.t.resolved = self.saving
-        return self._turn(saves=True)
-
-    def without(self) -> float:
-        """Train an epoch without checkpoints; return images per second."""
-        self.t.resolved = self.plain
-        return self._turn(saves=False)
-
-    def step_ms(self) -> float:
-        """Return the median time of a step."""
-        return self.t.clock.step_ms(50) or 0.0
-
-    def _turn(self, *, saves: bool) -> float:
+    def train(self, *, saves: bool) -> float:
+        """Train an epoch, with or without checkpoints; return images per second."""
         t = self.t
+        t.resolved = self.saving if saves else self.plain
         before_s, before = self._spent_s("train", "checkpoint"), t.images_seen
         with t.clock.account("train"):
             if saves:
@@ -178,18 +159,16 @@ class _Turns:
         began, before_s = time.perf_counter(), self._spent_s("checkpoint")
         self.checkpoints.save(self.t, must=True)
         self.times.stall_s.append(self._spent_s("checkpoint") - before_s)
-        self.watchers.append(threading.Thread(target=self._watch, args=(began,)))
-        self.watchers[-1].start()
+        self.watchers.append(self.pool.submit(self._watch, began))
 
-    def _watch(self, began: float) -> None:
+    def _watch(self, began: float) -> Path | None:
+        """Wait until a checkpoint is on the disk; return its path, or that of the last good one."""
         self.checkpoints.wait()
         self.times.on_disk_s.append(time.perf_counter() - began)
-        self.published.add(self.checkpoints.last)
+        return self.checkpoints.last
 
     def _check_published(self) -> None:
-        while self.watchers:
-            self.watchers.pop().join()
-        published, self.published = self.published, set()
+        published, self.watchers = {watcher.result() for watcher in self.watchers}, []
         if self.report.writes:
             if len(published) < SAVES or self.checkpoints.last is None:
                 raise RunFailed(
@@ -211,9 +190,7 @@ class _Turns:
 def _print_stalls(times: Times, step_ms: float) -> None:
     stall, copy = (1000 * np.array(s) for s in (times.stall_s, times.copy_s))
     beyond = stall - np.median(copy)
-    table = Table("per checkpoint", "p50, ms", "most, ms", "p50, % of a step")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = right_table("per checkpoint", "p50, ms", "most, ms", "p50, % of a step")
     rows = {
         "stall: training is held up": stall,
         "of which the copy off the device": copy,

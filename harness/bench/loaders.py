@@ -10,10 +10,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torchvision
@@ -79,39 +80,28 @@ def law_of(load: Load) -> augment.Augmentation:
     return augment.resized_crop(AREA, RATIO, load.image_px, flip=True)
 
 
-class SlowFiles:
-    """Files as on a slow disk: the first read of each image takes `ms` longer.
+def _slow_files(files: TreeFiles | ShardFiles, ms: float) -> Any:
+    """Return the files as on a slow disk: the first read of each image takes `ms` longer.
 
     The page cache does not decide, since the kernel reads far ahead of a local file.
     """
+    slow, waited_for = copy(files), set()
 
-    def __init__(self, files: TreeFiles | ShardFiles, ms: float) -> None:
-        self._files, self._ms = files, ms
-        self._waited_for: set[int] = set()
+    def slowed(read: Callable[..., Bytes], sample: int, **options: bool) -> Bytes:
+        if sample not in waited_for:
+            waited_for.add(sample)
+            time.sleep(ms / 1000)
+        return read(sample, **options)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
-    def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
-        """Return the mapped bytes of an image, as the files do."""
-        self._wait(sample)
-        return self._files.mapped(sample, soon=soon)
-
-    def read(self, sample: int) -> Bytes:
-        """Return the bytes of an image, as the files do."""
-        self._wait(sample)
-        return self._files.read(sample)
-
-    def _wait(self, sample: int) -> None:
-        if sample not in self._waited_for:
-            self._waited_for.add(sample)
-            time.sleep(self._ms / 1000)
+    for name in ("mapped", "read"):
+        object.__setattr__(slow, name, partial(slowed, getattr(files, name)))
+    return slow
 
 
 def _ours(load: Load, *, dali: bool) -> Iterator[Any]:
     dataset = open_folder(load.folder)
     if load.slow_read_ms:
-        dataset = replace(dataset, files=cast(Any, SlowFiles(dataset.files, load.slow_read_ms)))
+        dataset = replace(dataset, files=_slow_files(dataset.files, load.slow_read_ms))
     samples, steps = training_samples(dataset, load), law_of(load).steps
     options: dict[str, Any] = {"out_px": load.image_px, "device": torch.device("cpu")}
     options |= {"threads": load.threads, "prefetch": 2}

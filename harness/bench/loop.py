@@ -13,8 +13,14 @@ from harness import config as cfg
 from harness.data.batch import Batch
 from harness.data.sets import Images, open_sets
 from harness.distributed import World, from_environment, process_group
+from harness.monitor.clock import Clock
+from harness.monitor.watchdog import Watchdog
 from harness.system import compilers
 from harness.system.console import out, wide
+from harness.system.process import Signals
+from harness.trainer import setup
+from harness.trainer.control import StepControl, Vote
+from harness.trainer.loop import Training, set_up
 from harness.trainer.resolve import Resolved, resolve
 
 TIMEOUT_S = 600.0
@@ -29,12 +35,12 @@ class Work:
     image_px: int
     batch: int  # images per rank and step
     steps: int  # per turn
-    turns: int
-    compiled: bool
+    turns: int  # at most
     threads: int  # per rank, for computing; 0: one per core
+    compiled: bool
 
     def config(self, world: World, **sections: cfg.Section) -> cfg.Config:
-        """Return the config of a run with enough epochs for all turns, warm-up included, of 3 arms.
+        """Return the config of a run with enough epochs for 3 times all turns, warm-up included.
 
         Args:
             sections: sections of the config that replace these.
@@ -61,10 +67,20 @@ class Work:
 class Opened:
     """A run before its first step, while its process group is open."""
 
-    resolved: Resolved
+    t: Training
     train_set: Images
     val_set: Images
-    batches: Iterator[Batch]
+
+    @property
+    def resolved(self) -> Resolved:
+        """The run's resolved config."""
+        return self.t.resolved
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the training batches of all epochs, from the first one on."""
+        r = self.resolved
+        epochs = r.config.schedule.epochs
+        return r.loader.train(self.train_set, r.split, epoch=0, step=0, epochs=epochs)
 
 
 def world_of_bench(backend: str = "auto") -> World:
@@ -80,7 +96,7 @@ def world_of_bench(backend: str = "auto") -> World:
 
 @contextmanager
 def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
-    """Open the data and the process group of a run, and print its first lines.
+    """Open the data and the process group of a run, print its first lines, set the training up.
 
     Raises:
         BadInput: as resolve does, or this machine has no compiler.
@@ -91,10 +107,12 @@ def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
     if resolved.compiled:
         compilers.require(on_gpu=world.on_gpu)
     out.print("\n".join(resolved.lines()[:5]))
-    epochs = config.schedule.epochs
-    batches = resolved.loader.train(train_set, resolved.split, epoch=0, step=0, epochs=epochs)
     with process_group(world, TIMEOUT_S):
-        yield Opened(resolved, train_set, val_set, batches)
+        vote = Vote(TIMEOUT_S)
+        control = StepControl(vote, Signals(), Watchdog(), lambda: False)
+        net = setup.network(resolved, train_set.classes)
+        yield Opened(set_up(resolved, net, Clock(world.device), control), train_set, val_set)
+        vote.close()  # after an error other ranks may never answer
 
 
 def wait_for(device: torch.device) -> None:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
-from harness.bench.turns import Timed, interleave, ratios, report
+from harness.bench.turns import end_of, interleave, ratios, report
 from harness.data.batch import Batch
 from harness.models import criterion
-from harness.monitor.clock import Clock
-from harness.monitor.watchdog import Watchdog
 from harness.system.console import count, out
-from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import Outcome, StepControl, Vote
-from harness.trainer.loop import Training, set_up, train_epoch
+from harness.trainer.loop import Training, train_epoch
 
 
-def measure(work: Work) -> float:
+def measure(work: Work, minutes: float) -> float:
     """Measure three loops in turns, and print their images per second over all ranks.
 
     They are the whole of `train_epoch` (DDP, counts, digests, rows); the same without the ranks'
     vote after each step; and a bare loop with the same network, precision and layout, on tensors in
     memory, with DDP if there are several ranks.
+
+    Args:
+        minutes: time for all, compiling included; one turn of each is measured in any case.
 
     Returns:
         The ratio harness / bare, median over turns.
@@ -35,36 +36,32 @@ def measure(work: Work) -> float:
     Raises:
         BadInput: as world_of_bench does.
     """
-    world = world_of_bench()
+    until, world = end_of(minutes), world_of_bench()
     with opened(work.config(world), world) as run:
-        vote = Vote(TIMEOUT_S)
-        voting = StepControl(vote, Signals(), Watchdog(), lambda: False)
-        silent = StepControl(_NoVote(TIMEOUT_S), Signals(), Watchdog(), lambda: False)
-        net = setup.network(run.resolved, run.train_set.classes)
-        t = set_up(run.resolved, net, Clock(world.device), voting)
-        arms = [
-            Timed("harness", lambda: _harness(t, run.batches, voting)),
-            Timed("harness, no vote", lambda: _harness(t, run.batches, silent)),
-            Timed("bare loop", _Bare(run, next(run.batches), work.steps)),
-        ]
+        t, batches = run.t, run.batches()
+        voting = t.control
+        silent = replace(voting, vote=_NoVote(TIMEOUT_S))
+        loops: dict[str, Callable[[], float]] = {
+            "harness": lambda: _harness(t, batches, voting),
+            "harness, no vote": lambda: _harness(t, batches, silent),
+            "bare loop": _Bare(run, next(batches), work.steps),
+        }
         _explain(world.size)
-        for arm in arms:
-            arm.turn()  # not measured: memory is first allocated here
-        measured = interleave(arms, work.turns)
-        ratio = report(measured, f"training on synthetic images, {work.steps} steps a turn")
-        low, middle, high = 100 * (
-            1 - np.quantile(ratios(measured, *list(measured)[:2]), (1, 0.5, 0))
-        )
+        for name in ("harness", "bare loop"):
+            loops[name]()  # not measured: memory is first allocated here
+        rates = interleave(loops, work.turns, until, world.from_main)
+        title = f"training on synthetic images, {work.steps} steps a turn"
+        ratio = report(rates, title, work.turns)
+        low, middle, high = 100 * (1 - np.quantile(ratios(rates, *list(rates)[:2]), (1, 0.5, 0)))
         out.print(
             f"the vote of {count(world.size, 'rank')} costs {middle:.2f} % of the throughput "
             f"(turn by turn {low:.2f} to {high:.2f})"
         )
-        vote.close()
     return ratio
 
 
 def _explain(ranks: int) -> None:
-    """Print what each arm is."""
+    """Print what each loop is."""
     ddp = "nothing else" if ranks == 1 else "DDP as the harness sets it up, nothing else"
     out.print(
         "harness: the loop of a run, with DDP (of several ranks), counts, digests, rows, and a "
@@ -75,7 +72,7 @@ def _explain(ranks: int) -> None:
 
 
 class _NoVote(Vote):
-    """A ballot without communication: each rank's own vote is the result."""
+    """A vote without communication: each rank's own vote is the result."""
 
     def cast(self, *, stop: bool, save: bool, end: bool = False) -> Outcome:
         return Outcome(stop, save, end)

@@ -2,51 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from harness.system.console import out, track, wide
+from harness.system.console import count, out, right_table, track, wide
+from harness.system.process import process_age_s
 
-
-@dataclass(frozen=True)
-class Timed:
-    """One of the things to compare: `turn` runs it once and returns images per second."""
-
-    name: str
-    turn: Callable[[], float]
+TIME_OVER = "the time was over before its turn"
 
 
-def interleave(arms: Sequence[Timed], turns: int) -> dict[str, list[float]]:
-    """Return images per second of each arm in each turn; every second turn has reversed order."""
-    measured: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for turn in track(range(turns), total=turns, what="measuring"):
-        for arm in arms if turn % 2 == 0 else reversed(arms):
-            measured[arm.name].append(arm.turn())
-    return measured
+def end_of(minutes: float) -> float:
+    """Return when a bench must end: `minutes` after its process began, as `time.perf_counter`."""
+    return time.perf_counter() - process_age_s() + 60 * minutes
 
 
-def report(measured: dict[str, list[float]], title: str) -> float:
-    """Print each arm's rate and its ratio to the last arm; return the first arm's median ratio."""
-    first, *_, base = measured
-    table = Table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, rates in measured.items():
-        low, middle, high = np.quantile(ratios(measured, name, base), [0, 0.5, 1])
+def rounds(most: int, until: float, agree: Callable[[bool], bool] = bool) -> Iterator[int]:
+    """Yield the numbers of the rounds that end in time; the first one is done in any case.
+
+    A round begins if it would end in time were it as long as the longest one before.
+
+    Args:
+        until: when to end, as `time.perf_counter`.
+        agree: returns rank 0's answer on every rank.
+    """
+    longest_s = 0.0
+    for number in range(most):
+        began = time.perf_counter()
+        if number and agree(began + longest_s > until):
+            return
+        yield number
+        longest_s = max(longest_s, time.perf_counter() - began)
+
+
+def interleave(
+    turns_of: Mapping[str, Callable[[], float]], turns: int, until: float,
+    agree: Callable[[bool], bool] = bool,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Measure turns of each thing, as many as end in time; every second round in reversed order.
+
+    Args:
+        turns_of: name -> runs it once, and returns images per second.
+        turns: the largest number of turns of each.
+        until, agree: as for `rounds`.
+
+    Returns:
+        Name -> images per second in each turn.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in turns_of}
+    for done in track(rounds(turns, until, agree), total=turns, what="measuring"):
+        for name in turns_of if done % 2 == 0 else reversed([*turns_of]):
+            rates[name].append(turns_of[name]())
+    return rates
+
+
+def report(rates: Mapping[str, list[float]], title: str, turns: int) -> float:
+    """Print each rate and its ratio to the last one; return the median ratio of the first one.
+
+    Args:
+        turns: the number of turns that were to be measured.
+    """
+    first, *_, base = rates
+    table = right_table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
+    for name, of_turns in rates.items():
+        low, middle, high = np.quantile(ratios(rates, name, base), [0, 0.5, 1])
         table.add_row(
-            name, f"{np.median(rates):,.1f}", f"{min(rates):,.1f}", f"{max(rates):,.1f}",
-            f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}",
+            name, *(f"{f(of_turns):,.1f}" for f in (np.median, min, max)),
+            *(f"{ratio:.3f}" for ratio in (middle, low, high)),
         )  # fmt: skip
     out.print(title)
     wide.print(table)
-    return float(np.median(ratios(measured, first, base)))
+    if (done := len(rates[base])) < turns:
+        spread = "" if done > 1 else ", which say nothing of how much turns vary"
+        out.print(
+            f"the time was over after {count(done, 'turn')} of each, of {turns}{spread}; "
+            "give more --minutes to know the ratio better"
+        )
+    return float(np.median(ratios(rates, first, base)))
 
 
-def ratios(measured: dict[str, list[float]], arm: str, base: str) -> NDArray[np.float64]:
-    """Return the ratio of one arm's rate to another's, for each turn."""
-    pairs = zip(measured[arm], measured[base], strict=True)
-    return np.array([one / other for one, other in pairs])
+def ratios(rates: Mapping[str, list[float]], name: str, base: str) -> NDArray[np.float64]:
+    """Return the ratio of one thing's rate to another's, for each turn."""
+    quotients: NDArray[np.float64] = np.array(rates[name]) / np.array(rates[base])
+    return quotients

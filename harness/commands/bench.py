@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import socket
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from typer import Argument, Context, Option
+from typer import Argument, BadParameter, Context, Option
 
-from harness.commands import bench_arms
 from harness.commands.parser import group, positive, verb
 from harness.errors import BadInput
 from harness.system.process import rank_cores
 
 if TYPE_CHECKING:
-    from harness.bench.loop import Work
-
+    from harness.bench.sweep.variant import Variant
 
 LADDER = """\
 The parts of a training step: reading, decoding, the loader, forward, backward, optimizer, sums
@@ -36,64 +38,95 @@ reader, torchvision's ImageFolder and decoding alone read the last DIR that is a
   harness bench data shards/train shards-256/train tree/train   shards too
   harness bench data --cold shards/train                      from the disk"""
 
+SWEEP = """\
+Compares the given config with variants that change one setting each. Both are started together and
+train in turns, A B B A ..., so that drift of the machine affects both alike. The settings that are
+certainly faster are combined, measured again, and written as a config for launch/train.py.
+Takes the arguments of launch/train.py:
 
-RANKS = "several ranks: torchrun --nproc-per-node 3 -m harness bench ... (images are per rank then)"
+  harness bench sweep                                         the quickstart
+  harness bench sweep --ranks 8 configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
 
-# Options of both benches of the training loop.
-BATCH = Option(32, min=1, help="images")
-THREADS = Option(0, min=0, help="CPU threads per rank (0: cores)")
-EAGER = Option(False, "--eager", help="without torch.compile")
+or compares only the variants you name; one may be another environment or commit of this checkout:
+
+  harness bench sweep --arm engine.bucket-mb=100 --arm "engine.compile=true engine.threads=4" ...
+  harness bench sweep --arm python=/envs/torch-nightly/bin/python --arm commit=v1.2 ...
+
+No run is written; sweep.json, best.yaml and the output of the ranks are written to --out. Settings
+that may change the accuracy (precision, local batch) are measured, but not put into best.yaml."""
+
+SCALING = """\
+The same training on 1, 2, 4 ... ranks: weak scaling keeps the local batch of each rank, strong
+scaling keeps the global batch. The largest number of ranks runs the given config unchanged. Each
+rank has as many threads as with the largest number. Takes the arguments of launch/train.py:
+
+  harness bench scaling configs/resnet50_90ep.yaml --data.train DIR --data.val DIR
+  harness bench scaling --ranks 1,2,4,8 ...
+  sbatch --nodes 4 slurm/scaling.sh ...                       over several nodes
+
+Each number of ranks has the machine for itself, in rounds, so that drift affects all alike. No run
+is written; scaling.json, scaling.html and the output of the ranks are written to --out."""
 
 app = group("bench", "Measure the loop, the loader, the parts of a step, and scaling.")
+RANKS = "several ranks: torchrun --nproc-per-node 3 -m harness bench ... (images are per rank then)"
+
+
+def known_model(name: str) -> str:
+    """Return the name of a model, or refuse another one: a callback of options."""
+    from harness.config import ModelName, load
+
+    if name not in (known := get_args(ModelName)):
+        raise BadParameter(f"no model {name!r}{load.nearest(name, [*known])}")
+    return name
+
+
+MINUTES = Option(5.0, callback=positive, help="time limit; what has begun is finished")
+LAUNCH = Option(
+    None, metavar="CMD", help="command that starts ranks on several nodes, such as slurm/ranks.sh"
+)
+HOST = Option(
+    None, metavar="NAME", show_default="host name",
+    help="with --launch: the name by which other nodes reach this host",
+)  # fmt: skip
+
+# Options of both benches of the training loop.
+Model = Annotated[str, Option(metavar="NAME", callback=known_model, help="network")]
+ImagePx = Annotated[int, Option(min=1, help="px")]
+Batch = Annotated[int, Option(min=1, help="images")]
+Turns = Annotated[int, Option(min=1, help="turns of each, at most")]
+Threads = Annotated[int, Option(min=0, help="CPU threads per rank (0: cores)")]
+Eager = Annotated[bool, Option("--eager", help="without torch.compile")]
 
 
 @verb(app, epilog=RANKS)
 def overhead(
-    model: str = Option("resnet18", metavar="NAME", help="network"),
-    image_px: int = Option(64, min=1, help="px"),
-    batch: int = BATCH,
-    turns: int = Option(6, min=1, help="turns of each"),
-    threads: int = THREADS,
-    eager: bool = EAGER,
+    model: Model = "resnet18", image_px: ImagePx = 64, batch: Batch = 32, turns: Turns = 6,
+    threads: Threads = 0, eager: Eager = False, minutes: float = MINUTES,
     steps: int = Option(60, min=1, help="steps per turn"),
-) -> None:
+) -> None:  # fmt: skip
     """Compare the harness's training loop with a bare loop, in turns."""
-    work = _work(model, image_px, batch, steps, turns, threads, eager=eager)
     from harness.bench import overhead
+    from harness.bench.loop import Work
 
-    overhead.measure(work)
+    work = Work(model, image_px, batch, steps, turns, threads, compiled=not eager)
+    overhead.measure(work, minutes)
 
 
 @verb(app, epilog=RANKS)
 def checkpoint(
-    model: str = Option("resnet50", metavar="NAME", help="network"),
-    image_px: int = Option(128, min=1, help="px"),
-    batch: int = BATCH,
-    turns: int = Option(4, min=1, help="turns of each"),
-    threads: int = THREADS,
-    eager: bool = EAGER,
+    model: Model = "resnet50", image_px: ImagePx = 128, batch: Batch = 32, turns: Turns = 4,
+    threads: Threads = 0, eager: Eager = False, minutes: float = MINUTES,
     every: int = Option(20, min=1, help="steps per checkpoint, 2 a turn"),
     folder: Path = Option(Path(), metavar="DIR", show_default="the current folder",
         help="on the disk to measure; left as it was"),
 ) -> None:  # fmt: skip
     """Compare training with and without checkpoints, in turns."""
     from harness.bench import checkpoint
-
-    steps = every * checkpoint.SAVES
-    checkpoint.measure(_work(model, image_px, batch, steps, turns, threads, eager=eager), folder)
-
-
-def _work(
-    model: str, image_px: int, batch: int, steps: int, turns: int, threads: int, *, eager: bool
-) -> Work:
-    from harness.config import load
-    from harness.models.zoo import MODELS
-
-    if model not in MODELS:
-        raise BadInput(f"--model: no model {model!r}{load.nearest(model, [*MODELS])}")
     from harness.bench.loop import Work
 
-    return Work(model, image_px, batch, steps, turns, compiled=not eager, threads=threads)
+    steps = every * checkpoint.SAVES
+    work = Work(model, image_px, batch, steps, turns, threads, compiled=not eager)
+    checkpoint.measure(work, folder, minutes)
 
 
 @verb(app, DATA)
@@ -103,13 +136,14 @@ def data(
     batch: int = Option(64, min=1, help="images"),
     threads: int = Option(0, min=0, help="threads, and workers (0: cores)"),
     batches: int = Option(20, min=1, help="per turn"),
-    turns: int = Option(5, min=1, help="turns of each"),
+    turns: Turns = 5,
     read: Literal["mmap", "pread"] = Option("mmap", help="as data.read"),
     read_ahead: int = Option(4, min=0, metavar="BATCHES", help="as data.read_ahead_batches"),
     cold: bool = Option(False, "--cold",
         help="drop the files from memory before each turn; measure with and without read-ahead"),
     slow_read_ms: float = Option(0.0, metavar="MS",
         help="with --cold: delay the first read of each image by this, like a slow disk"),
+    minutes: float = MINUTES,
 ) -> None:  # fmt: skip
     """Compare the harness's loader with DALI's own reader and torchvision's, in turns."""
     from harness.bench import data
@@ -119,13 +153,13 @@ def data(
     load = Load(
         first, image_px, batch, threads or rank_cores(), batches, read, read_ahead, slow_read_ms
     )
-    data.measure(load, others, turns, cold=cold)
+    data.measure(load, others, turns, cold=cold, minutes=minutes)
 
 
 @verb(app, LADDER, passes_flags=True)
 def ladder(
     context: Context,
-    minutes: float = Option(10.0, callback=positive, help="at most, compiling included"),
+    minutes: float = MINUTES,
     out: Path = Option(Path("bench/ladder"), metavar="DIR", help="for ladder.json and ladder.html"),
 ) -> None:
     """Measure each part of a step and its limit on this machine."""
@@ -138,4 +172,90 @@ def ladder(
     show_ladder.run(config, context.args, minutes=minutes, folder=out)
 
 
-app.add_typer(bench_arms.app)
+@verb(app, SWEEP, passes_flags=True)
+def sweep(
+    context: Context,
+    minutes: float = MINUTES,
+    ranks: int | None = Option(None, min=1, metavar="N",
+        help="on this node (default: its GPUs, or 1)"),
+    arm: list[str] = Option([], metavar="WHAT",
+        help="section.key=value, python=PATH, commit=REV, or several in quotes; may be repeated"),
+    may_change_result: bool = Option(False, "--may-change-result",
+        help="allow settings that may change the accuracy in best.yaml"),
+    out: Path = Option(Path("bench/sweep"), metavar="DIR",
+        help="for sweep.json, best.yaml and logs"),
+    launch: str | None = LAUNCH,
+    host: str | None = HOST,
+) -> None:  # fmt: skip
+    """Compare variants of a config in turns, and write the fastest."""
+    from harness.config import load
+
+    # Check the config before torch is imported, which takes seconds.
+    load.load(context.args, prog="harness bench sweep")
+    from harness.bench.sweep import show_sweep
+
+    show_sweep.run(
+        _base(context.args, ranks or _gpus() or 1, launch, host), arm,
+        minutes=minutes, folder=out, may_change_result=may_change_result,
+    )  # fmt: skip
+
+
+@verb(app, SCALING, passes_flags=True)
+def scaling(
+    context: Context,
+    minutes: float = MINUTES,
+    ranks: str | None = Option(None, metavar="N,N,...",
+        help="numbers of ranks (default: 1, 2, 4 ... up to this node's GPUs, or cores)"),
+    per_node: int | None = Option(None, min=1, metavar="N",
+        help="ranks of a node, which share its cores (default: all ranks)"),
+    out: Path = Option(Path("bench/scaling"), metavar="DIR",
+        help="for scaling.json, scaling.html and logs"),
+    launch: str | None = LAUNCH,
+    host: str | None = HOST,
+) -> None:  # fmt: skip
+    """Measure weak and strong scaling on 1, 2, 4 ... ranks."""
+    from harness.config import load
+
+    numbers = _numbers(ranks) if ranks else []
+    # Check the config before torch is imported, which takes seconds.
+    load.load(context.args, prog="harness bench scaling")
+    from harness.bench.sweep import show_scaling
+
+    numbers = numbers or _doubling(_gpus() or rank_cores())
+    show_scaling.run(
+        _base(context.args, max(numbers), launch, host), numbers,
+        minutes=minutes, folder=out, per_node=per_node or max(numbers),
+    )  # fmt: skip
+
+
+def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> Variant:
+    from harness.bench.sweep.variant import Variant
+
+    if "RANK" in os.environ:
+        raise BadInput("torchrun: this verb starts its ranks itself; run it directly, with --ranks")
+    base = Variant("base", tuple(flags), ranks=ranks)
+    if launch is None:
+        return base
+    return replace(base, launch=tuple(shlex.split(launch)), host=host or socket.gethostname())
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the numbers of a text such as `1,2,4`, sorted."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise BadInput(f"--ranks: write numbers from 1 on, as 1,2,4, not {text}")
+    return numbers
+
+
+def _doubling(largest: int) -> list[int]:
+    """Return 1, 2, 4 ... up to and including the largest number."""
+    return sorted({*(2**n for n in range(largest.bit_length())), largest})
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from typer import Argument, Context, Option
 
 from harness.commands.parser import group, verb
+
+if TYPE_CHECKING:
+    from harness.config import Config
 
 VERBS = ("machine", "resume", "nodes")
 MACHINE = """\
@@ -36,6 +41,23 @@ def with_default_verb(argv: list[str]) -> list[str]:
     return argv
 
 
+def read_config(args: Sequence[str]) -> Config:
+    """Return the config that the arguments describe; imports no torch.
+
+    It may lack folders of images: everything but the data can be checked without them.
+
+    Raises:
+        BadInput: no such file, unknown key, wrong type, out of range, contradiction.
+    """
+    from harness.config import load
+    from harness.config.rules import check
+
+    config = load.read(args, prog="harness doctor")
+    folders = {name: getattr(config.data, name) or "demo" for name in ("train", "val")}
+    check(config.model_copy(update={"data": config.data.model_copy(update=folders)}))
+    return config
+
+
 app = group("doctor", "Look at this machine before a run.")
 
 
@@ -47,8 +69,6 @@ def machine(
         help="number on each node (default: as many as Slurm allocated)"),
 ) -> None:  # fmt: skip
     """Check whether this machine is fit for a run, and how fast it is; the default."""
-    from harness.doctor.arguments import read_config
-
     config = read_config(context.args)  # checked before torch is imported
     from harness.doctor import machine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from harness.config import Config
 from harness.config.rules import compiles
 from harness.distributed import World
+from harness.errors import HarnessError
+from harness.system.deadline import NoAnswer, within
 from harness.system.process import core_share
 
 Status = Literal["not checked", "green", "yellow", "red"]
@@ -116,6 +118,24 @@ def red(name: str, value: str, do: str) -> Check:
 def not_checked(name: str, reason: str) -> Check:
     """Return a check that was skipped, with the reason."""
     return Check(name=name, status="not checked", value=reason)
+
+
+def measured(limit_s: float, measure: Callable[[], Facts], path: object = None) -> Facts:
+    """Return the facts that `measure` returns, or as `error` why there are none.
+
+    Args:
+        limit_s: time limit; the function runs in a forked process, which may hang.
+        path: what is measured, for the error.
+    """
+    try:
+        return within(limit_s, measure)
+    except NoAnswer as error:
+        where, reason = path, str(error)
+    except HarnessError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        where, reason = path and (error.filename or path), error.strerror or str(error)
+    return {"error": f"{where}: {reason}" if where else reason}
 
 
 def worst(checks: Sequence[Check]) -> Status:

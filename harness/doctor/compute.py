@@ -21,19 +21,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def collect(run: PlannedRun) -> Facts:
     """Return this rank's cores, its matrix product rate, and the model's bounds and sizes."""
-    return _cores(run) | _compute(run)
-
-
-def _cores(run: PlannedRun) -> Facts:
-    return {
-        "cores": sorted(os.sched_getaffinity(0)),
-        "cores_quota": cpu_quota(),
-        "cores_of_rank": run.cores,
-        "local_ranks": run.local_ranks,
-    }
-
-
-def _compute(run: PlannedRun) -> Facts:
     config, device = run.config, run.world.device
     # A single process that runs before the ranks measures the GPUs of all of them.
     all_gpus = device.type == "cuda" and run.world.size == 1
@@ -52,6 +39,10 @@ def _compute(run: PlannedRun) -> Facts:
     with torch.device("meta"):
         network = build(config.model, MODELS[config.model.name].classes)
     return {
+        "cores": sorted(os.sched_getaffinity(0)),
+        "cores_quota": cpu_quota(),
+        "cores_of_rank": run.cores,
+        "local_ranks": run.local_ranks,
         "matmul_tflops": [rate / 1e12 for rate in flops],
         "precision": precision,
         "images_per_second_bound": training_bound(config, device.type, sum(flops)),

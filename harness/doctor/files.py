@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,18 @@ from harness.data.index import cache_folder
 from harness.data.prepare.sample import some_files
 from harness.data.sets import demo_folder
 from harness.doctor import limits
-from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
-from harness.errors import HarnessError
+from harness.doctor.check import (
+    Check,
+    Facts,
+    PlannedRun,
+    green,
+    measured,
+    not_checked,
+    red,
+    span,
+    yellow,
+)
 from harness.monitor import probes
-from harness.system.deadline import NoAnswer, within
 
 MIB, GIB = 2**20, 2**30
 SHM = Path("/dev/shm")
@@ -30,9 +39,10 @@ def collect(run: PlannedRun) -> Facts:
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
     }
     if run.world.local_rank == 0:
+        infiniband = Path("/sys/class/infiniband")
         facts |= {
-            "shm_free_gib": _shm_free_gib(),
-            "infiniband": _infiniband(),
+            "shm_free_gib": shutil.disk_usage(SHM).free / GIB if SHM.exists() else None,
+            "infiniband": infiniband.is_dir() and any(infiniband.iterdir()),
             "run_folder": _disk(lambda: Path(run.config.run.root), limits.RUN_FOLDER_MIB),
             "cache_folder": _disk(cache_folder, limits.CACHE_MIB),
             "temporary_folder": _disk(_temporary, limits.CACHE_MIB),
@@ -52,18 +62,6 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
         _judge_cache("temporary folder", first["temporary_folder"], "set TMPDIR to a local disk"),
         _judge_data(ranks, run),
     ]
-
-
-def _shm_free_gib() -> float | None:
-    try:
-        return shutil.disk_usage(SHM).free / GIB
-    except OSError:
-        return None
-
-
-def _infiniband() -> bool:
-    folder = Path("/sys/class/infiniband")
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _temporary() -> Path:
@@ -87,26 +85,14 @@ def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
             "error": None,
         }
 
-    try:
-        return within(limits.WRITE_DEADLINE_S, measure)
-    except NoAnswer as error:
-        return {"error": str(error)}
-    except OSError as error:
-        return {"error": error.strerror or str(error)}
-    except HarnessError as error:
-        return {"error": str(error)}
+    return measured(limits.WRITE_DEADLINE_S, measure)
 
 
 def _file_system(path: Path) -> str:
     """Return the type of the file system that holds a path, such as ext4 or nfs4."""
-    best, kind, real = "", "unknown", os.path.realpath(path)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mount = before.split()[4].encode().decode("unicode_escape")
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, after.split()[0]
-    return kind
+    command = ["df", "--output=fstype", str(path)]
+    printed = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return printed[-1] if printed else "unknown"
 
 
 def _data(run: PlannedRun) -> Facts:
@@ -139,14 +125,7 @@ def _data(run: PlannedRun) -> Facts:
             "path": str(root),
         }
 
-    try:
-        return within(limits.READ_DEADLINE_S, measure)
-    except NoAnswer as error:
-        return {"error": f"{name}: {error}"}
-    except HarnessError as error:
-        return {"error": str(error)}
-    except OSError as error:
-        return {"error": f"{error.filename or name}: {error.strerror}"}
+    return measured(limits.READ_DEADLINE_S, measure, name)
 
 
 def _judge_shm(facts: Facts, run: PlannedRun) -> Check:
@@ -170,19 +149,17 @@ def _judge_shm(facts: Facts, run: PlannedRun) -> Check:
 
 
 def _judge_open_files(ranks: Sequence[Facts], run: PlannedRun) -> Check:
-    data = run.config.data
-    limit = min(facts["open_files"] for facts in ranks)
+    data, limit = run.config.data, min(facts["open_files"] for facts in ranks)
     need = limits.OTHER_OPEN_FILES
     if data.source == "dali" and data.read == "mmap":
         # Each image that DALI may be working on is memory-mapped, which keeps its file open.
-        images = run.config.train.max_local_batch or run.local_images
+        images = min(run.config.train.max_local_batch or run.local_images, run.local_images)
         batches = 2 * data.prefetch_batches + 2 + data.read_ahead_batches
-        need += batches * (min(images, run.local_images) + run.config.eval.local_batch)
+        need += batches * (images + run.config.eval.local_batch)
     value = f"{limit:,} allowed, up to {need:,} needed"
     if 0 <= limit < need:
-        return red(
-            "open files", value, f"ulimit -Hn {2 * need} before the start; or --data.read pread"
-        )
+        do = f"ulimit -Hn {2 * need} before the start; or --data.read pread"
+        return red("open files", value, do)
     return green("open files", value)
 
 

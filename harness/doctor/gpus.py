@@ -1,19 +1,25 @@
-"""Check that all GPUs are present, healthy, and as fast as they can be."""
+"""Check that all GPUs are present, healthy, and as fast as they can be.
+
+A fact that the driver, the GPU or pynvml does not support is None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
-from harness.doctor.inventory import DriverError, inventory
-from harness.monitor.gpus import HARMLESS, SLOWED, Nvml, gpu_uuid
+from harness.monitor.environment import GIB
+from harness.monitor.gpus import HARMLESS, SLOWED, SM_CLOCK, WITHOUT_RESERVED, Nvml, call, gpu_uuid
+from harness.system.deadline import NoAnswer, within
 
 Gpus = list[dict[str, Any]]
+_MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS; NVML refuses the numbers that a GPU does not have
+_UNCORRECTED_NOW = (1, 0)  # NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC
+_NOTHING: Facts = {"driver_error": None, "driver": None, "driver_cuda": None, "gpus": []}
 
 
 def collect(run: PlannedRun) -> Facts:
@@ -22,16 +28,8 @@ def collect(run: PlannedRun) -> Facts:
     facts["own_gpu"] = _own_gpu(run.world.device)
     if run.world.local_rank:
         return facts
-    facts |= {"gpus": []}
-    facts |= dict.fromkeys(("driver_error", "driver", "driver_cuda", "cuda_error"))
-    try:
-        driver = inventory(limits.NVML_S)
-    except DriverError as error:
-        return facts | {"driver_error": str(error)}
-    if driver is None:
-        return facts
-    gpus = [asdict(gpu) for gpu in driver.gpus]
-    facts |= {"driver": driver.version, "driver_cuda": driver.cuda, "gpus": gpus}
+    facts |= {"cuda_error": None} | inventory(limits.NVML_S)
+    gpus = facts["gpus"]
     if gpus and run.wants_gpu and not torch.cuda.is_available():
         facts["cuda_error"] = _cuda_error()
     elif run.world.on_gpu:
@@ -62,6 +60,78 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     if not gpus:
         return [green("GPUs", f"{usable}; NVML is not installed, so nothing more is known")]
     return [judge_one(gpus) for judge_one in _GPU_JUDGES]
+
+
+def inventory(limit_s: float) -> Facts:
+    """Return the driver and all its GPUs, also those of other jobs; nothing if NVML is missing.
+
+    Returns:
+        driver, driver_cuda: the driver's version, and the newest CUDA that it supports.
+        driver_error: what NVML reports, or that it does not answer within `limit_s` seconds.
+        gpus: as `gpu_facts` returns them.
+    """
+    try:
+        # The forked process initializes NVML itself: NVML does not survive a fork.
+        return within(limit_s, _inventory)
+    except NoAnswer as error:
+        return _NOTHING | {"driver_error": str(error)}
+
+
+def _inventory() -> Facts:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        gpus = [gpu_facts(Nvml(handle=handle)) for handle in handles]
+    except pynvml.NVMLError_LibraryNotFound:
+        return _NOTHING
+    except pynvml.NVMLError as error:
+        return _NOTHING | {"driver_error": str(error)}
+    cuda = call("nvmlSystemGetCudaDriverVersion_v2")
+    return _NOTHING | {
+        "driver": call("nvmlSystemGetDriverVersion"),
+        "driver_cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "gpus": gpus,
+    }
+
+
+def gpu_facts(gpu: Nvml) -> dict[str, Any]:
+    """Return the state of one GPU."""
+    memory = gpu.read("nvmlDeviceGetMemoryInfo", WITHOUT_RESERVED)
+    cap = gpu.read("nvmlDeviceGetEnforcedPowerLimit")  # the lowest of all limits that apply
+    if cap is None:
+        cap = gpu.read("nvmlDeviceGetPowerManagementLimit")
+    default_cap = gpu.read("nvmlDeviceGetPowerManagementDefaultLimit")
+    ecc, mig = gpu.read("nvmlDeviceGetCurrentEccMode"), gpu.read("nvmlDeviceGetMigMode")
+    pages = gpu.read("nvmlDeviceGetRetiredPagesPendingStatus")
+    rows = gpu.read("nvmlDeviceGetRemappedRows")  # corrected, uncorrected, pending, failed
+    states = [gpu.read("nvmlDeviceGetNvLinkState", link) for link in range(_MOST_LINKS)]
+    links = [state for state in states if state is not None]
+    return {
+        "name": gpu.read("nvmlDeviceGetName") or "unnamed GPU",
+        "uuid": gpu.read("nvmlDeviceGetUUID") or "",
+        "mig": bool(mig and mig[0]),
+        "memory_gib": None if memory is None else memory.total / GIB,
+        "memory_used_gib": gpu.memory_used_gib(),
+        "clock_mhz": gpu.read("nvmlDeviceGetClockInfo", SM_CLOCK),
+        "max_clock_mhz": gpu.read("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
+        "power_cap_w": None if cap is None else cap / 1000,
+        "default_power_cap_w": None if default_cap is None else default_cap / 1000,
+        # Reasons for reduced clocks now: keys of `monitor.gpus.SLOWED`.
+        "slowed": gpu.slowed() or (),
+        "ecc": None if ecc is None else bool(ecc),
+        # Since the driver was loaded.
+        "uncorrected_errors": gpu.read("nvmlDeviceGetTotalEccErrors", *_UNCORRECTED_NOW),
+        # Rows or pages of memory wait for a reset to be replaced, or cannot be.
+        "repair_pending": bool(pages or (rows and any(rows[2:]))),
+        "pcie_width": gpu.read("nvmlDeviceGetCurrPcieLinkWidth"),
+        "max_pcie_width": gpu.read("nvmlDeviceGetMaxPcieLinkWidth"),
+        "max_pcie_generation": gpu.read("nvmlDeviceGetMaxPcieLinkGeneration"),
+        # If no link is up, the GPU could have an NVLink bridge but has none.
+        "nvlinks": len(links) if any(links) else None,
+        "nvlinks_active": sum(links) if any(links) else None,
+    }
 
 
 def _own_gpu(device: torch.device) -> Facts:
@@ -102,14 +172,13 @@ def _known(gpus: Gpus, field: str) -> list[float]:
     return [gpu[field] for gpu in gpus if gpu[field] is not None]
 
 
-def _numbers(gpus: Gpus, bad: Callable[[dict[str, Any]], bool]) -> str:
-    """Return the numbers of the GPUs for which `bad` is true, as nvidia-smi counts them."""
-    return "GPU " + ", ".join(str(number) for number, gpu in enumerate(gpus) if bad(gpu))
+def _which(bad: Sequence[Any]) -> str:
+    """Return the numbers of the GPUs whose value is true, as nvidia-smi counts them."""
+    return "GPU " + ", ".join(str(number) for number, value in enumerate(bad) if value)
 
 
 def _judge_models(gpus: Gpus) -> Check:
-    names = sorted({gpu["name"] for gpu in gpus})
-    memory = _known(gpus, "memory_gib")
+    names, memory = sorted({gpu["name"] for gpu in gpus}), _known(gpus, "memory_gib")
     size = f", {span(memory, '.0f')} GiB each" if memory else ""
     value = f"{len(gpus)} x {' and '.join(names)}{size}"
     if len(names) > 1:
@@ -120,40 +189,46 @@ def _judge_models(gpus: Gpus) -> Check:
         return yellow(
             "GPUs", f"{value}, cut by MIG", "results would be those of a slice: switch MIG off"
         )
-    used = _known(gpus, "memory_used_gib")
-    if used and max(used) > limits.MEMORY_USED_GIB:
-        which = _numbers(gpus, lambda gpu: (gpu["memory_used_gib"] or 0) > limits.MEMORY_USED_GIB)
-        what = f"{value}; {which}: {max(used):.1f} GiB in use"
+    used = [gpu["memory_used_gib"] or 0.0 for gpu in gpus]
+    if any(busy := [gib > limits.MEMORY_USED_GIB for gib in used]):
+        what = f"{value}; {_which(busy)}: {max(used):.1f} GiB in use"
         return yellow("GPUs", what, "another process uses it: see nvidia-smi")
     return green("GPUs", value)
 
 
 def _judge_clocks(gpus: Gpus) -> Check:
-    now, highest = _known(gpus, "clock_mhz"), _known(gpus, "max_clock_mhz")
+    name, now, highest = (
+        "GPU clocks, power",
+        _known(gpus, "clock_mhz"),
+        _known(gpus, "max_clock_mhz"),
+    )
     cap, default = _known(gpus, "power_cap_w"), _known(gpus, "default_power_cap_w")
     parts = [f"{span(now)} MHz now"] if now else []
     parts += [f"at most {span(highest)} MHz"] if highest else []
     parts += [f"power cap {span(cap)} W of {span(default)} W"] if cap and default else []
-    value = ", ".join(parts) or "the driver does not report them"
-
-    def capped(gpu: dict[str, Any]) -> bool:
-        cap, default = gpu["power_cap_w"], gpu["default_power_cap_w"]
-        return bool(cap and default and cap < limits.POWER_CAP * default)
-
-    if any(map(capped, gpus)):
-        value = f"{value} ({_numbers(gpus, capped)})"
-        return yellow("GPU clocks, power", value, "report the cap with results, or nvidia-smi -pl")
-    return green("GPU clocks, power", value) if parts else not_checked("GPU clocks, power", value)
+    if not parts:
+        return not_checked(name, "the driver does not report them")
+    value = ", ".join(parts)
+    capped = [
+        (gpu["power_cap_w"] or 1e9) < limits.POWER_CAP * (gpu["default_power_cap_w"] or 0.0)
+        for gpu in gpus
+    ]
+    if any(capped):
+        what = f"{value} ({_which(capped)})"
+        return yellow(name, what, "report the cap with results, or nvidia-smi -pl")
+    return green(name, value)
 
 
 def _judge_slowed(gpus: Gpus) -> Check:
-    bad = [reason for reason in SLOWED if reason not in HARMLESS]
-    reasons = [reason for reason in bad if any(reason in gpu["slowed"] for gpu in gpus)]
-    if not reasons:
+    which = {
+        reason: slowed
+        for reason in SLOWED
+        if reason not in HARMLESS and any(slowed := [reason in gpu["slowed"] for gpu in gpus])
+    }
+    if not which:
         return green("GPU throttling", "none right now")
-    which = {reason: _numbers(gpus, lambda gpu: reason in gpu["slowed"]) for reason in reasons}  # noqa: B023
-    value = "; ".join(f"{which[reason]}: {SLOWED[reason]}" for reason in reasons)
-    if any(reason.startswith("hw_") for reason in reasons):
+    value = "; ".join(f"{_which(slowed)}: {SLOWED[reason]}" for reason, slowed in which.items())
+    if any(reason.startswith("hw_") for reason in which):
         return red(
             "GPU throttling", value, "the cooling or the power supply is faulty: take another node"
         )
@@ -161,18 +236,18 @@ def _judge_slowed(gpus: Gpus) -> Check:
 
 
 def _judge_errors(gpus: Gpus) -> Check:
-    errors = _known(gpus, "uncorrected_errors")
+    name, errors = "GPU memory errors", [gpu["uncorrected_errors"] for gpu in gpus]
+    if any(errors):
+        total = sum(number or 0 for number in errors)
+        what = f"{total} uncorrected since the driver was loaded ({_which(errors)})"
+        return red(name, what, "take another node; this GPU needs a reset")
+    if any(pending := [gpu["repair_pending"] for gpu in gpus]):
+        what = f"{_which(pending)}: memory repair is pending or has failed"
+        return yellow(name, what, "have the GPU reset before a long run")
     ecc = {True: "on", False: "off", None: "not supported"}
     state = " and ".join(sorted({ecc[gpu["ecc"]] for gpu in gpus}))
-    if sum(errors):
-        which = _numbers(gpus, lambda gpu: bool(gpu["uncorrected_errors"]))
-        what = f"{int(sum(errors))} uncorrected since the driver was loaded ({which})"
-        return red("GPU memory errors", what, "take another node; this GPU needs a reset")
-    if any(gpu["repair_pending"] for gpu in gpus):
-        which = _numbers(gpus, lambda gpu: bool(gpu["repair_pending"]))
-        what = f"{which}: memory repair is pending or has failed"
-        return yellow("GPU memory errors", what, "have the GPU reset before a long run")
-    return green("GPU memory errors", f"{'none' if errors else 'not counted'}; ECC is {state}")
+    counted = any(number is not None for number in errors)
+    return green(name, f"{'none' if counted else 'not counted'}; ECC is {state}")
 
 
 def _judge_nvlink(gpus: Gpus) -> Check:
@@ -180,10 +255,9 @@ def _judge_nvlink(gpus: Gpus) -> Check:
     if not active:
         return not_checked("NVLink", "the driver lists no links: GPUs talk over PCIe")
     value = f"{span(active)} links up of {span(_known(gpus, 'nvlinks'))} per GPU"
-    if len(set(active)) > 1 or len(active) < len(gpus):
-        few = max(active)
-        which = _numbers(gpus, lambda gpu: (gpu["nvlinks_active"] or 0) < few)
-        return yellow("NVLink", f"{value}; fewer: {which}", "a link is down: take another node")
+    if any(fewer := [(gpu["nvlinks_active"] or 0) < max(active) for gpu in gpus]):
+        what = f"{value}; fewer: {_which(fewer)}"
+        return yellow("NVLink", what, "a link is down: take another node")
     return green("NVLink", value)
 
 
@@ -194,15 +268,9 @@ def _judge_pcie(gpus: Gpus) -> Check:
     generation = _known(gpus, "max_pcie_generation")
     value = f"x{span(width, '.0f')} of x{span(widest, '.0f')}"
     value += f", generation {span(generation, '.0f')}" if generation else ""
-
-    def narrow(gpu: dict[str, Any]) -> bool:
-        return bool((gpu["pcie_width"] or 0) < (gpu["max_pcie_width"] or 0))
-
-    if any(map(narrow, gpus)):
-        what = f"{value} ({_numbers(gpus, narrow)})"
-        return yellow(
-            "PCIe", what, "images arrive slower: the card is badly seated, or its slot is narrow"
-        )
+    if any(narrow := [(gpu["pcie_width"] or 0) < (gpu["max_pcie_width"] or 0) for gpu in gpus]):
+        do = "images arrive slower: the card is badly seated, or its slot is narrow"
+        return yellow("PCIe", f"{value} ({_which(narrow)})", do)
     return green("PCIe", value)
 
 

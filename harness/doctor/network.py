@@ -6,15 +6,14 @@ import socket
 import ssl
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
 from harness.doctor import limits
-from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, green, measured, not_checked, red, yellow
 from harness.logging.wandb_run import choose_mode, has_key, server
 from harness.monitor import probes
-from harness.system.deadline import NoAnswer, within
 
 
 def collect(run: PlannedRun) -> Facts:
@@ -71,12 +70,10 @@ def _rank_0(run: PlannedRun) -> Facts:
     name, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
     if not name:
         return {"skipped": "a single process"}
-    try:
-        address = within(limits.LOOKUP_S, partial(_resolve, name))
-    except NoAnswer as error:
-        return {"error": f"{name}: {error} from the name service"}
-    except OSError as error:
-        return {"error": f"{name}: does not resolve ({error.strerror})"}
+    lookup = measured(limits.LOOKUP_S, partial(_resolve, name))
+    if "error" in lookup:
+        return {"error": f"{name}: does not resolve ({lookup['error']})"}
+    address = lookup["address"]
     if "RANK" not in environ or not port.isdigit():
         return {"value": f"{name} is {address}; its port is open once the job runs"}
     if run.world.is_main and "TORCHELASTIC_RUN_ID" not in environ:
@@ -94,8 +91,8 @@ def _rank_0(run: PlannedRun) -> Facts:
     return {"error": f"{name} ({address}) port {port}: {reason}, for {limits.PORT_S:.0f} s"}
 
 
-def _resolve(name: str) -> str:
-    return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+def _resolve(name: str) -> Facts:
+    return {"address": socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]}
 
 
 def _wandb(run: PlannedRun) -> Facts:
@@ -106,17 +103,11 @@ def _wandb(run: PlannedRun) -> Facts:
         return {"mode": mode, "reason": reason}
     address = server(environ)
     facts: Facts = {"mode": mode, "server": address, "key": has_key(environ)}
-    try:
-        took_s = within(limits.LOOKUP_S, partial(_connect, address, environ))
-    except NoAnswer as error:
-        return facts | {"error": str(error)}
-    except OSError as error:
-        return facts | {"error": error.strerror or str(error)}
-    return facts | {"ms": 1e3 * took_s}
+    return facts | measured(limits.LOOKUP_S, partial(_connect, address))
 
 
-def _connect(address: str, environ: Mapping[str, str]) -> float:
-    """Connect to the server, or to the proxy in front of it; return the seconds that it took."""
+def _connect(address: str) -> Facts:
+    """Connect to the server, or to the proxy in front of it; return how long that took."""
     url = urlsplit(address)
     secure = url.scheme == "https"
     proxy = urllib.request.getproxies().get(url.scheme)
@@ -127,7 +118,7 @@ def _connect(address: str, environ: Mapping[str, str]) -> float:
     with socket.create_connection((url.hostname, port), timeout=limits.CONNECT_S) as plain:
         if secure:
             ssl.create_default_context().wrap_socket(plain, server_hostname=url.hostname).close()
-    return time.perf_counter() - began
+    return {"ms": 1e3 * (time.perf_counter() - began)}
 
 
 def _judge_all_reduce(ranks: Sequence[Facts], run: PlannedRun) -> Check:

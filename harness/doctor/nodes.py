@@ -51,7 +51,12 @@ def join(paths: Sequence[Path]) -> int:
         BadInput: a file cannot be read.
     """
     nodes = [node for path in paths for node in read(path)]
-    findings = [*_red(nodes), *outliers(nodes)]
+    findings = [
+        Finding(node.host, "red", f"{check.name}: {check.value}; -> {check.do}")
+        for node in nodes
+        for check in node.checks
+        if check.status == "red"
+    ] + outliers(nodes)
     _print_table(nodes)
     for finding in findings:
         text = f"{finding.status}: {finding.host}: {finding.message}"
@@ -103,27 +108,19 @@ def outliers(nodes: Sequence[Node]) -> list[Finding]:
             margin_pct = limits.CPU_OUTLIER_PCT
         for number, (host, rate) in enumerate(rates):
             others = [other for _, other in rates[:number] + rates[number + 1 :]]
-            if others and rate < (1 - margin_pct / 100) * statistics.median(others):
-                below = 100 * (1 - rate / statistics.median(others))
+            usual = statistics.median(others or [rate])
+            if rate < (1 - margin_pct / 100) * usual:
                 message = (
-                    f"{name} {rate:,.4g}, {below:.0f} % below the median of the others, "
-                    f"{statistics.median(others):,.4g} (margin {margin_pct:.0f} %)"
+                    f"{name} {rate:,.4g}, {100 * (1 - rate / usual):.0f} % below the median of the "
+                    f"others, {usual:,.4g} (margin {margin_pct:.0f} %)"
                 )
                 findings.append(Finding(host, "yellow", message))
     return findings
 
 
-def _red(nodes: Sequence[Node]) -> list[Finding]:
-    return [
-        Finding(node.host, "red", f"{check.name}: {check.value}; -> {check.do}")
-        for node in nodes
-        for check in node.checks
-        if check.status == "red"
-    ]
-
-
 def _unequal(nodes: Sequence[Node], name: str) -> list[Finding]:
-    values = [(node.host, _text(node.facts.get(name))) for node in nodes]
+    known = [(node.host, node.facts.get(name)) for node in nodes]
+    values = [(host, "unknown" if value is None else str(value)) for host, value in known]
     counts = Counter(value for _, value in values)
     if len(counts) < 2:
         return []
@@ -136,10 +133,6 @@ def _unequal(nodes: Sequence[Node], name: str) -> list[Finding]:
         for host, value in values
         if value != usual or most == second
     ]
-
-
-def _text(value: Any) -> str:
-    return "unknown" if value is None else str(value)
 
 
 def _print_table(nodes: Sequence[Node]) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 
-from harness.doctor.check import SEVERITY, Check, Facts, Status, worst
+from harness.doctor.check import SEVERITY, Check, Facts, Status
 from harness.system.console import count, out
 
 SCHEMA_VERSION = 1
@@ -89,7 +89,8 @@ def comparable_facts(ranks: Sequence[Facts]) -> dict[str, Any]:
 
 def show(report: Report, command: str) -> None:
     """Print one line per check, where it is worst; then the verdict and next command."""
-    lines = [_line(report, name) for name in _names(report)]
+    names = dict.fromkeys(check.name for check in report.all_checks())
+    lines = [_line(report, name) for name in names]
     if out.is_terminal:
         table = Table(box=None, pad_edge=False, show_header=False)
         for status, name, text in lines:
@@ -117,10 +118,6 @@ def _verdict(report: Report, command: str) -> str:
     return f"green {took}. next: {command}"
 
 
-def _names(report: Report) -> list[str]:
-    return list(dict.fromkeys(check.name for check in report.all_checks()))
-
-
 def _line(report: Report, name: str) -> tuple[Status, str, str]:
     """Return status, name and text of the check with this name, for the host where it is worst."""
     checks = [check for check in report.all_checks() if check.name == name]
@@ -137,9 +134,3 @@ def _line(report: Report, name: str) -> tuple[Status, str, str]:
 def _sum(reads: Sequence[Facts], name: str) -> float | None:
     values = [read[name] for read in reads if name in read]
     return sum(values) if values else None
-
-
-def overall_status(checks: Sequence[Check]) -> Status:
-    """Return the worst status; green if nothing was checked."""
-    status = worst(checks)
-    return "green" if status == "not checked" else status

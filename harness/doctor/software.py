@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -34,7 +34,10 @@ def collect(run: PlannedRun) -> Facts:
         | {"harness": harness.__version__, "git_commit": commit, "git_dirty": dirty},
         "dali": vars(dali_info.installed()),
         "nccl_available": torch.distributed.is_nccl_available(),
-        "compiler": _compiler(run),
+        # Once per node; None if the run compiles nothing.
+        "compiler": compilers.attempt(on_gpu=run.world.on_gpu)
+        if run.compiles and not run.world.local_rank
+        else None,
     }
 
 
@@ -58,13 +61,6 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
 def judge_all(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     """Return the checks that concern all ranks together."""
     return [_agree(ranks), _world_size(ranks, run)]
-
-
-def _compiler(run: PlannedRun) -> tuple[str, str] | None:
-    """Try the compiler, once per node; return None if the run compiles nothing."""
-    if run.world.local_rank or not run.compiles:
-        return None
-    return compilers.attempt(on_gpu=run.world.on_gpu)
 
 
 def judge_compiler(trial: tuple[str, str] | None) -> Check:
@@ -158,10 +154,9 @@ def _world_size(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     return green("world size", f"{size}: as Slurm gave")
 
 
-def _count(environ: object, *names: str) -> int | None:
+def _count(environ: Mapping[str, str], *names: str) -> int | None:
     """Return the number in the first of these variables that holds one, or None."""
-    assert hasattr(environ, "get")
-    return next((int(environ.get(n)) for n in names if str(environ.get(n, "")).isdigit()), None)
+    return next((int(environ[n]) for n in names if environ.get(n, "").isdigit()), None)
 
 
 def _major(version: str | None) -> int:

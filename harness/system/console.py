@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
@@ -69,6 +70,14 @@ def _lines(items: Iterable[T], total: int, what: str, unit: str | None) -> Itera
             out.print(f"{what}: {done:,} of {total:,}{speed}, {(total - done) / rate:.0f} s left")
             next_line = now + PERIOD_S
         yield item
+
+
+def right_table(*head: str) -> Table:
+    """Return an empty table with these headings, whose columns but the first are right-aligned."""
+    table = Table(*head)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,30 @@
-"""The benches of the training loop, as a user types them, on the least that trains."""
+"""The benches of the training loop, as a user types them; and that each bench ends in time."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from helpers import TINY as TINY_RUN
+from hypothesis import given
+from hypothesis import strategies as st
 from ranks import python
+
+from harness.bench.ladder import ladder
+from harness.bench.ladder.rungs import Rung, Turn
+from harness.bench.sweep import pairs, scaling, show_scaling, sweep
+from harness.bench.sweep.pairs import Base
+from harness.bench.sweep.process import VariantProcess
+from harness.bench.sweep.scaling import Cell
+from harness.bench.sweep.variant import Variant
+from harness.bench.turns import TIME_OVER, interleave, report
+from harness.distributed import World
+from harness.system.console import out
 
 TINY = ["--model", "resnet20", "--image-px", "32", "--batch", "8", "--eager", "--turns", "2"]
 TINY += ["--threads", "1"]
@@ -80,3 +97,143 @@ def test_a_disk_without_room_is_no_measurement(disk: Path) -> None:
         == "error: a checkpoint could not be written, so that its cost cannot be measured\n"
     )
     assert not list(disk.iterdir())
+
+
+# no bench takes longer than --minutes, but for what is to be measured in any case
+
+
+class Clock:
+    """A clock that stands still but for the seconds that are spent on it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(scope="module")
+def clock() -> Any:
+    """One for all examples, of which each starts at its own time."""
+    made = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", made.perf_counter)
+        yield made
+
+
+SECONDS = st.integers(1, 50)
+
+
+@given(costs_s=st.lists(SECONDS, min_size=1, max_size=4), turns=st.integers(1, 9),
+       limit_s=st.integers(0, 500))  # fmt: skip
+def test_turns_end_in_time(clock: Clock, costs_s: list[int], turns: int, limit_s: int) -> None:
+    began, round_s = clock.now, sum(costs_s)
+
+    def once(cost_s: int) -> float:
+        clock.spend(cost_s)
+        return 1.0
+
+    things = {str(n): lambda cost_s=cost_s: once(cost_s) for n, cost_s in enumerate(costs_s)}
+    rates = interleave(things, turns, began + limit_s)
+    expected = max(1, min(turns, limit_s // round_s))
+    assert [*map(len, rates.values())] == [expected] * len(costs_s)
+    assert clock.now - began == expected * round_s
+
+
+def test_a_report_says_what_the_time_was_too_short_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for measured, message in (
+        (1, "the time was over after 1 turn of each, of 3, which say nothing of how much turns va"),
+        (2, "the time was over after 2 turns of each, of 3; give more --minutes"),
+        (3, None),
+    ):
+        with out.capture() as printed:
+            assert report({"a": [2.0] * measured, "b": [1.0] * measured}, "title", 3) == 2
+        assert (message or "title") in printed.get()
+        assert ("over" in printed.get()) == (message is not None)
+
+
+@given(costs_s=st.lists(SECONDS, min_size=1, max_size=4), limit_s=st.integers(0, 20_000))
+def test_a_ladder_ends_in_time(clock: Clock, costs_s: list[int], limit_s: int) -> None:
+    def rung(name: str, step_s: int) -> Rung:
+        def turn(steps: int) -> Turn:
+            clock.spend(5 + steps * step_s)
+            return Turn([], steps * step_s, 0.0)
+
+        return Rung(name, turn, 8)
+
+    alone = SimpleNamespace(from_main=lambda value: value, gather=lambda value: [value])
+    timed, began = [rung(str(n), cost_s) for n, cost_s in enumerate(costs_s)], clock.now
+    turns = ladder._in_rounds(timed, cast(World, alone), began + limit_s)
+    least_s = sum(3 * (5 + cost_s) for cost_s in costs_s)  # two turns to plan, one in any case
+    assert clock.now - began <= max(limit_s, least_s)
+    assert {len(turns[rung.name]) for rung in timed} <= set(range(1, 1000))
+
+
+class Process:
+    """A variant that takes so long to set up and trains at 100 images/s, or as its flags say."""
+
+    def __init__(self, clock: Clock, set_up_s: float, variant: Variant) -> None:
+        self.clock, self.set_up_s, self.facts = clock, set_up_s, {"on_gpu": True}
+        self.rate = float(variant.flags.get("speed", 100))
+
+    def ready(self) -> None:
+        self.clock.spend(self.set_up_s)
+
+    def turn(self, turn_s: float) -> float:
+        self.clock.spend(turn_s)
+        return self.rate
+
+    def end(self) -> dict[str, Any]:
+        return self.facts
+
+    def close(self) -> None:
+        pass
+
+
+@given(set_up_s=SECONDS, ranks=st.integers(1, 4), limit_s=st.integers(0, 5000))
+def test_scaling_ends_in_time_and_says_what_is_missing(
+    clock: Clock, set_up_s: int, ranks: int, limit_s: int
+) -> None:
+    def start(variant: Variant, log: Path) -> VariantProcess:
+        return cast(VariantProcess, Process(clock, set_up_s, variant))
+
+    cells = [Cell(("strong",), n + 1, 8) for n in range(ranks)]
+    began = clock.now
+    base = Variant("base", ())
+    scaling.measure(base, cells, until=began + limit_s, folder=Path(), start=start)
+    assert clock.now - began <= max(limit_s, set_up_s + scaling.MOST_TURN_S)
+    assert cells[0].rates
+    for cell in cells:
+        assert bool(cell.rates) == (cell.failed is None)
+        assert cell.failed in (None, TIME_OVER)
+    missing = [line for line in show_scaling.lines(cells) if TIME_OVER in line]
+    assert len(missing) == sum(not cell.rates for cell in cells)
+
+
+@given(set_up_s=SECONDS, speeds=st.lists(st.sampled_from([90, 120, 130]), min_size=1, max_size=5),
+       limit_s=st.integers(0, 5000))  # fmt: skip
+def test_a_sweep_ends_in_time_and_says_what_is_missing(
+    clock: Clock, set_up_s: int, speeds: list[int], limit_s: int
+) -> None:
+    def start(variant: Variant, log: Path) -> VariantProcess:
+        return cast(VariantProcess, Process(clock, set_up_s, variant))
+
+    def variants(base: Base) -> list[Variant]:
+        return [Variant(str(n), (), {"speed": str(speed)}) for n, speed in enumerate(speeds)]
+
+    began = clock.now
+    swept = sweep.sweep(
+        Variant("base", (*TINY_RUN, "--data.source", "synthetic")), variants,
+        until=began + limit_s, folder=Path(), may_change_result=False, start=start,
+    )  # fmt: skip
+    # The base is set up, then both of a pair, which are measured for three pairs at least.
+    least_s = 3 * set_up_s + 2 * pairs.LEAST_TURN_S + 6 * pairs.MOST_TURN_S
+    assert clock.now - began <= max(limit_s, 0) + least_s
+    first, *others = swept.trials
+    assert first.failed is None
+    assert {trial.failed for trial in others} <= {None, TIME_OVER}
+    if swept.best is None and limit_s > 20 * least_s:
+        assert max(speeds) < 100

@@ -23,13 +23,13 @@ from torch.profiler import ProfilerActivity
 
 from harness.bench.ladder.rungs import Rung, Turn
 from harness.bench.sweep import scaling
-from harness.bench.sweep.arms import named_arms
 from harness.bench.sweep.pairs import MOST_STARTS, Base
-from harness.bench.sweep.process import WORKERS, Variant, VariantFailed, VariantProcess, worker_in
+from harness.bench.sweep.process import VariantFailed, VariantProcess
 from harness.bench.sweep.scaling import Cell, cells_of, efficiencies
 from harness.bench.sweep.show_sweep import best_yaml
 from harness.bench.sweep.sweep import Swept, largest_batch, sweep
 from harness.bench.sweep.switches import candidates
+from harness.bench.sweep.variant import WORKERS, Variant, read_variant, worker_in
 from harness.bench.sweep.worker import _launches
 from harness.config import load
 from harness.errors import BadInput
@@ -64,8 +64,8 @@ class Machine:
         self.turns = 0
         self.alive: list[Made] = []
 
-    def start(self, arm: Variant, log: Path) -> Made:
-        return Made(self, arm)
+    def start(self, arm: Variant, log: Path) -> VariantProcess:
+        return cast(VariantProcess, Made(self, arm))
 
     def rate(self, arm: Variant) -> float:
         self.turns += 1
@@ -212,13 +212,13 @@ def test_winners_are_put_together_and_measured_anew(tmp_path: Path) -> None:
     tried = [Variant(name, WORDS, dict([name.split("=")])) for name in speeds]
     found = swept(machine, tried, tmp_path)
     assert found.best is not None
-    assert found.best.arm.flags == {"data.threads": "2", "engine.bucket_mb": "1"}
+    assert found.best.variant.flags == {"data.threads": "2", "engine.bucket_mb": "1"}
     assert found.best.ratio == pytest.approx(1.2 * 1.3, rel=0.01)
     assert all(found.best is not trial for trial in found.trials)
     assert not machine.alive
     best = swept(machine, tried, tmp_path, any_result=True).best
     assert best is not None
-    assert best.arm.flags["engine.precision"] == "fp32"
+    assert best.variant.flags["engine.precision"] == "fp32"
 
 
 def test_where_nothing_is_faster_all_stays_as_it_was(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_winners_that_contradict_each_other_are_not_put_together(tmp_path: Path)
     machine = Machine({"optim.nesterov=true": 1.5, "optim.momentum=0": 1.4})
     found = swept(machine, [first, second], tmp_path)
     assert found.best is not None
-    assert found.best.arm.flags == {"optim.nesterov": "true"}
+    assert found.best.variant.flags == {"optim.nesterov": "true"}
 
 
 def test_what_does_not_fit_beside_the_base_is_measured_apart() -> None:
@@ -307,14 +307,14 @@ def test_every_switch_is_a_setting_that_training_takes(
             load.load([*words, f"--{key.replace('_', '-')}", value])
 
 
-def test_arms_are_read() -> None:
-    with named_arms(BASE) as arms:
-        read = arms.read(f"engine.bucket-mb=3 python={sys.executable} data.threads=2")
-        assert read.flags == {"engine.bucket_mb": "3", "data.threads": "2"}
-        assert read.python == Path(sys.executable)
-        here = arms.read("commit=HEAD")
-        assert worker_in(here.code) == WORKERS[0]
-    assert not here.code.exists()
+def test_arms_are_read(tmp_path: Path) -> None:
+    text = f"engine.bucket-mb=3 python={sys.executable} data.threads=2"
+    read = read_variant(text, BASE, tmp_path)
+    assert read.flags == {"engine.bucket_mb": "3", "data.threads": "2"}
+    assert read.python == Path(sys.executable)
+    here = read_variant("commit=HEAD", BASE, tmp_path)
+    assert worker_in(here.code) == WORKERS[0]
+    assert tmp_path in here.code.parents
 
 
 def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
@@ -336,9 +336,9 @@ def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
         ("commit=0123456789", "commit=0123456789"),
     ],
 )
-def test_an_arm_that_is_none_is_one_line(text: str, message: str) -> None:
-    with named_arms(BASE) as arms, pytest.raises(BadInput, match=message):
-        arms.read(text)
+def test_an_arm_that_is_none_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        read_variant(text, BASE, tmp_path)
 
 
 def bench(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -441,7 +441,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
         (("scaling", "--ranks", "1,two"), "--ranks: write numbers from 1 on"),
         (("scaling", "--engine.bukket-mb", "1"), "did you mean --engine.bucket-mb?"),
         (("scaling", *WORDS, "--ranks", "3"), "multiple of each number"),
-        (("sweep", *WORDS, "--out", "/proc/none"), "name another folder"),
+        (("sweep", *WORDS, "--out", "/proc/none"), "name a folder"),
     ],
 )
 def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:

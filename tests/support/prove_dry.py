@@ -72,15 +72,14 @@ def read(command: Command, *, refused: bool) -> None:
     from typer.core import TyperCommand
 
     from harness.__main__ import main
-    from harness.bench.sweep.arms import Arms
-    from harness.bench.sweep.process import Variant
+    from harness.bench.sweep.variant import Variant, read_variant
 
     with patch.object(TyperCommand, "invoke") as verb:  # the arguments are read before
         main(command[command.index("harness") + 1 :])
     (context,) = verb.call_args.args
     settle(context.args, refused=refused)
     for arm in context.params.get("arm", []):
-        Arms(Variant("base", tuple(context.args)), Path()).read(arm)
+        read_variant(arm, Variant("base", tuple(context.args)), Path())
 
 
 def settle(words: Sequence[str], *, refused: bool) -> None:

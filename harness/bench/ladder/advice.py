@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.bench.ladder import rungs
-from harness.bench.ladder.law import Part
-from harness.bench.ladder.summary import Ladder
+from harness.bench.ladder.summary import Ladder, Part
 from harness.trainer.resolve import FEW_IMAGES, Resolved, resolve_precision
 
 LARGE_KB = 60.0

@@ -17,18 +17,13 @@ from harness.bench.ladder import limits, rungs
 from harness.bench.ladder.advice import Change, first_change
 from harness.bench.ladder.rungs import Rung
 from harness.bench.ladder.summary import AllRanksTurn, Ladder, half_width_pct, summarize
-from harness.bench.loop import TIMEOUT_S, opened, world_of_bench
+from harness.bench.loop import opened, world_of_bench
+from harness.bench.turns import end_of, rounds
 from harness.distributed import World
-from harness.monitor.clock import Clock
-from harness.monitor.watchdog import Watchdog
 from harness.system.console import duration, out
-from harness.system.process import Signals, process_age_s
-from harness.trainer import setup
-from harness.trainer.control import StepControl, Vote
-from harness.trainer.loop import set_up
 
-LEAST_ROUNDS, ROUNDS = 3, 10
-"""The least number of rounds, and the number by which the time is divided."""
+FEW_ROUNDS, ROUNDS, MOST_ROUNDS = 3, 10, 1000
+"""With fewer rounds intervals are wide; the number by which the time is divided; the limit."""
 ENOUGH_PCT, ENOUGH_ROUNDS = 2.0, 5
 """A rung is timed no more once the half-width of its interval is below this percentage of the mean,
 after at least so many rounds."""
@@ -44,7 +39,7 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | No
 
     Args:
         config: of the run to measure; writes nothing to its run folder.
-        minutes: time for all, setup and compilation included; three rounds are done in any case.
+        minutes: time for all, setup and compilation included; one round is done in any case.
 
     Returns:
         The result on rank 0, None on all others.
@@ -52,19 +47,11 @@ def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | No
     Raises:
         BadInput: the config cannot be run here.
     """
-    until = time.perf_counter() - process_age_s() + 60 * minutes
-    world = world_of_bench(config.engine.backend)
+    until, world = end_of(minutes), world_of_bench(config.engine.backend)
     with opened(config, world) as run:
-        vote = Vote(TIMEOUT_S)
-        try:
-            control = StepControl(vote, Signals(), Watchdog(), lambda: False)
-            net = setup.network(run.resolved, run.train_set.classes)
-            t = set_up(run.resolved, net, Clock(world.device), control)
-            timed, missing = rungs.rungs(t, run.train_set)
-            bounds = limits.find(run.resolved, run.train_set.classes)
-            turns = _in_rounds(timed, world, until)
-        finally:
-            vote.close()
+        timed, missing = rungs.rungs(run.t, run.train_set)
+        bounds = limits.find(run.resolved, run.train_set.classes)
+        turns = _in_rounds(timed, world, until)
         if not world.is_main:
             return None
         dataset = run.train_set.dataset
@@ -82,30 +69,29 @@ def _in_rounds(timed: Sequence[Rung], world: World, until: float) -> dict[str, l
     out.print(f"timing each of {len(timed)} parts once, to divide the time among them")
     steps = _plan(timed, world, until)
     turns: dict[str, list[AllRanksTurn]] = defaultdict(list)
-    printed, rounds, active = time.perf_counter(), 0, list(timed)
-    while True:
-        began = time.perf_counter()
+    printed, active = time.perf_counter(), list(timed)
+
+    def agree(over: bool) -> bool:
+        return bool(world.from_main(over or not active))
+
+    for done in rounds(MOST_ROUNDS, until, agree):
         for rung in active:
             turns[rung.name].append(_turn(rung, steps[rung.name], world))
-        rounds += 1
         widths_pct = {rung.name: half_width_pct(turns[rung.name]) for rung in timed}
-        if rounds >= ENOUGH_ROUNDS:
+        if done + 1 >= ENOUGH_ROUNDS:
             active = [rung for rung in active if widths_pct[rung.name] > ENOUGH_PCT]
         active.reverse()
         now = time.perf_counter()
-        round_s = now - began
-        over = rounds >= LEAST_ROUNDS and now + round_s > until
-        if world.from_main(over or not active):
-            return turns
         if now - printed > EVERY_S:
-            left_s = max(until - now, (LEAST_ROUNDS - rounds) * round_s)
-            known = f"known to within {max(widths_pct.values()):.1f} %, " if rounds > 1 else ""
-            out.print(f"round {rounds}: {known}at most {duration(left_s)} left")
+            known = f"known to within {max(widths_pct.values()):.1f} %, " if done else ""
+            left = duration(max(0, until - now))
+            out.print(f"round {done + 1}: {known}at most {left} left")
             printed = now
+    return turns
 
 
 def _plan(timed: Sequence[Rung], world: World, until: float) -> dict[str, int]:
-    """Return the steps per turn of each rung; warn if three rounds take longer than `until`."""
+    """Return the steps per turn of each rung; warn if a few rounds take longer than `until`."""
     paces = {rung.name: _pace(rung, world) for rung in timed}
     left_s = until - time.perf_counter()
     turn_s = max(TURN_S, left_s / (len(timed) * ROUNDS))
@@ -114,9 +100,9 @@ def _plan(timed: Sequence[Rung], world: World, until: float) -> dict[str, int]:
         for name, (setup_s, step_s) in paces.items()
     }
     round_s = sum(setup_s + steps[name] * step_s for name, (setup_s, step_s) in paces.items())
-    if LEAST_ROUNDS * round_s > left_s:
-        least = f"{LEAST_ROUNDS} rounds take about {duration(LEAST_ROUNDS * round_s)}"
-        out.print(f"{least}, more than --minutes gives: intervals will be wide")
+    if FEW_ROUNDS * round_s > left_s:
+        few = f"{FEW_ROUNDS} rounds take about {duration(FEW_ROUNDS * round_s)}"
+        out.print(f"{few}, more than --minutes gives: intervals will be wide or unknown")
     plan: dict[str, int] = world.from_main(steps)
     return plan
 

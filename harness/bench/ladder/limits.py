@@ -35,17 +35,13 @@ class Limits:
 
     def images_per_second(self, name: str, *, fused: bool = True) -> float | None:
         """Return the limit of a compute rung, images per second of all ranks; None for others."""
-        parts = {
-            rungs.FORWARD: self.costs.forward,
-            rungs.BACKWARD: self.costs.forward + self.costs.backward,
-            rungs.OPTIMIZER: self.costs.forward + self.costs.backward,
-            rungs.DDP: self.costs.forward + self.costs.backward,
-        }
-        if name not in parts:
+        if name not in (rungs.FORWARD, rungs.BACKWARD, rungs.OPTIMIZER, rungs.DDP):
             return None
-        seconds = self._seconds(parts[name], fused)
+        costs = self.costs
+        ops = costs.forward if name == rungs.FORWARD else costs.forward + costs.backward
+        seconds = self._seconds(ops, fused)
         if name in (rungs.OPTIMIZER, rungs.DDP):
-            seconds += self._seconds(self.costs.optimizer, fused=False)
+            seconds += self._seconds(costs.optimizer, fused=False)
         return self.ranks / seconds
 
     def _seconds(self, ops: Any, fused: bool) -> float:

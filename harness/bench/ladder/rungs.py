@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.bench.loop import wait_for
 from harness.data.batch import Batch
+from harness.data.dataset import Dataset
 from harness.data.loader import ENDLESS
 from harness.data.sets import Images
 from harness.data.stream import Samples, train_samples
@@ -53,18 +54,21 @@ class Turn:
     cpu_s: float
 
 
+Steps = Callable[[int], Turn]
+"""Does and times a number of steps."""
+
+
 @dataclass(frozen=True)
 class Rung:
     """A part of a step.
 
     Attributes:
-        turn: does and times a number of steps.
         images: per step, over all ranks.
         size_bytes: bytes read or sent, per step and rank; None for other rungs.
     """
 
     name: str
-    turn: Callable[[int], Turn]
+    turn: Steps
     images: int
     size_bytes: float | None = None
 
@@ -108,7 +112,7 @@ def _by_steps(
     first: int = 0,
     begin: Callable[[], Any] = lambda: None,
     apart: bool = True,
-) -> Callable[[int], Turn]:
+) -> Steps:
     """Return a function that does and times a number of steps; on a GPU with CUDA events.
 
     Args:
@@ -143,9 +147,9 @@ def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[st
     dataset, n = images.dataset, resolved.split.local_batch * resolved.world.size
     if dataset is None:
         return [], dict.fromkeys((READ_COLD, READ_WARM, DECODE, LOADER), "data.source is synthetic")
-    read = _Read(resolved, images)
     size = float(dataset.size_bytes.mean()) * resolved.split.local_batch
-    timed = [Rung(READ_COLD, read.cold, n, size), Rung(READ_WARM, read.warm, n, size)]
+    reading = _reading(resolved, images, dataset)
+    timed = [Rung(name, turn, n, size) for name, turn in reading.items()]
     missing = {}
     # Batches that were prefetched while another rung was timed must not be timed.
     first = resolved.config.data.prefetch_batches + 1
@@ -162,35 +166,29 @@ def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[st
     return timed, missing
 
 
-class _Read:
-    """Read the images of local batches, with as many threads as the loader has."""
+def _reading(resolved: Resolved, images: Images, dataset: Dataset) -> dict[str, Steps]:
+    """Return the rungs that read local batches, with as many threads as the loader has."""
+    loader, samples, last = resolved.loader, _samples(resolved, images), list[int]()
 
-    def __init__(self, resolved: Resolved, images: Images) -> None:
-        assert images.dataset is not None
-        self._dataset, self._loader = images.dataset, resolved.loader
-        self._samples = _samples(resolved, images)
-        self._local_batch = resolved.split.local_batch
-        self._last: list[int] = []
-
-    def cold(self, steps: int) -> Turn:
-        """Read the next batches, after dropping them from the page cache."""
-        batches = itertools.islice(self._samples, steps)
-        self._last = [sample for batch in batches for sample in batch.ids.tolist()]
-        return self._read(self._last, cold=True)
-
-    def warm(self, steps: int) -> Turn:
-        """Read equally many images of those that `cold` read last."""
-        ids = itertools.islice(itertools.cycle(self._last), steps * self._local_batch)
-        return self._read(list(ids), cold=False)
-
-    def _read(self, ids: list[int], *, cold: bool) -> Turn:
-        read = self._dataset.reader(self._loader.data.read)
-        began = time.process_time()
+    def read(ids: list[int], *, cold: bool) -> Turn:
+        reader, began = dataset.reader(loader.data.read), time.process_time()
         result = probes.read_speed(
-            lambda n: read(ids[n]), [self._dataset.files.extent(sample) for sample in ids],
-            threads=self._loader.threads, limit_s=float("inf"), cold=cold,
+            lambda n: reader(ids[n]), [dataset.files.extent(sample) for sample in ids],
+            threads=loader.threads, limit_s=float("inf"), cold=cold,
         )  # fmt: skip
         return Turn([], result.seconds, time.process_time() - began)
+
+    def cold(steps: int) -> Turn:
+        """Read the next batches, after dropping them from the page cache."""
+        last[:] = [id for batch in itertools.islice(samples, steps) for id in batch.ids.tolist()]
+        return read(last, cold=True)
+
+    def warm(steps: int) -> Turn:
+        """Read equally many images of those that `cold` read last."""
+        ids = itertools.islice(itertools.cycle(last), steps * resolved.split.local_batch)
+        return read(list(ids), cold=False)
+
+    return {READ_COLD: cold, READ_WARM: warm}
 
 
 def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
@@ -221,16 +219,17 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
         loss: Tensor = t.criterion(logits.float(), batch.labels)
         return loss
 
-    def backward() -> None:
+    def gradients() -> None:
         loss = forward()
         with t.ddp.no_sync():
             t.scaler.scale(loss).backward()
+
+    def backward() -> None:
+        gradients()
         setup.clear_gradients(t.optimizer, t.resolved)
 
     def step() -> None:
-        loss = forward()
-        with t.ddp.no_sync():
-            t.scaler.scale(loss).backward()
+        gradients()
         set_lr(t.optimizer, 0.0)
         t.scaler.step(t.optimizer)
         t.scaler.update()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.table import Table
 
 from harness import config as cfg
 from harness.bench.ladder.advice import Change
 from harness.bench.ladder.ladder import measure
 from harness.bench.ladder.summary import NARROW_PCT, Ladder, Measured
-from harness.bench.pages import write_page
-from harness.errors import BadInput
-from harness.system.console import out, wide
-from harness.system.files import write_atomic
+from harness.bench.output import make_folder, write_both
+from harness.system.console import out, right_table, wide
 
 HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "of it", "share")
 
@@ -31,10 +26,7 @@ def run(config: cfg.Config, argv: Sequence[str], *, minutes: float, folder: Path
     Raises:
         BadInput: the config cannot be run here, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
+    make_folder(folder)
     measured = measure(config, minutes=minutes)
     if measured is not None:
         show(*measured, argv, folder)
@@ -42,9 +34,7 @@ def run(config: cfg.Config, argv: Sequence[str], *, minutes: float, folder: Path
 
 def show(ladder: Ladder, change: Change, argv: Sequence[str], folder: Path) -> None:
     """Print a ladder, and write both files."""
-    table = Table(*HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = right_table(*HEAD)
     for rung in ladder.rungs:
         table.add_row(*_cells(rung))
     wide.print(table)
@@ -52,11 +42,7 @@ def show(ladder: Ladder, change: Change, argv: Sequence[str], folder: Path) -> N
     for line in report:
         out.print(line)
     content = ladder.as_json() | {"first_change": change.text, "lines": report}
-    write_atomic(
-        folder / "ladder.json", lambda part: part.write_text(json.dumps(content, indent=1))
-    )
-    page = write_page(folder / "ladder.html", lambda: _page(ladder, report))
-    out.print(f"\n{page}\n{folder / 'ladder.json'}: all measurements")
+    write_both(folder / "ladder", content, lambda: _page(ladder, report))
 
 
 def _cells(rung: Measured) -> list[str]:
@@ -98,6 +84,9 @@ def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
         for rung in ladder.rungs
         if rung.half_width_pct is not None and rung.half_width_pct > NARROW_PCT
     ]
+    once = [rung.name for rung in ladder.rungs if not rung.missing and rung.high is None]
+    if once:
+        uncertain.append(f"{', '.join(once)} (one turn each)")
     if uncertain:
         report.append(
             f"not known to within {NARROW_PCT:g} %: {', '.join(uncertain)}; give more --minutes, "
@@ -129,8 +118,8 @@ def _page(ladder: Ladder, points: Sequence[str]) -> str:
 
     rates = [
         plots_speed.Rate(
-            rung.name, rung.images_per_second or 0.0, (rung.low or 0.0, rung.high or 0.0),
-            rung.limit,
+            rung.name, rate := rung.images_per_second or 0.0,
+            (rate, rate) if rung.high is None else (rung.low or 0.0, rung.high), rung.limit,
         )
         for rung in ladder.rungs
         if rung.missing is None

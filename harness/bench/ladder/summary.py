@@ -1,23 +1,64 @@
-"""Summarize the turns of a ladder: rates, limits, shares, and which part is the bottleneck."""
+"""Summarize the turns of a ladder: rates, limits, shares, the law, and the bottleneck."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from harness.bench.ladder import rungs
-from harness.bench.ladder.law import Law, Part, law_of
 from harness.bench.ladder.limits import Limits
 from harness.bench.ladder.rungs import Rung
 from harness.bench.loop import Opened
 from harness.results.stats.statistics import interval_of_mean
 
+Part = Literal["data", "compute", "all-reduce"]
 NARROW_PCT = 5.0
 """The report warns of intervals whose half-width is above this percentage of the mean."""
+LIMIT_OF_COMPUTE = "the network's operations and bytes"
+PARTS: dict[Part, str] = {
+    "data": rungs.LOADER, "compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE,
+}  # fmt: skip
+"""The parts of a step, and the rung that measures each alone."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """Predict the time of a step from the times of its parts, each measured alone.
+
+    Attributes:
+        shared: whether the parts use the same CPU cores, so that their times add up; else they
+            overlap, and the longest one is the time of the step.
+    """
+
+    shared: bool
+
+    def whole_s(self, parts_s: Mapping[Part, float]) -> float:
+        """Return the seconds of all parts together."""
+        return sum(parts_s.values()) if self.shared else max(parts_s.values())
+
+    def binds(self, parts_s: Mapping[Part, float]) -> Part:
+        """Return the bottleneck: the part that takes longest."""
+        return max(parts_s, key=lambda part: parts_s[part])
+
+    def without_s(self, part: Part, parts_s: Mapping[Part, float]) -> float:
+        """Return the seconds of the whole if a part took no time; 0 if it is the only one."""
+        rest = {name: seconds for name, seconds in parts_s.items() if name != part}
+        return self.whole_s(rest) if rest else 0.0
+
+    def in_words(self) -> str:
+        """Describe the law, for a report."""
+        if self.shared:
+            return "the parts share the CPU cores, so that their times add up"
+        return "the parts overlap, so that the longest counts"
+
+
+def law_of(*, on_gpu: bool, loader_threads: int, compute_threads: int, cores: int) -> Law:
+    """Return the law of a machine; parts share cores on a CPU with more threads than cores."""
+    return Law(shared=not on_gpu and loader_threads + compute_threads > cores)
 
 
 @dataclass(frozen=True)
@@ -29,14 +70,15 @@ class AllRanksTurn:
     steps_ms: list[float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """The result of a rung; what was not measured is None.
 
     Attributes:
         about: what the rung does.
         missing: why the rung was not measured.
-        images_per_second: of all ranks, mean over turns; `low`, `high`: its 95 % interval.
+        images_per_second: of all ranks, mean over turns.
+        low, high: 95 % interval of the mean; None after a single turn.
         turns: number of turns.
         step_ms_p50, step_ms_p95: of rank 0; None if single steps were not timed.
         cores: CPU cores that all ranks together kept busy, on average.
@@ -65,7 +107,7 @@ class Measured:
 
     @property
     def half_width_pct(self) -> float | None:
-        """Half-width of the interval, in percent of the mean."""
+        """Half-width of the interval, in percent of the mean; None if there is no interval."""
         if self.images_per_second is None or self.high is None:
             return None
         return 100 * (self.high / self.images_per_second - 1)
@@ -111,8 +153,7 @@ class Ladder:
     @property
     def top(self) -> Measured:
         """The rung of the whole step: on real images, or if that is missing, on synthetic ones."""
-        everything = self[rungs.EVERYTHING]
-        return self[rungs.DDP] if everything.missing else everything
+        return _whole({rung.name: rung for rung in self.rungs})
 
     @property
     def rate(self) -> float:
@@ -143,68 +184,53 @@ def summarize(
     Args:
         missing: why the other rungs were not measured, by name.
     """
-    by_name = {rung.name: rung for rung in timed}
-    plain = {
-        name: Measured(name, about, missing[name]) if name in missing
-        else _measured(by_name[name], turns[name], bounds)
-        for name, about in rungs.ABOUT.items()
-    }  # fmt: skip
+    measured = {
+        name: Measured(name, about, missing.get(name)) for name, about in rungs.ABOUT.items()
+    }
+    for rung in timed:
+        _fill_in(measured[rung.name], rung, turns[rung.name], bounds)
     r, dataset = run.resolved, run.train_set.dataset
     law = law_of(
         on_gpu=r.world.on_gpu, loader_threads=r.loader.threads, compute_threads=r.threads,
         cores=r.world.cores(),
     )  # fmt: skip
-    everything = plain[rungs.EVERYTHING]
-    whole = plain[rungs.DDP] if everything.missing else everything
-    parts_s = _parts_s(plain)
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    _add_limits(measured, law)
+    _add_shares(measured)
+    whole, parts_s = _rate(_whole(measured)), _parts_s(measured)
     return Ladder(
         what=r.lines()[:6],
         ranks_per_node=r.world.local_size,
-        rungs=_with_shares(_with_limits(plain, law), _rate(whole)),
+        rungs=list(measured.values()),
         law=law,
         parts_s=parts_s,
         predicted=1 / law.whole_s(parts_s),
         peak=bounds.in_words(r.precision),
-        mfu_pct=bounds.utilization.mfu_pct(_rate(whole)),
-        memory_pct=bounds.utilization.memory_pct(_rate(whole)),
-        fits_in_memory=None if dataset is None else int(dataset.size_bytes.sum()) < _memory_bytes(),
+        mfu_pct=bounds.utilization.mfu_pct(whole),
+        memory_pct=bounds.utilization.memory_pct(whole),
+        fits_in_memory=None if dataset is None else int(dataset.size_bytes.sum()) < memory_bytes,
     )
 
 
-def _measured(rung: Rung, turns: Sequence[AllRanksTurn], bounds: Limits) -> Measured:
+def _fill_in(row: Measured, rung: Rung, turns: Sequence[AllRanksTurn], bounds: Limits) -> None:
     rates = [turn.images_per_second for turn in turns]
-    mean, (low, high) = float(np.mean(rates)), interval_of_mean(rates)
-    steps_ms = [ms for turn in turns for ms in turn.steps_ms]
-    p50, p95 = np.quantile(steps_ms, (0.5, 0.95)).tolist() if steps_ms else (None, None)
-    limit, limit_by = bounds.images_per_second(rung.name), "the network's operations and bytes"
+    row.images_per_second, row.turns = float(np.mean(rates)), len(rates)
+    if len(rates) > 1:
+        row.low, row.high = interval_of_mean(rates)
+    if steps_ms := [ms for turn in turns for ms in turn.steps_ms]:
+        row.step_ms_p50, row.step_ms_p95 = np.quantile(steps_ms, (0.5, 0.95)).tolist()
+    row.cores = float(np.mean([turn.cores for turn in turns]))
+    if rung.size_bytes is not None:
+        # Of all ranks; of an all-reduce, the bytes of one rank's buffer.
+        buffers = 1 if rung.name == rungs.ALL_REDUCE else bounds.ranks
+        row.bytes_per_second = row.images_per_second / rung.images * rung.size_bytes * buffers
+    row.limit, row.limit_by = bounds.images_per_second(rung.name), LIMIT_OF_COMPUTE
     if rung.name == rungs.ALL_REDUCE and rung.size_bytes is not None:
-        limit, limit_by = (
-            bounds.all_reduce(rung.size_bytes, rung.images),
-            "one all-reduce of 64 MiB",
-        )
-    return Measured(
-        name=rung.name,
-        about=rungs.ABOUT[rung.name],
-        images_per_second=mean,
-        low=low,
-        high=high,
-        turns=len(rates),
-        step_ms_p50=p50,
-        step_ms_p95=p95,
-        cores=float(np.mean([turn.cores for turn in turns])),
-        bytes_per_second=_speed(rung, mean, bounds.ranks),
-        limit=limit,
-        limit_unfused=bounds.images_per_second(rung.name, fused=False),
-        limit_by=limit_by if limit else None,
-    )
-
-
-def _speed(rung: Rung, images_per_second: float, ranks: int) -> float | None:
-    """Return bytes per second of all ranks; of an all-reduce, those of one rank's buffer."""
-    if rung.size_bytes is None:
-        return None
-    buffers = 1 if rung.name == rungs.ALL_REDUCE else ranks
-    return images_per_second / rung.images * rung.size_bytes * buffers
+        row.limit = bounds.all_reduce(rung.size_bytes, rung.images)
+        row.limit_by = "one all-reduce of 64 MiB"
+    if row.limit is None:
+        row.limit_by = None
+    row.limit_unfused = bounds.images_per_second(rung.name, fused=False)
 
 
 def half_width_pct(turns: Sequence[AllRanksTurn]) -> float:
@@ -220,49 +246,41 @@ def _rate(rung: Measured) -> float:
     return rung.images_per_second
 
 
-def _parts_s(plain: Mapping[str, Measured]) -> dict[Part, float]:
+def _whole(measured: Mapping[str, Measured]) -> Measured:
+    """Return the rung of the whole step: on real images, or if missing, on synthetic ones."""
+    return measured[rungs.DDP if measured[rungs.EVERYTHING].missing else rungs.EVERYTHING]
+
+
+def _parts_s(measured: Mapping[str, Measured]) -> dict[Part, float]:
     """Return the seconds per image of each part of a step, measured alone."""
-    names: dict[Part, str] = {
-        "data": rungs.LOADER, "compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE,
-    }  # fmt: skip
-    return {part: 1 / _rate(plain[name]) for part, name in names.items() if not plain[name].missing}
+    return {
+        part: 1 / _rate(measured[name])
+        for part, name in PARTS.items()
+        if not measured[name].missing
+    }
 
 
-def _with_limits(plain: Mapping[str, Measured], law: Law) -> list[Measured]:
+def _add_limits(measured: Mapping[str, Measured], law: Law) -> None:
     """Add the limits of the loader, which is decoding, and of whole steps, by the law."""
-    limits = {name: rung.limit for name, rung in plain.items()}
-    if (decoding := plain[rungs.DECODE].images_per_second) is not None:
-        limits[rungs.LOADER] = decoding
-    limit_by = {rungs.LOADER: "decoding alone"}
-    steps: dict[str, dict[Part, str]] = {
-        rungs.DDP: {"compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE},
-        rungs.EVERYTHING: {
-            "data": rungs.LOADER, "compute": rungs.OPTIMIZER, "all-reduce": rungs.ALL_REDUCE,
-        },
+    loader, decoding = measured[rungs.LOADER], measured[rungs.DECODE].images_per_second
+    if decoding is not None and loader.missing is None:
+        loader.limit, loader.limit_by = decoding, "decoding alone"
+    of_steps: dict[str, tuple[Part, ...]] = {
+        rungs.DDP: ("compute", "all-reduce"), rungs.EVERYTHING: (*PARTS,),
     }  # fmt: skip
-    for name, parts in steps.items():
-        known = {part: limit for part, rung in parts.items() if (limit := limits[rung]) is not None}
-        if plain[name].missing is None and known:
-            limits[name] = 1 / law.whole_s({part: 1 / limit for part, limit in known.items()})
-            limit_by[name] = "the limits of " + ", ".join(known)
-    return [
-        replace(rung, limit=limits[name], limit_by=limit_by.get(name, rung.limit_by))
-        if limits[name] is not None and rung.missing is None else rung
-        for name, rung in plain.items()
-    ]  # fmt: skip
+    for name, parts in of_steps.items():
+        known = {part: limit for part in parts if (limit := measured[PARTS[part]].limit)}
+        if measured[name].missing is None and known:
+            seconds = {part: 1 / limit for part, limit in known.items()}
+            measured[name].limit = 1 / law.whole_s(seconds)
+            measured[name].limit_by = "the limits of " + ", ".join(known)
 
 
-def _with_shares(measured: list[Measured], whole: float) -> list[Measured]:
+def _add_shares(measured: Mapping[str, Measured]) -> None:
     """Add what each rung of the step adds to the one below, in percent of the whole step's time."""
-    by_name = {rung.name: rung for rung in measured}
-    shares, below_s = {}, 0.0
+    whole, below_s = _rate(_whole(measured)), 0.0
     for name in (rungs.FORWARD, rungs.BACKWARD, rungs.OPTIMIZER, rungs.DDP, rungs.EVERYTHING):
-        if by_name[name].missing is None:
-            seconds = 1 / _rate(by_name[name])
-            shares[name] = 100 * (seconds - below_s) * whole
+        if measured[name].missing is None:
+            seconds = 1 / _rate(measured[name])
+            measured[name].share_pct = 100 * (seconds - below_s) * whole
             below_s = seconds
-    return [replace(rung, share_pct=shares.get(rung.name)) for rung in measured]
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

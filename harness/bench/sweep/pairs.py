@@ -1,4 +1,4 @@
-"""Measure how much faster an arm is than the base, in pairs of turns: A B B A ..."""
+"""Measure how much faster a variant is than the base, in pairs of turns: A B B A ..."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, Protocol
+from typing import Any
 
-from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
+from harness.bench.sweep.process import VariantFailed, VariantProcess
+from harness.bench.sweep.variant import Variant
 from harness.results.stats.statistics import interval_of_mean
 
 LEAST_PAIRS, PAIRS = 3, 8
@@ -25,39 +26,22 @@ LEAST_TURN_S, MOST_TURN_S = 1.0, 20.0
 Pair = tuple[float, float]
 
 
-class Works(Protocol):
-    """The interface of a running arm; see VariantProcess."""
-
-    facts: dict[str, Any]
-
-    def ready(self) -> None:
-        """Wait until it is set up; `facts` are set then."""
-
-    def turn(self, turn_s: float) -> float:
-        """Train for about so many seconds; return images per second."""
-
-    def end(self) -> dict[str, Any]:
-        """End it, and return all its facts."""
-
-    def close(self) -> None:
-        """Kill it, if it still runs."""
-
-
-Start = Callable[[Variant, Path], Works]
+Start = Callable[[Variant, Path], VariantProcess]
+"""Starts a variant; the file is for the output of its ranks."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The measurement of an arm against the base.
+    """The measurement of a variant against the base.
 
     Attributes:
-        starts: for each start of both, pairs of images per second: of base and arm.
+        starts: for each start of both, pairs of images per second: of base and variant.
         together: whether both ran at the same time; else each turn is a start of its own.
-        failed: why the arm could not be measured.
-        facts: what the arm reports about itself: graphs compiled, buckets, memory.
+        failed: why the variant could not be measured.
+        facts: what the variant reports about itself: graphs compiled, buckets, memory.
     """
 
-    arm: Variant
+    variant: Variant
     starts: list[list[Pair]] = field(default_factory=list)
     together: bool = True
     failed: str | None = None
@@ -70,7 +54,7 @@ class Trial:
 
     @property
     def ratio(self) -> float:
-        """Throughput of the arm divided by the base's, geometric mean."""
+        """Throughput of the variant divided by the base's, geometric mean."""
         return math.exp(mean(_logs(self.starts)))
 
     @property
@@ -81,8 +65,8 @@ class Trial:
 
     @property
     def images_per_second(self) -> float:
-        """Images per second of the arm, mean over turns."""
-        return mean(arm for _, arm in self.pairs)
+        """Images per second of the variant, mean over turns."""
+        return mean(rate for _, rate in self.pairs)
 
     @property
     def is_faster(self) -> bool:
@@ -92,14 +76,14 @@ class Trial:
 
 def _logs(starts: Sequence[Sequence[Pair]]) -> list[float]:
     """Return the logarithm of the ratio of each start, or of each pair if there are few starts."""
-    logs = [[math.log(arm / base) for base, arm in start] for start in starts]
+    logs = [[math.log(rate / base) for base, rate in start] for start in starts]
     if len(logs) >= LEAST_STARTS:
         return [mean(start) for start in logs]
     return [log for start in logs for log in start]
 
 
 class Base:
-    """The base, which is started again with each arm that is compared with it.
+    """The base, which is started again with each variant that is compared with it.
 
     Both then run equally long: a process that has run for long differs a little in speed from one
     that has just begun.
@@ -111,15 +95,15 @@ class Base:
         VariantFailed: the base cannot be set up.
     """
 
-    def __init__(self, arm: Variant, folder: Path, start: Start = VariantProcess) -> None:
-        self._arm, self._folder, self._start = arm, folder, start
+    def __init__(self, variant: Variant, folder: Path, start: Start = VariantProcess) -> None:
+        self._variant, self._folder, self._start = variant, folder, start
         self._logs = 0
         self.facts: dict[str, Any] = {}
-        with self._alive(arm) as (works,):
-            self.facts = works.facts
+        with self._alive(variant) as (process,):
+            self.facts = process.facts
 
-    def compare(self, arm: Variant, budget_s: float) -> Trial:
-        """Measure an arm for about so many seconds, setup included; at least three pairs.
+    def compare(self, variant: Variant, budget_s: float) -> Trial:
+        """Measure a variant for about so many seconds, setup included; at least three pairs.
 
         If both do not fit into memory together, each turn is a start of its own.
 
@@ -129,79 +113,78 @@ class Base:
         until = time.perf_counter() + budget_s
         try:
             try:
-                return self._together(arm, until)
+                return self._together(variant, until)
             except VariantFailed as error:
                 if not error.memory:
                     raise
-                return self._apart(arm, until)
+                return self._apart(variant, until)
         except VariantFailed as error:
-            if error.arm is not arm:
+            if error.variant is not variant:
                 raise
-            return Trial(arm, failed=error.why)
+            return Trial(variant, failed=error.why)
 
-    def fits(self, arm: Variant) -> bool:
-        """Return whether an arm fits into memory by itself, by training it for some steps.
+    def fits(self, variant: Variant) -> bool:
+        """Return whether a variant fits into memory by itself, by training it for some steps.
 
         Raises:
             VariantFailed: it fails for another reason.
         """
         try:
-            self._once(arm, LEAST_TURN_S)
+            self._once(variant, LEAST_TURN_S)
         except VariantFailed as error:
             if not error.memory:
                 raise
             return False
         return True
 
-    def _together(self, arm: Variant, until: float) -> Trial:
+    def _together(self, variant: Variant, until: float) -> Trial:
         starts: list[list[Pair]] = []
         while True:
             began = time.perf_counter()
-            with self._alive(self._arm, arm) as (base, works):
+            with self._alive(self._variant, variant) as (base, other):
                 set_up_s, left_s = time.perf_counter() - began, until - time.perf_counter()
                 to_come = _starts_to_come(left_s, set_up_s, len(starts))
                 share_s = (left_s - (to_come - 1) * set_up_s) / to_come
                 single = not starts and to_come == 1
-                starts.append(_pairs(base, works, share_s, single=single))
-                facts = works.end()
+                starts.append(_pairs(base, other, share_s, single=single))
+                facts = other.end()
             if to_come == 1 or (len(starts) >= LEAST_STARTS and _known(_logs(starts))):
-                return Trial(arm, starts, facts=facts)
+                return Trial(variant, starts, facts=facts)
 
-    def _apart(self, arm: Variant, until: float) -> Trial:
+    def _apart(self, variant: Variant, until: float) -> Trial:
         turn_s = _turn_s(until - time.perf_counter(), PAIRS) / 2  # the other half is for starting
         starts: list[list[Pair]] = []
         while not _enough(_logs(starts), until):
-            if len(starts) % 2 == 0:
-                base, _ = self._once(self._arm, turn_s)
-                rate, facts = self._once(arm, turn_s)
-            else:
-                rate, facts = self._once(arm, turn_s)
-                base, _ = self._once(self._arm, turn_s)
+            if even := len(starts) % 2 == 0:
+                base, _ = self._once(self._variant, turn_s)
+            rate, facts = self._once(variant, turn_s)
+            if not even:
+                base, _ = self._once(self._variant, turn_s)
             starts.append([(base, rate)])
-        return Trial(arm, starts, together=False, facts=facts)
+        return Trial(variant, starts, together=False, facts=facts)
 
-    def _once(self, arm: Variant, turn_s: float) -> tuple[float, dict[str, Any]]:
-        with self._alive(arm) as (works,):
-            return works.turn(turn_s), works.end()
+    def _once(self, variant: Variant, turn_s: float) -> tuple[float, dict[str, Any]]:
+        with self._alive(variant) as (process,):
+            return process.turn(turn_s), process.end()
 
     @contextmanager
-    def _alive(self, *arms: Variant) -> Iterator[list[Works]]:
-        """Start arms and wait until they are set up: at the same time, or on a GPU one by one.
+    def _alive(self, *variants: Variant) -> Iterator[list[VariantProcess]]:
+        """Start variants and wait until they are set up: at the same time, or on a GPU one by one.
 
         On a GPU, setup times kernels to choose among them, and must run alone.
         """
         one_by_one = self.facts.get("on_gpu", False)
         with ExitStack() as cleanup:
             alive = []
-            for arm in arms:
+            for variant in variants:
                 self._logs += 1
-                works = self._start(arm, self._folder / f"{self._logs:03d}.log")
-                cleanup.callback(works.close)
-                alive.append(works)
+                process = self._start(variant, self._folder / f"{self._logs:03d}.log")
+                cleanup.callback(process.close)
+                alive.append(process)
                 if one_by_one:
-                    works.ready()
-            for works in () if one_by_one else alive:
-                works.ready()
+                    process.ready()
+            for process in () if one_by_one else alive:
+                process.ready()
             yield alive
 
 
@@ -214,18 +197,20 @@ def _starts_to_come(left_s: float, set_up_s: float, done: int) -> int:
     return to_come if done + to_come >= LEAST_STARTS else 1
 
 
-def _pairs(base: Works, works: Works, share_s: float, *, single: bool) -> list[Pair]:
+def _pairs(
+    base: VariantProcess, other: VariantProcess, share_s: float, *, single: bool
+) -> list[Pair]:
     """Measure the pairs of a start: two, or if it is the only start, as many as are needed.
 
     The first turn of both is not counted, as it is slow.
     """
     until = time.perf_counter() + share_s
     turn_s = _turn_s(share_s, PAIRS if single else 2)
-    for arm in (base, works):
-        arm.turn(LEAST_TURN_S)
+    for process in (base, other):
+        process.turn(LEAST_TURN_S)
     pairs: list[Pair] = []
     while True:
-        first, second = (base, works) if len(pairs) % 2 == 0 else (works, base)
+        first, second = (base, other) if len(pairs) % 2 == 0 else (other, base)
         rates = first.turn(turn_s), second.turn(turn_s)
         pairs.append(rates if len(pairs) % 2 == 0 else (rates[1], rates[0]))
         if _enough(_logs([pairs]), until) if single else len(pairs) == 2:

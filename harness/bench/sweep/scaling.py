@@ -10,16 +10,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
+import numpy as np
+
 from harness import config as cfg
 from harness.bench.sweep.pairs import Start
-from harness.bench.sweep.process import Variant, VariantFailed, VariantProcess
+from harness.bench.sweep.process import VariantFailed, VariantProcess
+from harness.bench.sweep.variant import Variant
+from harness.bench.turns import TIME_OVER, rounds
 from harness.errors import BadInput
 from harness.results.stats.statistics import interval_of_mean
 from harness.system.console import count, duration, out
 from harness.system.process import rank_cores
 
 Kind = Literal["weak", "strong"]
-LEAST_ROUNDS, MOST_ROUNDS = 3, 12
+ROUNDS, MOST_ROUNDS = 3, 12
+"""The number of rounds by which the time is divided, and their limit."""
 LEAST_TURN_S, MOST_TURN_S = 2.0, 30.0
 MEASURING = 0.4
 """Share of the time for timed steps; the rest is for starting ranks."""
@@ -49,11 +54,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Throughput per rank divided by that of the fewest ranks (1 is ideal), and 95 % interval."""
+    """Throughput per rank divided by that of the fewest ranks; 1 is ideal.
+
+    Attributes:
+        low, high: 95 % interval over rounds; None after a single round.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
@@ -96,45 +105,43 @@ def measure(
     """Measure the cells one at a time, in rounds whose order alternates.
 
     Args:
-        until: when to end, as `time.perf_counter`; three rounds are done in any case.
+        until: when to end, as `time.perf_counter`; one cell is measured in any case.
         folder: for the output of the ranks.
     """
-    began = time.perf_counter()
-    share_s = (until - began) / (len(cells) * LEAST_ROUNDS)
+    share_s = (until - time.perf_counter()) / (len(cells) * ROUNDS)
     turn_s = min(max(MEASURING * share_s, LEAST_TURN_S), MOST_TURN_S)
-    for done in range(MOST_ROUNDS):
-        per_round_s = (time.perf_counter() - began) / max(done, 1)
-        if done >= LEAST_ROUNDS and time.perf_counter() + per_round_s > until:
-            return
+    for done in rounds(MOST_ROUNDS, until):
+        longest_s = 0.0
         for cell in cells if done % 2 == 0 else reversed(cells):
+            began = time.perf_counter()
+            if done == 0 and longest_s and began + longest_s > until:
+                cell.failed = TIME_OVER
             if cell.failed is None:
                 _once(base, cell, turn_s, folder, start)
-        now = time.perf_counter()
-        least_s = (now - began) / (done + 1) * (LEAST_ROUNDS - done - 1)
-        left = duration(max(0, least_s, until - now))
-        out.print(f"round {done + 1}: {_known(cells)}; at most {left} left")
+            longest_s = max(longest_s, time.perf_counter() - began)
+        left = duration(max(0, until - time.perf_counter()))
+        known = ", ".join(
+            f"{count(cell.ranks, 'rank')} {cell.images_per_second:,.0f}"
+            for cell in cells
+            if cell.rates
+        )
+        out.print(f"round {done + 1}: {known}; at most {left} left")
 
 
 def _once(base: Variant, cell: Cell, turn_s: float, folder: Path, start: Start) -> None:
     name = f"{count(cell.ranks, 'rank')}, global batch {cell.global_batch}"
     flags = {**base.flags, "train.global_batch": str(cell.global_batch)}
-    arm = replace(base, name=name, ranks=cell.ranks, flags=flags)
+    variant = replace(base, name=name, ranks=cell.ranks, flags=flags)
     try:
-        works = start(arm, folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log")
+        process = start(variant, folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log")
         try:
-            works.ready()
-            cell.rates.append(works.turn(turn_s))
+            process.ready()
+            cell.rates.append(process.turn(turn_s))
         finally:
-            works.close()
+            process.close()
     except VariantFailed as error:
         cell.failed = error.why
         out.print(f"{error}")
-
-
-def _known(cells: Sequence[Cell]) -> str:
-    return ", ".join(
-        f"{count(cell.ranks, 'rank')} {cell.images_per_second:,.0f}" for cell in cells if cell.rates
-    )
 
 
 def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
@@ -148,10 +155,7 @@ def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
     result = {fewest: Efficiency(1.0, 1.0, 1.0)}
     for ranks, rates in sorted(measured.items()):
         if ranks != fewest:
-            logs = [
-                math.log(rate / ranks / (least / fewest))
-                for rate, least in zip(rates, measured[fewest], strict=True)
-            ]
-            low, high = interval_of_mean(logs)
-            result[ranks] = Efficiency(math.exp(mean(logs)), math.exp(low), math.exp(high))
+            logs = np.log(np.array(rates) / measured[fewest] * fewest / ranks).tolist()
+            low, high = map(math.exp, interval_of_mean(logs)) if len(logs) > 1 else (None, None)
+            result[ranks] = Efficiency(math.exp(mean(logs)), low, high)
     return result

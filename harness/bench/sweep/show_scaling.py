@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
-from harness.bench.pages import write_page
-from harness.bench.sweep.process import Variant
+from harness.bench.output import make_folder, write_both
 from harness.bench.sweep.scaling import Cell, Kind, cells_of, efficiencies, measure, threads_of_each
+from harness.bench.sweep.variant import Variant
+from harness.bench.turns import end_of
 from harness.config import load
-from harness.errors import BadInput, RunFailed
+from harness.errors import RunFailed
 from harness.results.page.series import Line
-from harness.system.console import count, out, wide
-from harness.system.files import write_atomic
-from harness.system.process import process_age_s
+from harness.system.console import count, out, right_table, wide
 
 KINDS: dict[Kind, str] = {
     "weak": "each rank has the same local batch",
@@ -41,19 +37,14 @@ def run(
         BadInput: the config cannot be run here, or the folder cannot be written.
         RunFailed: nothing could be measured.
     """
-    config = load.load(base.all_words, prog="harness bench scaling")
+    config, until = load.load(base.all_args, prog="harness bench scaling"), end_of(minutes)
     cells = cells_of(config, ranks)
     base = replace(base, flags=threads_of_each(config, min(max(ranks), per_node)))
-    logs = folder / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out: {folder}: {error.strerror}; name a folder you can write") from None
+    logs = make_folder(folder, "logs")
     out.print(
         f"{len(cells)} cells: {', '.join(str(n) for n in ranks)} ranks, weak and strong, in rounds "
         f"for about {minutes:g} minutes"
     )
-    until = time.perf_counter() - process_age_s() + 60 * minutes
     measure(base, cells, until=until, folder=logs)
     if not any(cell.rates and cell.failed is None for cell in cells):
         raise RunFailed(f"no number of ranks could be measured; see {logs}")
@@ -62,16 +53,15 @@ def run(
 
 def show(cells: Sequence[Cell], base: Variant, folder: Path) -> None:
     """Print the cells, and write both files."""
-    table = Table(*HEAD)
-    for column in (table.columns[0], *table.columns[2:]):
-        column.justify = "right"
+    table = right_table(*HEAD)
+    table.columns[1].justify = "left"
     for row in _rows(cells):
         table.add_row(*row)
     wide.print(table)
     for line in (report := lines(cells)):
         out.print(line)
     content = {
-        "words": base.all_words,
+        "words": base.all_args,
         "cells": [asdict(cell) for cell in cells],
         "efficiency": {
             kind: {str(n): asdict(value) for n, value in efficiencies(cells, kind).items()}
@@ -79,11 +69,7 @@ def show(cells: Sequence[Cell], base: Variant, folder: Path) -> None:
         },
         "lines": report,
     }
-    write_atomic(
-        folder / "scaling.json", lambda part: part.write_text(json.dumps(content, indent=1))
-    )
-    page = write_page(folder / "scaling.html", lambda: _page(cells, base))
-    out.print(f"\n{page}\n{folder / 'scaling.json'}: all measurements")
+    write_both(folder / "scaling", content, lambda: _page(cells, base))
 
 
 def _rows(cells: Sequence[Cell]) -> list[list[str]]:
@@ -94,12 +80,12 @@ def _rows(cells: Sequence[Cell]) -> list[list[str]]:
         for cell in sorted(of_kind, key=lambda cell: cell.ranks):
             if (efficiency := known.get(cell.ranks)) is None:
                 continue
-            low, high = efficiency.low, efficiency.high
-            percent = [f"{100 * value:.1f}" for value in (efficiency.value, low, high)]
-            rate = cell.images_per_second
+            rate, fewest = cell.images_per_second, cell.ranks == min(known)
+            interval = () if fewest else (efficiency.low, efficiency.high)
+            percent = [f"{100 * e:.1f}" if e else "" for e in (efficiency.value, *interval)]
             rows.append([
                 str(cell.ranks), kind, f"{cell.global_batch:,}", f"{rate:,.0f}",
-                f"{rate / cell.ranks:,.1f}", *(percent if low < high else ["100", "", ""]),
+                f"{rate / cell.ranks:,.1f}", *(["100", "", ""] if fewest else percent),
                 str(len(cell.rates)),
             ])  # fmt: skip
     return rows
@@ -113,10 +99,13 @@ def lines(cells: Sequence[Cell]) -> list[str]:
         if len(known) > 1:
             fewest, most = min(known), max(known)
             value, low, high = (known[most].value, known[most].low, known[most].high)
+            interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low and high else ""
             report.append(
                 f"{kind}: {count(most, 'rank')} do {most / fewest * value:.2f} times the work of "
-                f"{fewest}: {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+                f"{fewest}: {100 * value:.1f} %{interval}"
             )
+    if any(len(cell.rates) == 1 for cell in cells):
+        report.append("intervals are not known after one round; give more --minutes")
     report += [
         f"{count(cell.ranks, 'rank')} with {cell.global_batch} images: not measured: {cell.failed}"
         for cell in cells
@@ -136,6 +125,7 @@ def _page(cells: Sequence[Cell], base: Variant) -> str:
         bars += [
             Line(np.array([n, n], dtype=float), 100 * np.array([e.low, e.high]), color)
             for n, e in known.items()
+            if e.low is not None
         ]
     picture = plots_speed.scaling(
         "efficiency over ranks, percent", [*curves, *bars], curves, x="ranks", y="%"
@@ -146,6 +136,6 @@ def _page(cells: Sequence[Cell], base: Variant) -> str:
     ]
     figure = render.Figure("", picture, legend, "efficiency in percent, and its interval")
     table = render.Table(HEAD, _rows(cells), right=(0, *range(2, len(HEAD))))
-    args = " ".join(base.all_words)
+    args = " ".join(base.all_args)
     page = render.Page("Scaling", args, "scaling", {"": [figure]}, {"": table}, lines(cells))
     return render.render(page)

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from harness import config as cfg
-from harness.bench.sweep.arms import named_arms
+from harness.bench.output import make_folder, write_json
 from harness.bench.sweep.pairs import Base, Trial
-from harness.bench.sweep.process import Variant
-from harness.bench.sweep.sweep import Swept, in_words, largest_batch, sweep
+from harness.bench.sweep.sweep import Swept, largest_batch, result_line, sweep
 from harness.bench.sweep.switches import candidates, changes_learning
+from harness.bench.sweep.variant import Variant, read_variant
+from harness.bench.turns import TIME_OVER, end_of
 from harness.config import Config, load
-from harness.errors import BadInput
-from harness.system.console import count, out, wide
+from harness.system.console import count, out, right_table, wide
 from harness.system.files import write_atomic
-from harness.system.process import process_age_s
 
 _COUNTED = ("recompiles", "breaks", "buckets", "launches_per_step")
 HEAD = ("", "of the base", "from", "to", "images/s", "starts x pairs", "recompiles", "breaks",
@@ -40,40 +37,35 @@ def run(
     """Measure, print, and write sweep.json and best.yaml into a folder.
 
     Args:
-        named: arms in the form of --arm; if empty, all known switches are tried.
+        named: variants in the form of --arm; if empty, all known switches are tried.
+        minutes: time for all; one variant is measured in any case.
 
     Raises:
-        BadInput: the config cannot be run here, an arm is invalid, or the folder cannot be written.
+        BadInput: the config cannot be run here, a variant is invalid, or the folder cannot be
+            written.
         VariantFailed: the base cannot be measured.
     """
-    config = load.load(base.all_words, prog="harness bench sweep")
-    until = time.perf_counter() - process_age_s() + 60 * minutes
-    with named_arms(base) as arms:
-        parsed = [arms.read(text) for text in named]
-        logs = folder / "logs"
-        try:
-            logs.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"--out: {folder}: {error.strerror}; name another folder") from None
+    config, until = load.load(base.all_args, prog="harness bench sweep"), end_of(minutes)
+    with TemporaryDirectory(prefix="harness-arms-") as checkouts:
+        parsed = [read_variant(text, base, Path(checkouts)) for text in named]
         swept = sweep(
             base, (lambda _: parsed) if parsed else partial(_known, base, config), until=until,
-            folder=logs, may_change_result=may_change_result,
+            folder=make_folder(folder, "logs"), may_change_result=may_change_result,
         )  # fmt: skip
     show(swept, config, folder)
 
 
 def _known(base: Variant, config: Config, running: Base) -> list[Variant]:
-    """Return an arm for each value of each switch, and on a GPU the largest batch that fits."""
-    arms = [
+    """Return a variant for each value of each switch, and on a GPU the largest batch that fits."""
+    variants = [
         replace(base, name=f"{key}={value}", flags={key: value})
         for key, values in candidates(config, base.ranks, running.facts).items()
         for value in values
     ]
     if running.facts["on_gpu"]:
         larger = largest_batch(running, partial(_larger, base, config), MOST_FACTOR)
-        if larger is not None:
-            arms.append(larger)
-    return arms
+        variants += [larger] if larger is not None else []
+    return variants
 
 
 def _larger(base: Variant, config: Config, factor: int) -> Variant:
@@ -85,21 +77,19 @@ def _larger(base: Variant, config: Config, factor: int) -> Variant:
 
 def show(swept: Swept, config: Config, folder: Path) -> None:
     """Print a sweep, and write both files."""
-    table = Table(*HEAD)
+    table = right_table(*HEAD)
     table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
     for trial in (*swept.trials, *swept.finals):
         if trial.failed is None:
             table.add_row(*_cells(trial), style="bold" if trial in swept.finals else None)
     wide.print(table)
     content = {
-        "base": swept.base.words,
+        "base": swept.base.args,
         "trials": [_as_json(trial) for trial in swept.trials],
         "finals": [_as_json(trial) for trial in swept.finals],
         "best": None if swept.best is None else _as_json(swept.best),
     }
-    write_atomic(folder / "sweep.json", lambda part: part.write_text(json.dumps(content, indent=1)))
+    write_json(folder / "sweep.json", content)
     text = best_yaml(swept, config)
     write_atomic(folder / "best.yaml", lambda part: part.write_text(text, encoding="utf-8"))
     for line in lines(swept):
@@ -111,7 +101,7 @@ def show(swept: Swept, config: Config, folder: Path) -> None:
 def _cells(trial: Trial) -> list[str]:
     facts, (low, high) = trial.facts, trial.interval
     return [
-        trial.arm.name + "*" * any(map(changes_learning, trial.arm.flags)),
+        trial.variant.name + "*" * any(map(changes_learning, trial.variant.flags)),
         *(f"{ratio:.3f}" for ratio in (trial.ratio, low, high)),
         f"{trial.images_per_second:,.0f}", f"{len(trial.starts)} x {len(trial.starts[0])}",
         *(_cell(facts.get(key)) for key in _COUNTED), _cell(facts.get("memory_peak_gib"), ".1f"),
@@ -123,35 +113,46 @@ def _cell(value: float | None, form: str = "") -> str:
 
 
 def lines(swept: Swept) -> list[str]:
-    """Return the report: arms that failed, warnings, and the best settings."""
+    """Return the report: variants that failed, warnings, and the best settings."""
     trials = [*swept.trials, *swept.finals]
-    report = [f"{t.arm.name}: {in_words(t)}" for t in trials if t.failed is not None]
-    if any(changes_learning(key) for trial in trials for key in trial.arm.flags):
+    report = [f"{t.variant.name}: {result_line(t)}" for t in trials if t.failed is not None]
+    if any(changes_learning(key) for trial in trials for key in trial.variant.flags):
         report.append("*: may change the accuracy, not only the speed")
-    apart = ", ".join(trial.arm.name for trial in trials if not trial.together)
+    apart = ", ".join(trial.variant.name for trial in trials if not trial.together)
     if apart:
         report.append(f"did not fit into memory together with the base, so run alone: {apart}")
     held_back = [
-        f"{trial.arm.name} ({trial.ratio:.2f})"
+        f"{trial.variant.name} ({trial.ratio:.2f})"
         for trial in swept.trials
-        if trial.is_faster and any(map(changes_learning, trial.arm.flags))
+        if trial.is_faster and any(map(changes_learning, trial.variant.flags))
     ]
-    if held_back and (swept.best is None or not any(map(changes_learning, swept.best.arm.flags))):
+    if held_back and (
+        swept.best is None or not any(map(changes_learning, swept.best.variant.flags))
+    ):
         report.append(
             f"faster, but may change the accuracy: {', '.join(held_back)}; "
             "--may-change-result allows them among the best"
         )
     if swept.best is None:
-        return [*report, "best: no arm is certainly faster than the base; keep its settings"]
-    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in swept.best.arm.flags.items())
-    return [*report, f"best: {flags}: {in_words(swept.best)}"]
+        return [*report, f"best: {_no_best(swept)}; keep its settings"]
+    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in swept.best.variant.flags.items())
+    return [*report, f"best: {flags}: {result_line(swept.best)}"]
+
+
+def _no_best(swept: Swept) -> str:
+    """Return why there is no best variant."""
+    unknown = [trial for trial in (*swept.trials, *swept.finals) if trial.failed == TIME_OVER]
+    among = " among those measured, which time (--minutes) did not suffice for all of" * bool(
+        unknown
+    )
+    return f"no variant is certainly faster than the base{among}"
 
 
 def best_yaml(swept: Swept, config: Config) -> str:
-    """Return the config of the best arm as YAML, with the measured gain in a comment at the top."""
+    """Return the best variant's config as YAML, with the measured gain in a comment at the top."""
     best = swept.best
-    flags = dict(best.arm.flags) if best is not None else {}
-    result = load.load(best.arm.all_words) if best is not None else config
+    flags = dict(best.variant.flags) if best is not None else {}
+    result = load.load(best.variant.all_args) if best is not None else config
     sections = result.model_dump(mode="json")
     sections["run"]["name"] = None  # so that training begins a new run
     before = cfg.flat(config)
@@ -160,7 +161,7 @@ def best_yaml(swept: Swept, config: Config) -> str:
         f"{count(swept.base.ranks, 'rank')}",
     ]
     if best is None:
-        head.append("no arm is certainly faster than the base: these are the base's settings")
+        head.append(f"{_no_best(swept)}: these are the base's settings")
     else:
         low, high = best.interval
         head.append(
@@ -175,9 +176,10 @@ def best_yaml(swept: Swept, config: Config) -> str:
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
+    variant = trial.variant
     content: dict[str, Any] = {
-        "name": trial.arm.name, "flags": dict(trial.arm.flags), "python": str(trial.arm.python),
-        "code": str(trial.arm.code), "failed": trial.failed, "together": trial.together,
+        "name": variant.name, "flags": dict(variant.flags), "python": str(variant.python),
+        "code": str(variant.code), "failed": trial.failed, "together": trial.together,
         "starts": trial.starts, "facts": trial.facts,
     }  # fmt: skip
     if trial.failed is None:

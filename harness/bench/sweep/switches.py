@@ -1,4 +1,4 @@
-"""List the settings, and their values, that a sweep tries when no arms are named."""
+"""List the settings, and their values, that a sweep tries when no variants are named."""
 
 from __future__ import annotations
 

@@ -111,8 +111,9 @@ def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[
             yield from _fields(row, other, bound_pct)
 
 
-def _fields(expected: dict[str, Any], actual: dict[str, Any], bound_pct: float | None
-            ) -> Iterator[Difference]:  # fmt: skip
+def _fields(
+    expected: dict[str, Any], actual: dict[str, Any], bound_pct: float | None
+) -> Iterator[Difference]:
     """Yield the differences in a row that both runs have."""
     numeric = fields_that_repeat(Row, "bits")
     for key in [*fields_that_repeat(Row, "same"), *numeric]:
@@ -160,9 +161,8 @@ def _leaf_difference(a: Any, b: Any) -> str | None:
         return None if repr(a) == repr(b) else _both(a, b)
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return _both(f"{a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)}")
-    differ = (_bytes(a) != _bytes(b)).any(
-        dim=1
-    )  # compared as bytes: NaN equals NaN, -0 differs from 0
+    # Compared as bytes: NaN equals NaN, -0 differs from 0.
+    differ = (_bytes(a) != _bytes(b)).any(dim=1)
     if not (number := int(differ.sum())):
         return None
     first = int(differ.nonzero()[0])

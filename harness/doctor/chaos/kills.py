@@ -82,17 +82,17 @@ class Killer:
             watch.begin()
             start = self._start(name)
             try:
-                if self._killed(start, watch, self._kind if self._left else None):
+                if self._killed(start, watch, self._kind if len(self.done) < self._kills else None):
                     self._kind = next(self._kinds)
-                else:
-                    _expect_finished(start, watch)
+                elif not watch.finished:
+                    code = start.launcher.returncode
+                    why = f"{watch.path}: ended by itself, with exit code {code}"
+                    raise CannotTell(why, start.log)
             finally:
                 start.kill_all()
-        self._forget_open()
-
-    @property
-    def _left(self) -> int:
-        return self._kills - len(self.done)
+        for kill in self._open:
+            self._print(kill, "nothing was left to do")
+        self._open, self._unmeasured = [], []
 
     def _shuffled_kinds(self) -> Iterator[Kind]:
         """Yield all kinds in random order, again and again."""
@@ -112,13 +112,16 @@ class Killer:
         Without a kind, or if the run finishes first, wait for its end. Afterwards the start has
         ended, or its ranks are orphans.
         """
-        moment = self._moment(start, watch, kind)
+        moment, delay_s = self._moment(start, watch, kind)
         reached = self._wait(start, watch, moment, POLL_S)
         ranks = start.ranks()  # read before the wait for a save: a save is too short for it
         if kind == "while saving":
-            self._wait(start, watch, _within(SAVING_S, watch.saving), POLL_SAVING_S)
-        elif reached and kind != "start-up":
-            time.sleep(self._random.uniform(0, self._period_s))
+            until = time.monotonic() + SAVING_S
+            self._wait(
+                start, watch, lambda: watch.saving() or time.monotonic() > until, POLL_SAVING_S
+            )
+        elif reached:
+            time.sleep(delay_s)
         too_late = watch.finished or (kind != "start-up" and len(ranks) < self._plan.ranks)
         if not reached or kind is None or too_late:
             self._wait(start, watch, lambda: False, POLL_S)
@@ -134,15 +137,17 @@ class Killer:
         self._open.append(kill)
         return True
 
-    def _moment(self, start: Start, watch: Watch, kind: Kind | None) -> Callable[[], bool]:
-        """Return the condition to wait for before this kind of kill."""
+    def _moment(
+        self, start: Start, watch: Watch, kind: Kind | None
+    ) -> tuple[Callable[[], bool], float]:
+        """Return the condition to wait for before this kind of kill, and the seconds after it."""
         if kind is None:
-            return lambda: False
+            return lambda: False, 0.0
         if kind == "start-up":
             if self._random.random() < 0.5:  # soon after it takes the folder
-                return _later(lambda: watch.lease_taken, self._random.uniform(0, 0.1))
+                return lambda: watch.lease_taken, self._random.uniform(0, 0.1)
             until = start.began + self._random.uniform(0, self.start_up_s)
-            return lambda: time.monotonic() >= until
+            return lambda: time.monotonic() >= until, 0.0
         # On average, kills are spread over the run, and each start saves a checkpoint or two.
         mean = max(self._plan.steps / (self._kills + 1), 2 * self._plan.save_every)
         ahead = self._random.uniform(0, 2 * mean)
@@ -151,7 +156,7 @@ class Killer:
             step = watch.new_step
             return step is not None and step >= (watch.from_step or 0) + ahead
 
-        return trained
+        return trained, self._random.uniform(0, self._period_s)
 
     def _wait(
         self, start: Start, watch: Watch, until: Callable[[], object], every_s: float
@@ -161,7 +166,7 @@ class Killer:
             if until():
                 return True
             self._notice(start, watch)
-            start.expect_life(watch)
+            start.check_active(watch)
             time.sleep(every_s)
         self._notice(start, watch)
         return False
@@ -238,36 +243,6 @@ class Killer:
                 kill.first_row_s = start.first_row_s
             self._unmeasured = []
 
-    def _forget_open(self) -> None:
-        for kill in self._open:
-            self._print(kill, "nothing was left to do")
-        self._open, self._unmeasured = [], []
-
     def _print(self, kill: Kill, outcome: str) -> None:
         at = "before the first step" if kill.at_step is None else f"at step {kill.at_step}"
         out.print(f"kill {kill.number}/{self._kills}: {kill.what} {at}; {outcome}")
-
-
-def _expect_finished(start: Start, watch: Watch) -> None:
-    if not watch.finished:
-        code = start.launcher.returncode
-        raise CannotTell(f"{watch.path}: ended by itself, with exit code {code}", start.log)
-
-
-def _within(seconds: float, condition: Callable[[], object]) -> Callable[[], bool]:
-    """Return a condition that is true when the given one is, or after so many seconds."""
-    until = time.monotonic() + seconds
-    return lambda: bool(condition()) or time.monotonic() > until
-
-
-def _later(condition: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """Return a condition that is true so many seconds after the given one is first true."""
-    since: float | None = None
-
-    def passed() -> bool:
-        nonlocal since
-        if since is None and condition():
-            since = time.monotonic()
-        return since is not None and time.monotonic() - since >= seconds
-
-    return passed

@@ -97,40 +97,36 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
         raise BadInput("run.mode: eval trains no step that could be lost; give a training config")
     on_gpu = requested.engine.device != "cpu" and torch.cuda.is_available()
     ranks = ranks or (torch.cuda.device_count() if on_gpu else RANKS_ON_CPU)
-    flags = _flags(requested, ranks, compiled=compiles(requested.engine, on_gpu=on_gpu))
+    flags = _flags(requested, ranks, on_gpu=on_gpu)
     flags = {flag: text for flag, text in flags.items() if flag not in given}
-    if on_gpu and "--engine.deterministic" not in given:
-        flags["--engine.deterministic"] = "true"
-    if on_gpu and requested.data.decode == "auto" and "--data.decode" not in given:
-        # nvJPEG spreads images over decoders whose pixels differ.
-        flags["--data.decode"] = "cpu"
     flags |= {"--run.root": str(folder), "--run.dry-run": "false", "--run.restart": "false"}
     flags |= {"--schedule.max-steps": str(steps)}
     all_args = [*args, *(arg for flag in flags.items() for arg in flag)]
     config = load.load([*all_args, "--run.name", "plan"], prog="harness doctor resume")
-    notes = []
-    if config.train.global_batch != requested.train.global_batch:
-        notes.append(
-            f"train.global_batch {config.train.global_batch}: "
-            f"{requested.train.global_batch} does not divide over {ranks} ranks"
-        )
+    batch, rounded = requested.train.global_batch, config.train.global_batch
+    note = f"train.global_batch {rounded}: {batch} does not divide over {ranks} ranks"
+    notes = [note] if rounded != batch else []
     return Plan(all_args, _resolved(config, ranks), folder, notes)
 
 
-def _flags(requested: cfg.Config, ranks: int, *, compiled: bool) -> dict[str, str]:
+def _flags(requested: cfg.Config, ranks: int, *, on_gpu: bool) -> dict[str, str]:
     """Return the flags of the trial, used unless the command gives them."""
-    batch = requested.train.global_batch
+    engine, batch = requested.engine, requested.train.global_batch
     # Small networks get small buckets: the order of sums over several buckets must survive.
     cap = 0.05 if MODELS[requested.model.name].cifar else 2.0
-    floor = 1.0 if compiled else 0.0
-    bucket_mb = max(min(requested.engine.bucket_mb, cap), floor)
-    return {
+    floor = 1.0 if compiles(engine, on_gpu=on_gpu) else 0.0
+    flags = {
         "--log.wandb": "offline",
         "--log.every-steps": str(LOG_EVERY),
         "--checkpoint.every-steps": str(SAVE_EVERY),
-        "--engine.bucket-mb": str(bucket_mb),
+        "--engine.bucket-mb": str(max(min(engine.bucket_mb, cap), floor)),
         "--train.global-batch": str(max(batch // ranks, 1) * ranks),
     }
+    if on_gpu:
+        flags["--engine.deterministic"] = "true"
+        if requested.data.decode == "auto":
+            flags["--data.decode"] = "cpu"  # nvJPEG spreads images over decoders that differ
+    return flags
 
 
 def _resolved(config: cfg.Config, ranks: int) -> Resolved:

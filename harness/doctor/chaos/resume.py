@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
-from rich.table import Table
 
 from harness.doctor.chaos import plan as plans
 from harness.doctor.chaos import processes
@@ -22,7 +21,7 @@ from harness.doctor.chaos.plan import Plan
 from harness.doctor.chaos.starts import CannotTell
 from harness.errors import EXIT_CANNOT_TELL, EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.logging.schema import Result
-from harness.system.console import count, duration, out
+from harness.system.console import count, duration, out, right_table
 
 MOST_SHOWN = 10
 RUNS_WITHOUT_A_KILL = 5
@@ -193,9 +192,9 @@ def _verdict(
 
 
 def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
-    table = Table("kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = right_table(
+        "kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most"
+    )
     for kind in (*KINDS, "all"):
         of_kind = [kill for kill in kills if kind in (kill.kind, "all")]
         lost = [kill.lost_steps for kill in of_kind if kill.lost_steps is not None]

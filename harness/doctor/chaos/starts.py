@@ -84,23 +84,19 @@ class Start:
         if left:
             raise CannotTell(f"pid {left[0].pid} does not end when it is killed", self.log)
 
-    def wait_for_end(self, of_what: str, limit_s: float = ENDING_S) -> None:
-        """Wait until the launcher has ended.
-
-        Args:
-            of_what: the event that should end it, for the message.
+    def wait_for_end(self, event: str) -> None:
+        """Wait until the launcher has ended after an event, which is named in the message.
 
         Raises:
-            CannotTell: it still runs after `limit_s` seconds.
+            CannotTell: it still runs after ENDING_S seconds.
         """
         try:
-            self.launcher.wait(limit_s)
+            self.launcher.wait(ENDING_S)
         except subprocess.TimeoutExpired:
-            raise CannotTell(
-                f"torchrun still runs {duration(limit_s)} after {of_what}", self.log
-            ) from None
+            why = f"torchrun still runs {duration(ENDING_S)} after {event}"
+            raise CannotTell(why, self.log) from None
 
-    def expect_life(self, watch: Watch) -> None:
+    def check_active(self, watch: Watch) -> None:
         """Check that the start has been active of late; to be called repeatedly.
 
         Raises:
@@ -171,9 +167,7 @@ class Watch:
 
     def saving(self) -> list[str]:
         """Return the checkpoints that are being written, or were when the writer was killed."""
-        with suppress(FileNotFoundError), os.scandir(self.path / "checkpoints") as entries:
-            return [entry.name for entry in entries if entry.name.endswith(".part")]
-        return []
+        return [path.name for path in (self.path / "checkpoints").glob("*.part")]
 
     def activity(self) -> tuple[int, ...]:
         """Return modification times that change while the run is active."""

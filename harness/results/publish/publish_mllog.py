@@ -80,17 +80,23 @@ def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
 def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
     """Yield the lines of a run's log."""
     assert run.result is not None
-    moments = _moments(run, run.result)
+    # When the process of each attempt started, in Unix seconds.
+    began_s = {1: datetime.fromisoformat(run.result.started_at).timestamp()}
+    began_s |= {int(item["attempt"]): float(item["began_at"]) for item in run.result.attempts}
+    if lacking := [row.attempt for row in run.rows if row.attempt not in began_s]:
+        raise BadInput(
+            f"{run.path}/result.json: attempts: lacks attempt {lacking[0]}, which is in rows.jsonl"
+        )
+    moments = [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
     train = [(at_s, row) for at_s, row in moments if row.kind == "train"]
     if not train:
         raise BadInput(f"{run.path}: did not train, only scored weights; MLPerf logs trainings")
-    began_s = _began_s(run.result)[1]
     run_s = train[0][0] - train[0][1].train_s
-    yield "event", began_s, "cache_clear", True, {}
-    yield "start", began_s, "init_start", None, {}
+    yield "event", began_s[1], "cache_clear", True, {}
+    yield "start", began_s[1], "init_start", None, {}
     about = _submission(run.result, known, train[-1][1])
     for key, value in about.items():
-        yield "event", began_s, key, value, {}
+        yield "event", began_s[1], key, value, {}
     yield "end", run_s, "init_stop", None, {}
     yield "start", run_s, "run_start", None, {"attempts": run.result.attempt}
     yield from _training(moments, run_s)
@@ -121,24 +127,6 @@ def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Li
             yield "event", at_s, "eval_accuracy", row.val_top1_pct / 100, number
             yield "end", at_s, "eval_stop", None, number
         last_s = at_s
-
-
-def _began_s(result: Result) -> dict[int, float]:
-    """Return when the process of each attempt started, in Unix seconds, by attempt."""
-    first = {1: datetime.fromisoformat(result.started_at).timestamp()}
-    return first | {int(item["attempt"]): float(item["began_at"]) for item in result.attempts}
-
-
-def _moments(run: LoadedRun, result: Result) -> list[tuple[float, Row]]:
-    """Return each row with the time when it was written, in Unix seconds."""
-    began_s = _began_s(result)
-    for row in run.rows:
-        if row.attempt not in began_s:
-            raise BadInput(
-                f"{run.path}/result.json: attempts: lacks attempt {row.attempt}, which is "
-                "in rows.jsonl"
-            )
-    return [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
 
 
 def _submission(result: Result, known: Measured, last: Row) -> dict[str, Any]:
