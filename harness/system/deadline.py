@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
-import select
 import signal
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -29,28 +28,27 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
         NoAnswer: nothing came within `limit_s` seconds.
         Exception: what the function itself raised.
     """
-    reads, writes = os.pipe()
+    receive, send = Pipe(duplex=False)
     with warnings.catch_warnings():
         # Python 3.12 warns of forking with threads: torch's hold no lock that is needed here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        _answer(writes, function)
-    os.close(writes)
+        _answer(send, function)
+    send.close()  # if the process ends without an answer, recv raises EOFError
     try:
-        answer = _read_until(reads, time.monotonic() + limit_s)
+        is_error, value = receive.recv() if receive.poll(limit_s) else (True, None)
+    except EOFError:
+        is_error, value = True, None
     finally:
-        os.close(reads)
+        receive.close()
         _end(pid)
-    if answer is None:
-        raise NoAnswer(f"no answer within {limit_s:g} s")
-    good, value = pickle.loads(answer)
-    if not good:
-        raise value
+    if is_error:
+        raise value or NoAnswer(f"no answer within {limit_s:g} s")
     return value  # type: ignore[no-any-return]
 
 
-def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
+def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
     """Call the function in the forked process, send its result or error, exit without clean-up."""
     try:
         # A reader of this program's output must not wait for a process that hangs.
@@ -60,26 +58,11 @@ def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
-            answer = pickle.dumps((True, function()))
+            send.send((False, function()))
         except Exception as error:
-            answer = pickle.dumps((False, error))
-        with open(writes, "wb") as pipe:
-            pipe.write(answer)
+            send.send((True, error))
     finally:
         os._exit(0)
-
-
-def _read_until(descriptor: int, deadline: float) -> bytes | None:
-    """Return all bytes until the other side closes; None if that takes until the deadline."""
-    parts: list[bytes] = []
-    while True:
-        left_s = max(0.0, deadline - time.monotonic())
-        if not select.select([descriptor], [], [], left_s)[0]:
-            return None
-        part = os.read(descriptor, 2**16)
-        if not part:
-            return b"".join(parts) or None
-        parts.append(part)
 
 
 def _end(pid: int) -> None:
