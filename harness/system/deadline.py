@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn, TypeVar
 
@@ -35,17 +36,20 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
         pid = os.fork()
     if pid == 0:
         _answer(send, function)
-    send.close()  # if the process ends without an answer, recv raises EOFError
+    send.close()
+    answer: tuple[T | None, Exception | None] | None = None
     try:
-        is_error, value = receive.recv() if receive.poll(limit_s) else (True, None)
-    except EOFError:
-        is_error, value = True, None
+        with suppress(EOFError):  # the process has ended without an answer
+            answer = receive.recv() if receive.poll(limit_s) else None
     finally:
         receive.close()
         _end(pid)
-    if is_error:
-        raise value or NoAnswer(f"no answer within {limit_s:g} s")
-    return value  # type: ignore[no-any-return]
+    if answer is None:
+        raise NoAnswer(f"no answer within {limit_s:g} s")
+    value, error = answer
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
 
 
 def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
@@ -58,9 +62,9 @@ def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
-            send.send((False, function()))
+            send.send((function(), None))
         except Exception as error:
-            send.send((True, error))
+            send.send((None, error))
     finally:
         os._exit(0)
 
