@@ -50,21 +50,21 @@ class World:
         return self.device.type == "cuda"
 
     def cores(self) -> int:
-        """CPU cores for this process, one of the node's ranks."""
+        """Return the number of CPU cores for this process, one of the node's ranks."""
         return rank_cores(self.local_size)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         dist.all_reduce(tensor)
         return tensor
 
     def broadcast_(self, tensors: list[torch.Tensor]) -> None:
-        """Give every rank what rank 0 holds in these tensors, in place."""
+        """Copy rank 0's tensors to all ranks, in place."""
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
     def gather_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Every rank's tensor [n] as [size, n], in the order of ranks, on every rank."""
+        """Return all ranks' tensors [n] as [size, n], in the order of ranks, on every rank."""
         everything = tensor.new_empty(self.size * len(tensor))
         # The new name came with torch 2.14.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -72,13 +72,13 @@ class World:
         return everything.view(self.size, -1)
 
     def from_main(self, value: Any) -> Any:
-        """What rank 0 gives as value, on every rank."""
+        """Return rank 0's value on every rank."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """Return all ranks' values, in the order of ranks, on every rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -117,15 +117,19 @@ def from_environment(
 
 
 def _gpus(device: str) -> int:
-    """GPUs of this process; 0: it computes on the CPU."""
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
+    """Return the number of GPUs of this process; 0: it computes on the CPU."""
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
         raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
-    return torch.cuda.device_count() if there and device != "cpu" else 0
+    return torch.cuda.device_count() if has_gpu and device != "cpu" else 0
 
 
 def _one_gpu_each(ranks: int, gpus: int) -> None:
-    """Refuse what NCCL cannot do; every rank of the node does, so that none waits for another."""
+    """Refuse NCCL without a GPU per rank; on every rank, so that none waits for another.
+
+    Raises:
+        BadInput: there are no GPUs, or too few.
+    """
     if not gpus:
         raise BadInput("engine.backend: nccl needs GPUs; use gloo, or auto")
     if ranks > gpus:
@@ -137,7 +141,7 @@ def _one_gpu_each(ranks: int, gpus: int) -> None:
 
 
 def set_timeout(timeout_s: float) -> None:
-    """From here on, a collective of the process group that takes longer fails."""
+    """Set the time limit of the process group's collectives from now on."""
     # The public name came with torch 2.14.
     set_it = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     set_it(timedelta(seconds=timeout_s))
@@ -145,10 +149,10 @@ def set_timeout(timeout_s: float) -> None:
 
 @contextmanager
 def process_group(world: World, timeout_s: float) -> Iterator[None]:
-    """The process group, closed on a good end only.
+    """Open the process group; close it if the block ends without an error.
 
-    After an error the others may be waiting in a collective: closing would wait for them, leaving
-    lets the launcher end them.
+    After an error other ranks may be waiting in a collective, and closing would wait for them; the
+    launcher ends them once this process has left.
     """
     if world.on_gpu:
         torch.cuda.set_device(world.device)
@@ -166,7 +170,7 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def _store(world: World, timeout_s: float) -> dist.Store:
-    """Where the ranks find each other's addresses."""
+    """Return the store in which the ranks find each other's addresses."""
     if world.size == 1:
         return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
     timeout = timedelta(seconds=timeout_s)
@@ -175,7 +179,7 @@ def _store(world: World, timeout_s: float) -> dist.Store:
 
 
 def own_part(store: dist.Store, world: World, timeout_s: float) -> dist.Store:
-    """A part of the store that belongs to this start of the ranks alone.
+    """Return a part of the store that belongs to this start of the ranks alone.
 
     torchrun keeps one store over all its restarts, in which a rank finds the addresses of ranks
     that are dead; its count of restarts is not the same on all nodes (pytorch issue 135712). So

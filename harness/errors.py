@@ -25,17 +25,17 @@ class BadInput(HarnessError):
 
 
 class RunFailed(HarnessError):
-    """The run began and cannot go on: an image does not decode, another rank does not answer."""
+    """The run began and cannot continue: an image does not decode, another rank does not answer."""
 
     exit_code = EXIT_FAILED
 
 
 class NotFinite(RunFailed):
-    """A loss is nan or infinite; all ranks learn of it at the same point."""
+    """A loss is nan or infinite; raised on all ranks at the same step."""
 
 
 class SecondaryFailure(RunFailed):
-    """Another rank failed first; what this one met may come of that, such as a lost connection."""
+    """Another rank failed first; this error, such as a lost connection, may follow from that."""
 
 
 class Preempted(HarnessError):
@@ -60,10 +60,10 @@ CUDA_ERRORS = {
     "": "the GPU, its driver or a kernel is at fault: harness doctor and dmesg (Xid) tell of the "
     "first two, CUDA_LAUNCH_BLOCKING=1 of the last",
 }
-"""Part of what an error says -> what to do; the first that fits."""
+"""Part of an error's message -> what to do; the first match counts."""
 
 MOST_LETTERS = 300
-"""Of an error's first line: a compiler's has all of its flags."""
+"""Limit for an error's first line: a compiler's has all of its flags."""
 
 _SAY_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "'out of memory'",
                   "_STATUS_ALLOC_FAILED")  # fmt: skip
@@ -71,36 +71,36 @@ _SAY_CUDA = ("CUDA error", "CUDA driver error", "cuDNN error", "Cuda failure")
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and one line for an error that is understood; None for all others.
+    """Return the exit code and one line for a known error; None for all others.
 
-    Torch's errors are known by their words too: libraries under it have no class for each, and
-    torch.compile wraps what it meets.
+    Torch's errors are also recognized by their messages: the libraries under torch have no class
+    for each of them, and torch.compile wraps what is raised inside it.
     """
     if isinstance(error, HarnessError):
         return error.exit_code, str(error)
-    chain = [*_chain(error)][::-1]  # what wraps an error repeats its words
-    for each in chain:
-        if _is(each, "torch", "OutOfMemoryError") or _says(each, _SAY_NO_MEMORY):
-            return EXIT_FAILED, f"{OUT_OF_MEMORY}; {_first_line(each)}"
-    for each in chain:
-        if _is(each, "torch", "AcceleratorError") or _says(each, _SAY_CUDA):
-            remedy = next(do for text, do in CUDA_ERRORS.items() if text in str(each))
-            return EXIT_FAILED, f"{_first_line(each)}; {remedy}"
-    if any(_is(each, "torch._dynamo.exc", "BackendCompilerFailed") for each in chain):
+    chain = [*_chain(error)][::-1]  # the cause first: what wraps an error repeats its message
+    for cause in chain:
+        if _is(cause, "torch", "OutOfMemoryError") or _says(cause, _SAY_NO_MEMORY):
+            return EXIT_FAILED, f"{OUT_OF_MEMORY}; {_first_line(cause)}"
+    for cause in chain:
+        if _is(cause, "torch", "AcceleratorError") or _says(cause, _SAY_CUDA):
+            remedy = next(do for text, do in CUDA_ERRORS.items() if text in str(cause))
+            return EXIT_FAILED, f"{_first_line(cause)}; {remedy}"
+    if any(_is(cause, "torch._dynamo.exc", "BackendCompilerFailed") for cause in chain):
         what = f"{type(chain[0]).__name__}: {_first_line(chain[0])}"
         return EXIT_FAILED, f"torch.compile failed: {what}; {NOT_COMPILED}"
     return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it comes from, down to the first."""
+    """Yield an error and its causes, the first cause last."""
     while error is not None:
         yield error
         error = error.__cause__ or getattr(error, "inner_exception", None)
 
 
 def _is(error: BaseException, module: str, name: str) -> bool:
-    """Whether it is of a class of a module that need not be imported."""
+    """Return whether an error is of this class; its module need not be imported."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(error, kind)
 

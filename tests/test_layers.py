@@ -148,6 +148,7 @@ def test_a_training_loads_no_more_than_its_budget(tmp_path: Path) -> None:
     lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
     assert len(files) <= MOST_MODULES, len(files)
     assert lines <= MOST_LINES, lines
+    assert not [file for file in files if "wandb" in file], "with --log.wandb off"
 
 
 def test_exceptions_are_needed() -> None:

@@ -77,7 +77,6 @@ class Saver:
     ) -> None:
         self.staging = Staging()
         self.last: Path | None = None  # the newest that this attempt published, or resumed from
-        self.failed: OSError | None = None  # why the last one could not be written
         self._folder, self._config = folder, config
         self._before, self._after, self._say = before, after, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -128,14 +127,12 @@ class Saver:
             self.last = store.publish(self._folder, state, about)
             store.prune(self._folder, self._config.keep, self._config.keep_every_epochs)
         except OSError as error:
-            self.failed = error
             self._say(
                 f"warning: step {about['step']}: the checkpoint could not be written "
                 f"({error.strerror}); training goes on, the last good one is {self.last or 'none'}"
             )
-            return
-        self.failed = None
-        self._after(state)
+        else:
+            self._after(state)
 
 
 def _is_finite(state: State) -> bool:

@@ -52,6 +52,7 @@ __all__ = [
     "fields",
     "fingerprint",
     "flat",
+    "recorded",
     "settings",
 ]
 
@@ -123,6 +124,12 @@ def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
     chosen = {key: values[key] for key in changing(config, of) if key not in unsaid}
     chosen |= {"stream_version": STREAM_VERSION} if of == "result" else {}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def recorded(config: Config) -> Config:
+    """Return the config as a run's record has it: without what is about the command alone."""
+    run = config.run.model_copy(update={"restart": False, "dry_run": False})
+    return config.model_copy(update={"run": run})
 
 
 def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]:

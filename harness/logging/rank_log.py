@@ -1,6 +1,6 @@
-"""Rank logs: what ranks other than 0 say goes to files in the run folder, not to the job's log.
+"""Rank logs: output of ranks other than 0 goes to files in the run folder, not to the job's log.
 
-At the level of file descriptors, so that what libraries in C say goes there too.
+At the level of file descriptors, so that the output of libraries in C goes there too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _job_stderr: int | None = None
 
 
 def path_of(run_folder: Path, rank: int) -> Path:
-    """The log of a rank; rank 0 has none, as the job's log is its own."""
+    """Return the path of a rank's log; rank 0 has none: it writes to the job's log."""
     return run_folder / FOLDER / f"rank_{rank}.log"
 
 
 def divert(run_folder: Path, rank: int, attempt: int) -> None:
-    """From here on, stdout and stderr of this process are appended to its rank's log."""
+    """Append stdout and stderr of this process to its rank's log from now on."""
     global _job_stderr
     path = path_of(run_folder, rank)
-    # Where this node does not see the run folder, the job's log has to do.
+    # If this node does not see the run folder, the output stays in the job's log.
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -42,25 +42,20 @@ def divert(run_folder: Path, rank: int, attempt: int) -> None:
         os.close(log)
 
 
-def is_diverted() -> bool:
-    """Whether this rank's words go to a log of its own."""
-    return _job_stderr is not None
-
-
 def tell_job(line: str) -> None:
-    """Say a line in the job's log, and where this rank's own is another, there too."""
+    """Print a line to the job's log, and to this rank's own if it has one."""
     print(line, file=sys.stderr, flush=True)
     if _job_stderr is not None:
         os.write(_job_stderr, f"{line}\n".encode())
 
 
 def speaks_first() -> bool:
-    """Whether no rank of this node has spoken before: what ends one may end all.
+    """Return whether no rank of this node has printed its error yet: one error may end all ranks.
 
-    Rank 0 cannot be the one that speaks: torchrun may end it as soon as another rank has ended.
+    It need not be rank 0: torchrun may end that one as soon as another rank has ended.
     """
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
-        return is_diverted() or os.environ.get("LOCAL_RANK", "0") == "0"
+        return _job_stderr is not None or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
         (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
@@ -72,7 +67,7 @@ def speaks_first() -> bool:
 
 
 def tell_torchrun(message: str) -> None:
-    """Leave the message in the file that torchrun's closing report quotes, as `@record` does.
+    """Write the message to the file that torchrun's final report quotes, as `@record` does.
 
     By hand, since `@record` would import torch before a typo is rejected.
     """
@@ -82,7 +77,7 @@ def tell_torchrun(message: str) -> None:
 
 
 def last_lines(run_folder: Path, rank: int, count: int = 20) -> list[str]:
-    """The end of a rank's log; nothing if it has none."""
+    """Return the last lines of a rank's log; none if it has no log."""
     try:
         text = path_of(run_folder, rank).read_text(encoding="utf-8", errors="replace")
     except OSError:

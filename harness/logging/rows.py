@@ -16,7 +16,7 @@ from harness.system.console import duration, out
 class Recorder:
     """Writes the rows of rank 0: one bar on a terminal, one plain line per row elsewhere.
 
-    Where the disk is full, rows wait in memory until there is room again.
+    If the disk is full, rows wait in memory until there is room again.
 
     Args:
         keep_bytes: length of the rows before the checkpoint that a run resumes from. Later rows
@@ -40,7 +40,7 @@ class Recorder:
 
     @property
     def bytes(self) -> int:
-        """Length of all rows so far, those that wait for room included."""
+        """Length of all rows so far, including those that wait for room."""
         return self._written + len(self._waiting)
 
     def write(self, row: Row, *, left_s: float | None) -> None:
@@ -62,7 +62,7 @@ class Recorder:
         self._bar.update(self._task, completed=row.step, description=_short(row) + left)
 
     def sync(self) -> None:
-        """Return once all rows are on the disk; from any thread.
+        """Write all rows to the disk; may be called from any thread.
 
         Raises:
             OSError: they cannot be written.
@@ -92,7 +92,7 @@ class Recorder:
 
     def _flush(self) -> None:
         while self._waiting:
-            # At its place: what a full disk cut in the middle is completed or written over.
+            # At a fixed place: a row that a full disk cut short is completed or overwritten.
             done = os.pwrite(self._file, self._waiting, self._written)
             self._written += done
             self._waiting = self._waiting[done:]

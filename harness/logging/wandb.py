@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.logging.wandb_run import Mode, result_for_wandb, row_for_wandb
+from harness.logging.wandb_run import result_for_wandb, row_for_wandb
 
 if TYPE_CHECKING:
     import wandb
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
 class WandbMirror:
     """One run in W&B, written by rank 0. No method blocks, but `finish`; none raises."""
 
-    mode: Mode
+    mode: Literal["online", "offline"]
     run_id: str  # stable over restarts: a later attempt continues the same run
     name: str
     group: str
@@ -77,8 +77,7 @@ class WandbMirror:
         # Its lock is reentrant: a signal handler may finish what the same thread has begun.
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._mirror, name="wandb-mirror", daemon=True)
-        if self.mode != "off":
-            self._thread.start()
+        self._thread.start()
 
     def release(self, rows: int) -> None:
         """Say that the first `rows` lines of rows.jsonl are final; from any thread."""
@@ -105,10 +104,8 @@ class WandbMirror:
             timeout_s: for all of it.
 
         Returns:
-            `status`: off, online, offline, or what went wrong and how many rows that cost.
+            `status`: online, offline, or what went wrong and how many rows that cost.
         """
-        if self.mode == "off":
-            return self.status
         latest = time.monotonic() + 0.95 * timeout_s
         with self._changed:
             self._ending = result_for_wandb(summary), exit_code
@@ -127,7 +124,7 @@ class WandbMirror:
     def status(self) -> str:
         """How the mirror does; once it has ended, with the number of rows that it lacks."""
         missing = self._released - self._read
-        if self.mode == "off" or missing <= 0 or (self._thread.is_alive() and not self._gave_up):
+        if missing <= 0 or (self._thread.is_alive() and not self._gave_up):
             return self._state
         return f"{self._state}; {missing} of {self._released} rows not mirrored"
 
@@ -203,8 +200,8 @@ class WandbMirror:
         if self._gave_up:
             raise TimeoutError("no time left to start the client")
         self._set_aside()
-        asked = SETTINGS | dict(self.settings)
-        known = {k: v for k, v in asked.items() if k in wandb.Settings.model_fields}
+        wanted = SETTINGS | dict(self.settings)
+        known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}
         # Set up before init: else a client without a key asks for one on the terminal.
         wandb.setup(wandb.Settings(**known))
         run = wandb.init(

@@ -1,4 +1,4 @@
-"""What is known of W&B without its client: the account, a run's description, keys of its rows."""
+"""W&B without its client: whether there is a key, a run's description, the keys of its rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from harness.config import Config, fingerprint
+from harness.config import Config, fingerprint, recorded
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 
 Mode = Literal["online", "offline", "off"]
@@ -23,11 +23,15 @@ PUBLIC_HOSTS = frozenset({"api.wandb.ai", "api.forge.coreweave.com", "forge.core
 
 
 def choose_mode(
-    asked: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
+    setting: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
 ) -> tuple[Mode, str | None]:
-    """The mode to run in, and one line that says why where a user might wonder."""
-    if asked != "auto":
-        return asked, None
+    """Return the mode to run in, and a line with the reason if a user might not expect it.
+
+    Args:
+        setting: log.wandb of the config.
+    """
+    if setting != "auto":
+        return setting, None
     if named := WANDB_MODES.get(environ.get("WANDB_MODE", "")):
         return named, None
     if has_key(environ):
@@ -39,7 +43,7 @@ def choose_mode(
 
 
 def has_key(environ: Mapping[str, str]) -> bool:
-    """Whether the client would find a key in one of its places; imports and asks nothing."""
+    """Return whether the client would find a key; imports nothing and contacts no server."""
     if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys():
         return True
     if _settings(environ).has_option("default", "api_key"):
@@ -53,13 +57,13 @@ def has_key(environ: Mapping[str, str]) -> bool:
 
 
 def server(environ: Mapping[str, str]) -> str:
-    """Address of the server that the client would talk to."""
+    """Return the address of the server that the client would use."""
     configured = _settings(environ).get("default", "base_url", fallback="")
     return environ.get("WANDB_BASE_URL") or configured or PUBLIC_SERVER
 
 
 def _settings(environ: Mapping[str, str]) -> configparser.ConfigParser:
-    """The client's own settings, of this user."""
+    """Read the client's own settings file of this user."""
     folder = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(OSError, configparser.Error):
@@ -75,28 +79,26 @@ def about(
     precision: str,
     peak_lr: float | None,
 ) -> dict[str, Any]:
-    """Group, job type, tags and config of a run, as WandbMirror takes them.
+    """Return a run's group, job type, tags and config, as arguments for WandbMirror.
 
     Args:
         environment: content of environment.json.
-        world_size, precision, peak_lr: what the config came to; no peak where nothing is trained.
+        world_size, precision, peak_lr: of the resolved config; no peak if nothing is trained.
     """
-    # What restarts a run is said by the command, not by the record of it: as in config.yaml.
-    plain = config.run.model_copy(update={"restart": False, "dry_run": False})
-    asked = config.model_copy(update={"run": plain}).model_dump(mode="json")
     derived = {"world_size": world_size, "precision": precision, "peak_lr": peak_lr}
     return {
         "group": group(config, environment, world_size),
         "job_type": config.run.mode,
         "tags": (config.model.name, config.data.source, precision, *config.log.tags),
-        "config": asked | {"resolved": derived, "environment": dict(environment)},
+        "config": recorded(config).model_dump(mode="json")
+        | {"resolved": derived, "environment": dict(environment)},
     }
 
 
 def group(config: Config, environment: Mapping[str, Any], world_size: int) -> str:
-    """The cell of a comparison, as far as it is known when a run starts: all but the seed.
+    """Return the name of the group of runs that differ in their seed only.
 
-    Such as `resnet50-8xH100-1a2b3c4d`: what tells apart settings, ranks and devices is hashed.
+    Such as `resnet50-8xH100-1a2b3c4d`: a hash of settings, ranks and devices comes last.
     """
     seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
     device = environment.get("device")
@@ -112,12 +114,12 @@ def group(config: Config, environment: Mapping[str, Any], world_size: int) -> st
 
 
 def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as W&B gets it: under its keys, nulls left out."""
+    """Return a row with W&B's keys, without nulls."""
     return {ROW_KEYS[k]: v for k, v in row.items() if k in ROW_KEYS and v is not None}
 
 
 def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A Result as W&B's summary: scalars only, as its tables cannot filter by anything else."""
+    """Return a Result as W&B's summary: scalars only, as its tables filter by nothing else."""
     accounts = {f"account_{name}_s": s for name, s in result.get("accounts_s", {}).items()}
     target = {f"target_{name}": value for name, value in (result.get("target") or {}).items()}
     # How the mirror ended is not known while it still runs.
@@ -126,7 +128,7 @@ def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(device: Mapping[str, Any]) -> str:
-    """A device in a word: `H100` of `NVIDIA H100 80GB HBM3`."""
+    """Return a device's short name: `H100` of `NVIDIA H100 80GB HBM3`."""
     if device.get("type") != "cuda":
         return str(device.get("type", "unknown"))
     model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name")))

@@ -103,12 +103,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, *, limit_s: float = 0
     """
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best_s = float("inf")
-    until = _now(device) + limit_s
-    while (began := _now(device)) < until:
-        left @ right
-        best_s = min(best_s, _now(device) - began)
-    return 2 * side**3 / best_s
+    return 2 * side**3 / _fastest_s(lambda: left @ right, device, limit_s)
 
 
 def copy_speed(device: torch.device, *, limit_s: float = 0.5) -> float:
@@ -120,13 +115,21 @@ def copy_speed(device: torch.device, *, limit_s: float = 0.5) -> float:
     copies = 16 if device.type == "cuda" else 1
     source = torch.ones(256 * MIB, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+
+    def copy() -> None:
+        for _ in range(copies):
+            target.copy_(source)
+
+    return 2 * source.numel() * copies / _fastest_s(copy, device, limit_s)
+
+
+def _fastest_s(work: Callable[[], object], device: torch.device, limit_s: float) -> float:
     best_s = float("inf")
     until = _now(device) + limit_s
     while (began := _now(device)) < until:
-        for _ in range(copies):
-            target.copy_(source)
-        best_s = min(best_s, (_now(device) - began) / copies)
-    return 2 * source.numel() / best_s
+        work()
+        best_s = min(best_s, _now(device) - began)
+    return best_s
 
 
 def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[int]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config import Config, differing, fingerprint, flat, load
+from harness.config import Config, differing, fingerprint, flat, load, recorded
 from harness.errors import BadInput
 from harness.run_folder.lease import Lease
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 from harness.system.process import process_age_s
 
 State = Literal["running", "stopped", "finished", "failed"]
@@ -101,9 +101,7 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         lease = Lease.take(path)
         if not (path / "config.yaml").exists():
-            # These two are about the command, not about the run: the record is without them.
-            plain = config.run.model_copy(update={"restart": False, "dry_run": False})
-            write_text(path / "config.yaml", load.dump(config.model_copy(update={"run": plain})))
+            write_text(path / "config.yaml", load.dump(recorded(config)))
         if not (path / "run_id").exists():
             write_text(path / "run_id", uuid.uuid4().hex[:10] + "\n")
         number = len(attempts(path)) + 1
@@ -128,11 +126,11 @@ def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> flo
     """
     before = attempts(folder.path)
     line: dict[str, Any] = {"attempt": folder.attempt, "began_at": time.time() - process_age_s()}
-    if before and lease.previous is not None:
+    if before and (last_seen := lease.last_seen) is not None:
         state = read_state(folder.path)
         line["previous_ended"] = "killed" if state == "running" else state
-        # The last row may be newer than the last heartbeat.
-        last_seen = max(lease.previous.last_seen, _modified_at(folder.rows))
+        with suppress(OSError):  # the last row may be newer than the last heartbeat
+            last_seen = max(last_seen, folder.rows.stat().st_mtime)
         line["previous_s"] = max(0.0, last_seen - before[-1]["began_at"])
     # Rewrite all lines: one appended to a line that a kill cut short would be lost with it.
     _write_attempts(folder.path, [*before, line | facts])
@@ -213,18 +211,6 @@ def record_failure(path: Path, rank: int, error: BaseException) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _modified_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _is_new(path: Path) -> bool:
     """Return whether no attempt has written anything but its lease and empty folders."""
     initial = {"lease.json", "checkpoints"}
@@ -268,12 +254,12 @@ def _rename_stacks(run_folder: Path, attempt: int) -> None:
         OSError: the folder cannot be written.
     """
     folder = run_folder / STACKS
-    for file in folder.glob("*.txt"):
-        if not file.stat().st_size:
-            file.unlink()
     if not folder.is_dir():
         return
-    if any(folder.iterdir()):
-        folder.rename(run_folder / f"failure-{attempt}-{STACKS}")
-    else:
+    for file in [*folder.glob("*.txt")]:
+        if not file.stat().st_size:
+            file.unlink()
+    try:
         folder.rmdir()
+    except OSError:  # it is not empty
+        folder.rename(run_folder / f"failure-{attempt}-{STACKS}")

@@ -13,7 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
@@ -30,21 +30,15 @@ _RACE_S = 1.0  # without locks: how much later a job that started with this one 
 _POLL_S = 0.2
 
 
-class LastHolder(NamedTuple):
-    """The previous holder of a lease, in Unix seconds of its host's clock."""
-
-    taken_at: float
-    last_seen: float
-
-
 class Lease:
     """A held lease and its heartbeat thread; on rank 0 only.
 
-    `previous` is the last holder; None in a new folder or if lease.json was damaged.
+    `last_seen` is the last heartbeat of the previous holder, in Unix seconds of its host's clock;
+    None in a new folder or if lease.json was damaged.
     """
 
-    def __init__(self, file: Path, owner: _Owner, previous: LastHolder | None) -> None:
-        self.previous = previous
+    def __init__(self, file: Path, owner: _Owner, last_seen: float | None) -> None:
+        self.last_seen = last_seen
         self._file, self._token, self._mine = file, owner.token.encode(), True
         self._stop = Event()
         self._thread = Thread(target=self._heartbeat, args=(owner.heartbeat_s,), daemon=True)
@@ -57,19 +51,13 @@ class Lease:
         """Take the lease on a folder, which is created if missing.
 
         Raises:
-            BadInput: another live process holds it, or the folder cannot be written.
+            BadInput: another live process holds it.
+            OSError: the folder cannot be written.
         """
         file, me = folder / "lease.json", _this_process(environ, heartbeat_s)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            old = _claim(file, me)
-        except OSError as error:
-            raise BadInput(
-                f"{folder}: {error.strerror}; set --run.root to a folder you can write"
-            ) from None
-        owner = old.owner if old else None
-        previous = LastHolder(owner.taken_at, old.mtime_ns / 1e9) if old and owner else None
-        return Lease(file, me, previous)
+        folder.mkdir(parents=True, exist_ok=True)
+        old = _claim(file, me)
+        return Lease(file, me, old.mtime_ns / 1e9 if old and old.owner else None)
 
     def is_mine(self) -> bool:
         """Return whether the file still names this lease: another job may take a frozen job's.
@@ -210,12 +198,14 @@ def _refusal(file: Path, current: _Snapshot | None) -> BadInput:
 def _locked(folder: Path) -> Iterator[bool]:
     """Lock out other claimants; yield False if the filesystem does not support locks."""
     lock = FileLock(folder / ".lease.lock", timeout=_LOCK_S)
-    with ExitStack() as held:
-        # Older versions of filelock raise NotImplementedError if locks are not supported. Timeouts
-        # are ignored too: its fallback, lock files, may be left over from a job that was killed.
-        with suppress(OSError, NotImplementedError), warnings.catch_warnings(action="ignore"):
-            held.enter_context(lock)
+    # Older versions of filelock raise NotImplementedError if locks are not supported. Timeouts are
+    # ignored too: its fallback, lock files, may be left over from a job that was killed.
+    with suppress(OSError, NotImplementedError), warnings.catch_warnings(action="ignore"):
+        lock.acquire()
+    try:
         yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def _read(file: Path) -> _Snapshot | None:

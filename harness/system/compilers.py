@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -35,8 +34,7 @@ class Trial(NamedTuple):
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class _Language:
+class _Language(NamedTuple):
     name: str
     variable: str  # the environment variable that names the compiler
     package: str

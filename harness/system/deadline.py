@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
-import select
 import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -29,28 +29,30 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
         NoAnswer: nothing came within `limit_s` seconds.
         Exception: what the function itself raised.
     """
-    reads, writes = os.pipe()
+    receive, send = Pipe(duplex=False)
     with warnings.catch_warnings():
         # Python 3.12 warns of forking with threads: torch's hold no lock that is needed here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        _answer(writes, function)
-    os.close(writes)
+        _answer(send, function)
+    send.close()
+    answer: tuple[T | None, Exception | None] | None = None
     try:
-        answer = _read_until(reads, time.monotonic() + limit_s)
+        with suppress(EOFError):  # the process has ended without an answer
+            answer = receive.recv() if receive.poll(limit_s) else None
     finally:
-        os.close(reads)
+        receive.close()
         _end(pid)
     if answer is None:
         raise NoAnswer(f"no answer within {limit_s:g} s")
-    good, value = pickle.loads(answer)
-    if not good:
-        raise value
-    return value  # type: ignore[no-any-return]
+    value, error = answer
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
 
 
-def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
+def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
     """Call the function in the forked process, send its result or error, exit without clean-up."""
     try:
         # A reader of this program's output must not wait for a process that hangs.
@@ -60,26 +62,11 @@ def _answer(writes: int, function: Callable[[], Any]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         try:
-            answer = pickle.dumps((True, function()))
+            send.send((function(), None))
         except Exception as error:
-            answer = pickle.dumps((False, error))
-        with open(writes, "wb") as pipe:
-            pipe.write(answer)
+            send.send((None, error))
     finally:
         os._exit(0)
-
-
-def _read_until(descriptor: int, deadline: float) -> bytes | None:
-    """Return all bytes until the other side closes; None if that takes until the deadline."""
-    parts: list[bytes] = []
-    while True:
-        left_s = max(0.0, deadline - time.monotonic())
-        if not select.select([descriptor], [], [], left_s)[0]:
-            return None
-        part = os.read(descriptor, 2**16)
-        if not part:
-            return b"".join(parts) or None
-        parts.append(part)
 
 
 def _end(pid: int) -> None:

@@ -28,8 +28,13 @@ def write_atomic(path: Path, fill: Callable[[Path], Any]) -> None:
         discard(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in the same way, in UTF-8."""
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def written(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """Do the same without the rename; return the temporary path."""
+    """Do as `write_atomic` does, without the rename; return the temporary path."""
     fill(part := _part(path))
     fsync(part)
     return part

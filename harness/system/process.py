@@ -84,27 +84,15 @@ def cpu_quota(
         if controllers and "cpu" not in controllers.split(","):
             continue
         tops = [root, root / "unified"] if not controllers else [root / "cpu", root / controllers]
-        read = _quota_v1 if controllers else _quota_v2
+        names = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if controllers else ["cpu.max"]
         for top in tops:
             folder = top / group.lstrip("/")
-            quotas += [read(path) for path in (folder, *folder.parents) if path.is_relative_to(top)]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_v2(folder: Path) -> float | None:
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
-        return None
+            for path in (folder, *folder.parents):
+                with suppress(OSError, ValueError):  # no such file; v2 writes `max` for no limit
+                    text = " ".join((path / name).read_text() for name in names)
+                    quota, period = map(int, text.split())
+                    quotas += [quota / period] if quota > 0 else []  # v1: -1 is no limit
+    return min(quotas, default=None)
 
 
 class Signals:

@@ -257,7 +257,6 @@ def test_a_full_disk_costs_that_checkpoint_only(disk: Path, say: list[str]) -> N
     saver.wait()
     saver.save(state_of(9, size=400_000), about(9))  # 1.6 MB: no room
     saver.wait()
-    assert saver.failed is not None
     assert "step 9: the checkpoint could not be written (No space left on device)" in say[0]
     assert "training goes on, the last good one is" in say[0]
     assert not list(disk.glob(".*.part")), "what was begun is removed"
@@ -266,8 +265,8 @@ def test_a_full_disk_costs_that_checkpoint_only(disk: Path, say: list[str]) -> N
     assert found.state["step"] == 5
     saver.save(state_of(10, size=1000), about(10))
     saver.wait()
-    assert saver.failed is None
     assert steps_in(disk) == [5, 10]
+    assert len(say) == 1, "no other failed"
 
 
 def test_final_weights_are_whole_or_not_there(disk: Path) -> None:

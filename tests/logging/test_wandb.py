@@ -190,18 +190,6 @@ def test_finds_the_key_that_wandb_login_wrote(
     assert choose_mode("auto", environ)[0] == mode
 
 
-def test_off_never_imports_the_client(tmp_path: Path) -> None:
-    code = CHILD.replace("sys.exit(7)", "assert 'wandb' not in sys.modules")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    given = json.dumps(arguments(folder, mode="off"), default=str)
-    command = [sys.executable, "-c", code, given]
-    done = subprocess.run(command, cwd=ROOT, input="5\n", capture_output=True, text=True)
-    assert done.stderr == ""
-    assert json.loads(done.stdout.splitlines()[-1])["status"] == "off"
-    assert not list(folder.iterdir())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("uploaded", [False, True])
 def test_the_last_offline_attempt_is_the_whole_run(

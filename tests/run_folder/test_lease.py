@@ -213,24 +213,23 @@ def test_a_killed_owner_is_replaced_at_once(run: Path, job: Job) -> None:
     # Nobody has asked for its exit code yet, so that it ends as a zombie.
     wait_until(lambda: "Z" in Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2])
     held = take(run)
-    assert held.previous
+    assert held.last_seen
     assert held.is_mine()
     held.release()
 
 
 @pytest.mark.usefixtures("no_watch")
 def test_a_released_lease_is_free_and_tells_when_it_was_last_seen(run: Path) -> None:
-    before = time.time()
     first = take(run)
     between = time.time()
-    assert first.previous is None
+    assert first.last_seen is None
     first.release()
     first.release()
     after = time.time()
     assert not first.is_mine()
     second = take(run)
-    assert second.previous
-    assert before <= second.previous.taken_at <= between <= second.previous.last_seen <= after
+    assert second.last_seen
+    assert between <= second.last_seen <= after
     second.release()
 
 
@@ -243,8 +242,8 @@ def test_last_seen_of_a_killed_owner_is_its_last_heartbeat(run: Path, job: Job) 
     job.end()
     ended = time.time()
     held = take(run)
-    assert held.previous
-    assert taken / 1e9 < last / 1e9 <= held.previous.last_seen <= ended
+    assert held.last_seen
+    assert taken / 1e9 < last / 1e9 <= held.last_seen <= ended
     held.release()
 
 
@@ -344,7 +343,7 @@ def test_a_damaged_lease_counts_as_dead_after_the_watch(
     run.mkdir()
     (run / "lease.json").write_text(text, encoding="latin-1")
     held = take(run, heartbeat_s=0.01)
-    assert held.previous is None
+    assert held.last_seen is None
     held.release()
 
 
@@ -386,7 +385,7 @@ def test_a_full_disk_stops_neither_heartbeat_nor_release(tmp_path: Path) -> None
         wait_for_heartbeat(tmp_path / "run")
         held.release()
         assert content(tmp_path / "run")["released"] is True
-        with pytest.raises(BadInput, match=r"No space left on device; set --run\.root"):
+        with pytest.raises(OSError, match="No space left on device"):
             take(tmp_path / "run")
         left = {path.name for path in (tmp_path / "run").iterdir()}
         assert left <= {"lease.json", ".lease.lock"}
@@ -397,8 +396,5 @@ def test_a_full_disk_stops_neither_heartbeat_nor_release(tmp_path: Path) -> None
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(NotADirectoryError):
         take(folder)
-    assert str(refused.value) == (
-        f"{folder}: Not a directory; set --run.root to a folder you can write"
-    )
