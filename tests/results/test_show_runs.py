@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,7 @@ def test_runs_of_a_glob_one_by_one(runs: Path, capsys: Capture) -> None:
 
 def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     told = source.measured(load.load_run(runs / "a-s2"))
-    monkeypatch.setattr(api, "runs_at", lambda address: [told, told])
+    monkeypatch.setattr(api, "runs_at", lambda address: [told, replace(told, address="wandb:2")])
     out, _ = shown(capsys, "wandb:team/bench?group=G")
     text = " ".join(out.split())
     assert text.count("config resnet50, 4 epochs, batch 256, seed 2") == 2

@@ -65,7 +65,7 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
     if not lines:
         return None
     bands = [row for number, c in enumerate(columns) if (row := band(c, number))]
-    shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in (b.low, b.high)])
+    shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in b[1:3]])
     picture = curves(
         f"Images per second over training time. {_last(cells, lines)}", lines, bands,
         x=f"training time, {unit}", y="images/s", y_range=_typical_range(shown),

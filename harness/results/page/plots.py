@@ -83,10 +83,8 @@ def curves(
 
     def draw(figure: Figure) -> None:
         axes = style_axes(figure, figure.subplots(), x, y)
-        for band in bands:
-            axes.fill_between(
-                band.x, band.low, band.high, color=color_of(band.cell), alpha=0.16, lw=0
-            )
+        for xs, low, high, cell in bands:
+            axes.fill_between(xs, low, high, color=color_of(cell), alpha=0.16, lw=0)
         for line in lines:
             marker = "o" if len(line.x) <= MARKED else ""
             dash = DASHES[line.cell // len(CELLS) % len(DASHES)]
