@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from typer import Argument, Option
 
 from harness.commands.parser import group, verb
 from harness.errors import BadInput
 from harness.system.console import err, out
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DESCRIPTION = """\
 Compare runs with runs, or with published results. The last side is the base, with which every
@@ -63,7 +59,13 @@ def compare(
     from harness.results.sides import check_testing, compare_sides, read_sides
     from harness.results.stats import gate, metrics
 
-    write_page = _page_writer() if html else None
+    try:
+        if html:
+            from harness.results.page.page import write_page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise BadInput("--html needs matplotlib: pip install 'imagenet-harness[page]'") from None
     margins = _pairs("--margin", margin)
     stds = _pairs("--assume-std", assume_std)
     known = metrics.with_settings(metrics.metrics(target_top1_pct), margins, stds, primary)
@@ -83,26 +85,11 @@ def compare(
         (err if code else out).print(gate.summary(checks))
     elif comparisons:
         out.print("; ".join(map(show_compare.verdicts, comparisons)))
-    if write_page:
+    if html:
         write_page(html, cells, comparisons, testing=testing, anyway=anyway)
         out.print(f"page: {html}")
     if code:
         sys.exit(code)
-
-
-def _page_writer() -> Callable[..., None]:
-    """Import the writer of pages, before any work is done.
-
-    Raises:
-        BadInput: matplotlib, an optional dependency, is not installed.
-    """
-    try:
-        from harness.results.page.page import write_page
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise BadInput("--html needs matplotlib: pip install 'imagenet-harness[page]'") from None
-    return write_page
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, float]:

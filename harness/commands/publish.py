@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from typer import Argument, Option
 
 from harness.commands.parser import group, verb
 from harness.errors import BadInput
 from harness.system.console import count, out, track
+
+if TYPE_CHECKING:
+    from harness.results.load import LoadedRun
+    from harness.results.measured import Measured
 
 DESCRIPTION = """\
 Send finished runs to W&B, or write them in MLPerf's log format.
@@ -53,28 +57,35 @@ def publish(
     if to == "wandb-view":
         if addresses:
             raise BadInput("--to wandb-view: shows all runs of a project; name no run")
-        _view(project, entity)
+        from harness.config import Log
+        from harness.results.publish.publish_view import NAME, save_view
+
+        url = save_view(project or Log().project, entity)
+        out.print(f"workspace {NAME}: {url}; W&B lists it under the project's saved views")
         return
-    if "out" in allowed and folder is None:
+    if to == "mllog" and folder is None:
         raise BadInput(f"--to {to}: name a new folder: --out DIR")
     if not addresses:
         raise BadInput(f"--to {to}: name at least one run folder; list them: harness show runs")
+    from harness.results.source import finished_runs
+
+    runs = finished_runs(addresses, to)
     if folder is None:
-        _wandb(addresses, mode or "online", project, entity)
-    else:
-        _mllog(addresses, folder)
+        _wandb(runs, mode or "online", project, entity)
+        return
+    from harness.results.publish.publish_mllog import RULES, to_mllog
+
+    to_mllog(runs, folder)
+    check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
+    out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")
 
 
 def _wandb(
-    addresses: list[str],
-    mode: Literal["online", "offline"],
-    project: str | None,
-    entity: str | None,
-) -> None:
-    from harness.results import source
+    runs: list[tuple[LoadedRun, Measured]], mode: Literal["online", "offline"],
+    project: str | None, entity: str | None,
+) -> None:  # fmt: skip
     from harness.results.publish import publish_wandb
 
-    runs = source.finished_runs(addresses, "wandb")
     done = []
     for run, known in track(runs, total=len(runs), what="publishing"):
         result = publish_wandb.to_wandb(run, known, mode, project, entity)
@@ -90,21 +101,3 @@ def _wandb(
     view = f"harness publish --to wandb-view --project {last_project} --entity {last_entity}"
     where = ", ".join(sorted(map(str, places)))
     out.print(f"{summary}, in {where}; panels that compare them: {view}")
-
-
-def _view(project: str | None, entity: str | None) -> None:
-    from harness.config import Log
-    from harness.results.publish.publish_view import NAME, save_view
-
-    url = save_view(project or Log().project, entity)
-    out.print(f"workspace {NAME}: {url}; W&B lists it under the project's saved views")
-
-
-def _mllog(addresses: list[str], folder: Path) -> None:
-    from harness.results import source
-    from harness.results.publish.publish_mllog import RULES, to_mllog
-
-    runs = source.finished_runs(addresses, "mllog")
-    to_mllog(runs, folder)
-    check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
-    out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")

@@ -61,7 +61,14 @@ def show(
     if what == "model":
         _show_model(names, image_px, classes, layers=layers)
     elif what == "references":
-        _show_references(names, model, metric)
+        from harness.results import references
+        from harness.results.show import show_reference, show_references
+
+        known = references.load_references()
+        for name in names:
+            show_reference(references.find(known, name))
+        if not names:
+            show_references(references.pick(known, model=model, metric=metric))
     elif what == "runs":
         from harness.results import show_runs
 
@@ -71,9 +78,9 @@ def show(
     elif names:
         raise BadInput(f"show {what}: takes one run folder; for several, use: show runs")
     else:
-        from harness.results import show
+        from harness.results.show import show_address
 
-        show.show_address(what)
+        show_address(what)
 
 
 def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> None:

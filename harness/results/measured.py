@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config import Config, changing, flat
-from harness.logging.schema import Row
 
 Column = NDArray[np.float64]
 Facts = dict[str, dict[str, Any]]
@@ -68,14 +67,6 @@ def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str
     return dict(zip(names, values.T, strict=True))
 
 
-def train_and_val(rows: Sequence[Row]) -> tuple[dict[str, Column], dict[str, Column]]:
-    """Return the columns of the train rows and those of the validation rows."""
-    of_kind: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "stop": []}
-    for row in rows:
-        of_kind[row.kind].append(row.__dict__)
-    return columns(of_kind["train"], TRAIN_COLUMNS), columns(of_kind["val"], VAL_COLUMNS)
-
-
 def facts(run: Measured) -> Facts:
     """Return all that may explain a difference, in groups; not the seed, paths and names."""
     about, result = run.environment, run.result
@@ -86,12 +77,15 @@ def facts(run: Measured) -> Facts:
     settings = {key: values[key] for key in keys if key != "run.seed"}
     software = _part(about, "harness") | _part(about, "versions") | _part(about, "variables")
     ranks = {name: result.get(name) for name in ("world_size", "accumulate", "local_batch")}
-    hardware = ranks | _named("device", _part(about, "device")) | _named("cpu", _part(about, "cpu"))
+    devices = {
+        f"{name} {key}": value for name in ("device", "cpu")
+        for key, value in _part(about, name).items()
+    }  # fmt: skip
     names = ("classes", "train_images", "train_digest", "val_images", "val_digest", "protocol")
     return {
         "setting": settings,
         "software": software,
-        "hardware": hardware,
+        "hardware": ranks | devices,
         "data": {name: result.get(name) for name in names},
     }
 
@@ -106,7 +100,3 @@ def identity(run: Measured) -> str:
 def _part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
     part = facts.get(name)
     return dict(part) if isinstance(part, Mapping) else {}
-
-
-def _named(prefix: str, part: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix} {key}": value for key, value in part.items()}

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from harness.config.load import as_text
 from harness.logging.schema import Result
-from harness.results import source, wandb
+from harness.results import source
 from harness.results.load import SILENT, Failure, LoadedRun, load_run
 from harness.results.measured import Measured
 from harness.results.references import Reference, line, load_references
+from harness.results.wandb import api
 from harness.system.console import count, duration, out
 
 
@@ -25,7 +26,7 @@ def show_address(address: str) -> None:
     """
     if published := source.reference(address):
         show_reference(published)
-    elif address.startswith(wandb.ADDRESS):
+    elif address.startswith(api.ADDRESS):
         for measured in source.runs_at(address):
             _show_measured(measured)
     else:

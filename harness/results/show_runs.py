@@ -6,11 +6,9 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -35,38 +33,22 @@ TITLES = (
 )  # fmt: skip
 NUMBERS = range(2, 6)
 
-SORTS = {
-    "name": "name_key", "state": "state", "epoch": "epoch", "top1": "top1_pct",
-    "images_per_second": "images_per_second", "left": "left_s", "active": "active_at",
-}  # fmt: skip
-"""Values of --sort -> the field of a line by which lines are sorted."""
+SORTS = ("name", "state", "epoch", "top1", "images_per_second", "left", "active")
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of the table; None stands for what is unknown.
+class Line(NamedTuple):
+    """A line of the table.
 
     Attributes:
-        name_key: the name, with numbers as numbers: seed 2 comes before seed 10.
-        left_s: estimated seconds until the run ends.
-        may_end_earlier: whether the run stops at a target, perhaps before `left_s`.
-        devices: number and name of the devices, as shown.
-        texts: the values of the run, by the keys of --only.
+        sorts: the values of the run by the keys of --sort; None stands for what is unknown.
+        texts: its values by the keys of --only.
+        cells: as they are shown, after the name.
     """
 
     path: Path
-    name_key: list[Any]
-    state: str
-    epoch: float | None
-    epochs: float | None
-    top1_pct: float | None
-    images_per_second: float | None
-    left_s: float | None
-    may_end_earlier: bool
-    model: str
-    devices: str
-    active_at: float | None
+    sorts: Mapping[str, Any]
     texts: Mapping[str, tuple[str, ...]]
+    cells: list[str]
 
 
 def show_runs(
@@ -82,13 +64,13 @@ def show_runs(
     Args:
         addresses: folders of runs, run folders, or globs of either.
         only: `KEY=VALUE` conditions, which must all hold.
-        sort: a key of SORTS; unknown values come last, also in reverse.
+        sort: one of SORTS; unknown values come last, also in reverse.
 
     Raises:
         BadInput: no such folder or key, no run can be read, or no run matches.
     """
     if sort not in SORTS:
-        raise BadInput(f"--sort {sort}: no such key{nearest(sort, list(SORTS))}")
+        raise BadInput(f"--sort {sort}: no such key{nearest(sort, [*SORTS])}")
     conditions = [_condition(text) for text in only]
     lines: list[Line] = []
     errors: list[BadInput] = []
@@ -99,12 +81,15 @@ def show_runs(
         except BadInput as error:
             errors.append(error)
     chosen = [
-        line for line in sorted(lines, key=attrgetter("name_key"))
-        if all(_matches(line.texts[key], pattern) for key, pattern in conditions)
+        line for line in sorted(lines, key=lambda line: line.sorts["name"])
+        if all(
+            any(text == pattern or fnmatchcase(text, pattern) for text in line.texts[key])
+            for key, pattern in conditions
+        )
     ]  # fmt: skip
-    known = [line for line in chosen if getattr(line, SORTS[sort]) is not None]
-    known.sort(key=attrgetter(SORTS[sort]), reverse=reverse)
-    chosen = known + [line for line in chosen if getattr(line, SORTS[sort]) is None]
+    known = [line for line in chosen if line.sorts[sort] is not None]
+    known.sort(key=lambda line: line.sorts[sort], reverse=reverse)
+    chosen = known + [line for line in chosen if line.sorts[sort] is None]
     if chosen:
         _print(chosen, markdown)
     for reason in errors if lines else errors[:-1]:
@@ -154,37 +139,42 @@ def _folders(address: str) -> list[Path]:
 
 
 def _line(run: LoadedRun) -> Line:
-    config, result = config_of(run.path), run.result
+    config, result, active = config_of(run.path), run.result, run.active_at
     last = run.rows[-1] if run.rows else None
-    scores = (row.val_top1_pct for row in reversed(run.rows) if row.kind == "val")
-    speed = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
+    epoch = last.epoch if last else None
+    top1 = next((row.val_top1_pct for row in reversed(run.rows) if row.kind == "val"), None)
+    rate = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
+    rate = result.images_per_second if result else rate
+    left = left_s(run.rows, config) if run.state in UNFINISHED else None
+    may_end_earlier = "< " if config.schedule.stop_at_top1_pct is not None else ""
     devices, device = _devices(run)
+    # Numbers in names count as numbers: seed 2 comes before seed 10.
+    name = [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", run.path.name))]
+    values = (name, run.state, epoch, top1, rate, left, active)
     settings = {key: (as_text(value),) for key, value in flat(config).items()}
     return Line(
-        path=run.path,
-        name_key=[int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", run.path.name))],
-        state=run.state,
-        epoch=last.epoch if last else None,
-        epochs=_epochs(config, last),
-        top1_pct=next(scores, None),
-        images_per_second=result.images_per_second if result else speed,
-        left_s=left_s(run.rows, config) if run.state in UNFINISHED else None,
-        may_end_earlier=config.schedule.stop_at_top1_pct is not None,
-        model=config.model.name,
-        devices=devices,
-        active_at=run.active_at,
-        texts={"state": (run.state,), "device": device} | settings,
-    )
+        run.path, dict(zip(SORTS, values, strict=True)),
+        {"state": (run.state,), "device": device} | settings,
+        [
+            run.state, _progress(config, last),
+            "" if top1 is None else f"{top1:.2f}",
+            "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
+            "" if left is None else f"{may_end_earlier}{duration(left)}",
+            config.model.name, devices,
+            "" if active is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(active)),
+        ],
+    )  # fmt: skip
 
 
-def _epochs(config: Config, last: Row | None) -> float | None:
-    """Return the number of planned epochs; None for an evaluation."""
+def _progress(config: Config, last: Row | None) -> str:
+    """Return the epochs done and planned, such as `2.0/90`; empty for an evaluation."""
     if config.run.mode == "eval":
-        return None
+        return ""
     planned, max_steps = float(config.schedule.epochs), config.schedule.max_steps
     if max_steps is not None and last is not None and last.step:
-        return min(planned, max_steps * last.epoch / last.step)
-    return planned
+        planned = min(planned, max_steps * last.epoch / last.step)
+    digits = 0 if planned == round(planned) else 1
+    return f"{last.epoch if last else 0:.1f}/{planned:.{digits}f}"
 
 
 def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
@@ -213,15 +203,11 @@ def _condition(text: str) -> tuple[str, str]:
     return SHORT.get(key, key), value
 
 
-def _matches(texts: Sequence[str], pattern: str) -> bool:
-    return any(text == pattern or fnmatchcase(text, pattern) for text in texts)
-
-
 def _print(lines: Sequence[Line], markdown: bool) -> None:
     names = [line.path.name for line in lines]
     rows = [
         # If two runs have the same name, show their folders.
-        _cells(line, str(line.path) if names.count(line.path.name) > 1 else line.path.name)
+        [str(line.path) if names.count(line.path.name) > 1 else line.path.name, *line.cells]
         for line in lines
     ]
     if markdown:
@@ -236,27 +222,6 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         table.add_row(*map(Text, row))
     # Without a limit on the width, as a truncated name could not be used in a command.
     Console(width=10_000, soft_wrap=True, highlight=False).print(table)
-
-
-def _cells(line: Line, name: str) -> list[str]:
-    speed, active_at = line.images_per_second, line.active_at
-    left = "" if line.left_s is None else duration(line.left_s)
-    done = f"{line.epoch or 0:.1f}"
-    return [
-        name,
-        line.state,
-        "" if line.epochs is None else f"{done}/{_short(line.epochs)}",
-        "" if line.top1_pct is None else f"{line.top1_pct:.2f}",
-        "" if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
-        f"< {left}" if left and line.may_end_earlier else left,
-        line.model,
-        line.devices,
-        "" if active_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(active_at)),
-    ]
-
-
-def _short(number: float) -> str:
-    return f"{number:.0f}" if number == round(number) else f"{number:.1f}"
 
 
 def _escaped(cell: str) -> str:

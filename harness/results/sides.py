@@ -85,9 +85,8 @@ def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
     Raises:
         BadInput: a key is unknown; names the nearest.
     """
-    runs = (run for cell in cells for run in cell.runs)
-    groups = (values for run in runs for values in facts(run).values())
-    known = list(dict.fromkeys(key for values in groups for key in values))
+    groups = [part for cell in cells for run in cell.runs for part in facts(run).values()]
+    known = list(dict.fromkeys(key for part in groups for key in part))
     for key in keys:
         if key not in known:
             raise BadInput(f"--testing {key}: no such setting or fact{nearest(key, known)}")

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.results import load, wandb
+from harness.results import load
 from harness.results.load import LoadedRun, load_run
-from harness.results.measured import Measured, train_and_val
+from harness.results.measured import TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 from harness.results.references import Reference, find, load_references
+from harness.results.wandb import api, offline
 
 REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
@@ -46,20 +47,12 @@ def runs_at(*addresses: str) -> list[Measured]:
 def _read(address: str) -> list[Measured]:
     if address.startswith(REF):
         raise BadInput(f"{address}: is a published result, where runs are needed")
-    if address.startswith(wandb.ADDRESS):
-        from harness.results.wandb import api
-
+    if address.startswith(api.ADDRESS):
         return api.runs_at(address)
     return [
-        _offline(path) if is_of_wandb(path) else measured(load_run(path))
+        offline.read(path) if is_of_wandb(path) else measured(load_run(path))
         for path in folders_at(address)
     ]
-
-
-def _offline(path: Path) -> Measured:
-    from harness.results.wandb import offline
-
-    return offline.read(path)
 
 
 def is_of_wandb(folder: Path) -> bool:
@@ -78,7 +71,7 @@ def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Me
     """
     paths = {}
     for address in addresses:
-        if address.startswith((REF, wandb.ADDRESS)):
+        if address.startswith((REF, api.ADDRESS)):
             raise BadInput(f"{address}: --to {to} takes run folders only")
         for path in folders_at(address):
             if is_of_wandb(path):
@@ -121,6 +114,8 @@ def measured(run: LoadedRun) -> Measured:
     if run.result is None:
         raise BadInput(f"{path}: is {run.state}{at}: compare it when it has finished")
     config = load.last_config(load.config_of(path), run.result.attempts)
-    train, val = train_and_val(run.rows)
-    result = run.result.model_dump()
-    return Measured(str(path), path.name, config, load.environment(path), result, train, val)
+    return Measured(
+        str(path), path.name, config, load.environment(path), run.result.model_dump(),
+        columns((row.__dict__ for row in run.rows if row.kind == "train"), TRAIN_COLUMNS),
+        columns((row.__dict__ for row in run.rows if row.kind == "val"), VAL_COLUMNS),
+    )  # fmt: skip

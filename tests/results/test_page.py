@@ -285,11 +285,11 @@ def test_long_columns_are_thinned() -> None:
     assert np.abs(thin.y - np.sin(thin.x / 1000)).max() < 0.1
     held = band([(x, y), (x, y)], 0)
     assert held is not None
-    low, high = (np.interp(x, held.x, side) for side in held[1:3])
+    low, high = (np.interp(x, held[0], side) for side in held[1:3])
     known = np.isfinite(y)
     inside = ((low <= y) & (y <= high))[known].mean()
     assert 0.85 < inside < 0.95
-    assert (held.x[0], held.x[-1]) == (x[known][0], x[known][-1])
+    assert (held[0][0], held[0][-1]) == (x[known][0], x[known][-1])
     assert line(x, np.full_like(x, np.nan), 0) is None
     assert band([(x[:15], y[:15])], 0) is None
 

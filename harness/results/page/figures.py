@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness.results.measured import Column, Measured
-from harness.results.page.plots import ACCOUNTS, Bar, Histogram, bars, cell_color, curves, histogram
+from harness.results.page.plots import ACCOUNTS, bars, cell_color, curves, histogram
 from harness.results.page.plots_speed import scaling
 from harness.results.page.render import Figure, Swatch, Table
 from harness.results.page.series import Line, band, line
@@ -65,7 +65,7 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
     if not lines:
         return None
     bands = [row for number, c in enumerate(columns) if (row := band(c, number))]
-    shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in (b.low, b.high)])
+    shown = np.concatenate([row.y for row in lines] + [y for b in bands for y in b[1:3]])
     picture = curves(
         f"Images per second over training time. {_last(cells, lines)}", lines, bands,
         x=f"training time, {unit}", y="images/s", y_range=_typical_range(shown),
@@ -82,13 +82,13 @@ def step_times(cells: Sequence[Cell]) -> Figure | None:
         medians = medians[np.isfinite(medians)]
         p50, p95, p99 = (_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99"))
         if len(medians):
-            groups.append(Histogram(medians, (p50, p95), number))
+            groups.append((medians, p50, p95, number))
             shown = [None if math.isnan(ms) else f"{ms:,.1f}" for ms in (p50, p95, p99)]
             rows.append([Swatch(cell_color(number), cell.label), *shown])
     if not groups:
         return None
     medians_text = "; ".join(
-        f"{cells[group.cell].label}: median {group.quantiles[0]:.1f} ms" for group in groups
+        f"{cells[number].label}: median {p50:.1f} ms" for _, p50, _, number in groups
     )
     picture = histogram(f"Distribution of step times. {medians_text}", groups, x="step time, ms")
     note = (
@@ -109,14 +109,14 @@ def times(cells: Sequence[Cell]) -> Figure | None:
     totals_s = [sum(parts.values()) for _, _, parts in shown]
     unit, unit_s = _unit([np.array(totals_s)])
     rows = [
-        Bar(
+        (
             run.name, duration(total_s), {name: s / unit_s for name, s in parts.items()},
             number if len(cells) > 1 else None,
         )
         for (number, run, parts), total_s in zip(shown, totals_s, strict=True)
     ]  # fmt: skip
     used = [name for name in ACCOUNTS if any(parts.get(name) for _, _, parts in shown)]
-    totals = "; ".join(f"{row.name}: {row.total}" for row in rows)
+    totals = "; ".join(f"{name}: {total}" for name, total, _, _ in rows)
     picture = bars(f"Where the time went. {totals}", rows, x=f"wall time, {unit}")
     note = "Rank 0, all attempts."
     if len(known) > len(shown):

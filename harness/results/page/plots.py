@@ -6,13 +6,13 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from harness.results.measured import Column
 from harness.results.page.render import FOLDER, Picture, printable
@@ -35,9 +35,12 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))
 WIDTH_PX, HEIGHT_PX = 380, 225
 STEPS = (1, 2, 2.5, 5, 10)
 """Allowed distances between ticks."""
+NUMBER = "{x:,.10g}"
+"""Format of numbers at an axis."""
 MARKED = 40
 """Lines of at most this many points show each point."""
 
+Bounds = tuple[float, float]
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -61,31 +64,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Histogram(NamedTuple):
-    """Values of a cell, with the p50 and p95 that are drawn below their histogram."""
-
-    values: Column
-    quantiles: tuple[float, float]
-    cell: int
-
-
-class Bar(NamedTuple):
-    """A stacked bar: the lengths of its parts, and the texts above it on the left and right."""
-
-    name: str
-    total: str
-    parts: Mapping[str, float]
-    cell: int | None
-
-
-class Range(NamedTuple):
-    """A point with an inner interval (thick line) and perhaps an outer one (thin line)."""
-
-    point: float
-    inner: tuple[float, float]
-    outer: tuple[float, float] | None
-
-
 def cell_color(cell: int) -> str:
     """Return the name, in page.css, of a cell's color."""
     return CELLS[cell % len(CELLS)]
@@ -105,10 +83,8 @@ def curves(
 
     def draw(figure: Figure) -> None:
         axes = style_axes(figure, figure.subplots(), x, y)
-        for band in bands:
-            axes.fill_between(
-                band.x, band.low, band.high, color=color_of(band.cell), alpha=0.16, lw=0
-            )
+        for xs, low, high, cell in bands:
+            axes.fill_between(xs, low, high, color=color_of(cell), alpha=0.16, lw=0)
         for line in lines:
             marker = "o" if len(line.x) <= MARKED else ""
             dash = DASHES[line.cell // len(CELLS) % len(DASHES)]
@@ -128,24 +104,27 @@ def curves(
     return draw_svg(label, draw)
 
 
-def histogram(label: str, groups: Sequence[Histogram], *, x: str) -> Picture:
-    """Draw histograms, and below them, for each, a point at p50 with a line to p95."""
+def histogram(label: str, groups: Sequence[tuple[Column, float, float, int]], *, x: str) -> Picture:
+    """Draw histograms, and below them, for each, a point at p50 with a line to p95.
+
+    Args:
+        groups: values, p50 and p95 to draw below, and number of each cell.
+    """
 
     def draw(figure: Figure) -> None:
         strip_px = 14 * len(groups) + 8
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[HEIGHT_PX - 82, strip_px])
         style_axes(figure, upper, y="log periods, %")
         upper.tick_params(axis="x", bottom=False)
-        values = np.concatenate([group.values for group in groups])
+        values = np.concatenate([group[0] for group in groups])
         low, high = np.percentile(values, (0.5, 99.5))
         pad = max((high - low) / 20, high / 200)
         edges = np.linspace(low - pad, high + pad, 41)
-        for row, group in enumerate(groups):
-            color = color_of(group.cell)
-            share = 100 * np.histogram(group.values, edges)[0] / len(group.values)
+        for row, (each, p50, p95, cell) in enumerate(groups):
+            color = color_of(cell)
+            share = 100 * np.histogram(each, edges)[0] / len(each)
             upper.stairs(share, edges, fill=True, color=color, alpha=0.18)
             upper.stairs(share, edges, color=color, lw=1.2)
-            p50, p95 = group.quantiles
             lower.plot([p50, p95], [-row, -row], color=color, lw=1.6)
             lower.plot([p50], [-row], "o", color=color, ms=5, mew=0)
             lower.plot([p95], [-row], "|", color=color, ms=8, mew=1.6)
@@ -156,27 +135,32 @@ def histogram(label: str, groups: Sequence[Histogram], *, x: str) -> Picture:
     return draw_svg(label, draw, HEIGHT_PX + 14 * (len(groups) - 1))
 
 
-def bars(label: str, rows: Sequence[Bar], *, x: str) -> Picture:
-    """Draw a stacked bar for each row, with its name above it."""
+def bars(
+    label: str, rows: Sequence[tuple[str, str, Mapping[str, float], int | None]], *, x: str
+) -> Picture:
+    """Draw stacked bars.
+
+    Args:
+        rows: texts above the bar on the left and right, lengths of its parts, number of its cell.
+    """
 
     def draw(figure: Figure) -> None:
         axes = style_axes(figure, figure.subplots(), x)
-        longest = max(sum(row.parts.values()) for row in rows)
+        longest = max(sum(parts.values()) for _, _, parts, _ in rows)
         positions, left = -np.arange(len(rows)), np.zeros(len(rows))
         for part, color in ACCOUNTS.items():
-            lengths = np.array([row.parts.get(part, 0.0) for row in rows])
+            lengths = np.array([parts.get(part, 0.0) for _, _, parts, _ in rows])
             if lengths.any():
                 axes.barh(positions, lengths, 0.36, left, color=COLORS[color], lw=0)
             left += lengths
         text: dict[str, Any] = {"va": "bottom", "fontsize": 10.5, "in_layout": False}
         offset = text | {"textcoords": "offset points"}
-        for i, row in enumerate(rows):
+        for i, (name, total, _, cell) in enumerate(rows):
             above = 0.24 - i
-            if row.cell is not None:
-                axes.text(0, above, "■", color=color_of(row.cell), **text)
-            indent_px = 0 if row.cell is None else 13
-            axes.annotate(_short(row.name), (0, above), (indent_px, 0), **offset)
-            axes.text(longest, above, row.total, ha="right", color=COLORS["quiet"], **text)
+            if cell is not None:
+                axes.text(0, above, "■", color=color_of(cell), **text)
+            axes.annotate(_short(name), (0, above), (0 if cell is None else 13, 0), **offset)
+            axes.text(longest, above, total, ha="right", color=COLORS["quiet"], **text)
         axes.grid(axis="y", visible=False)
         axes.yaxis.set_major_locator(NullLocator())
         axes.set_xlim(0, longest)
@@ -186,15 +170,16 @@ def bars(label: str, rows: Sequence[Bar], *, x: str) -> Picture:
 
 
 def interval(
-    label: str, span: Range, same: tuple[float, float], reach: float, color: str
-) -> Picture:
-    """Draw an interval on a line from `-reach` to `reach`.
+    label: str, point: float, inner: Bounds, outer: Bounds | None, *, same: Bounds, reach: float,
+    color: str,
+) -> Picture:  # fmt: skip
+    """Draw a point with intervals on a line from `-reach` to `reach`.
 
     Args:
+        inner, outer: a thick line, and perhaps a thin one.
         same: the range that counts as equal, which is shaded.
         color: a name in page.css.
     """
-    point, inner, outer = span
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -232,13 +217,8 @@ def style_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(plain_number))
+        axis.set_major_formatter(NUMBER)
     return axes
-
-
-def plain_number(value: float, _: object = None) -> str:
-    """Return the text of a number at an axis."""
-    return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _short(name: str, max_letters: int = 44) -> str:

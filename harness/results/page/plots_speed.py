@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from harness.results.page.plots import COLORS, DASHES, color_of, draw_svg, plain_number, style_axes
+from harness.results.page.plots import COLORS, DASHES, NUMBER, color_of, draw_svg, style_axes
 from harness.results.page.render import Picture
 from harness.results.page.series import Line
 
@@ -37,7 +37,7 @@ def rates(label: str, rows: Sequence[Rate]) -> Picture:
                 xycoords=axes.get_yaxis_transform(), in_layout=False,
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
+        axes.xaxis.set_major_formatter(NUMBER)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(row.value for row in rows) / 2)
         axes.grid(axis="y", visible=False)
@@ -63,7 +63,7 @@ def scaling(
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(sorted({n for point in points for n in point.x})))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(plain_number))
+        axes.xaxis.set_major_formatter(NUMBER)
         lowest = min(float(point.y.min()) for point in points)
         highest = max(float(point.y.max()) for point in points)
         axes.set_ylim(min(lowest - 3, 90), max(highest + 2, 102))

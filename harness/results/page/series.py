@@ -23,13 +23,8 @@ class Line(NamedTuple):
     cell: int
 
 
-class Band(NamedTuple):
-    """The 5th and 95th percentile of the rows of a cell, over x."""
-
-    x: Column
-    low: Column
-    high: Column
-    cell: int
+Band = tuple[Column, Column, Column, int]
+"""x, the 5th and the 95th percentile of the rows of a cell over x, and the number of the cell."""
 
 
 def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
@@ -45,7 +40,7 @@ def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
     return Line(x, y, cell)
 
 
-def band(columns: Sequence[tuple[Column, Column]], cell: int, most: int = POINTS) -> Band | None:
+def band(columns: Sequence[tuple[Column, Column]], cell: int) -> Band | None:
     """Return the band of all rows of a cell; None if there are too few.
 
     Args:
@@ -54,7 +49,7 @@ def band(columns: Sequence[tuple[Column, Column]], cell: int, most: int = POINTS
     x, y = (np.concatenate(part) for part in zip(*columns, strict=True))
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
-    bins = min(len(x) // ROWS_OF_A_BIN, most)
+    bins = min(len(x) // ROWS_OF_A_BIN, POINTS)
     if bins < 2:
         return None
     edges = np.linspace(x.min(), x.max(), bins + 1)
@@ -66,4 +61,4 @@ def band(columns: Sequence[tuple[Column, Column]], cell: int, most: int = POINTS
     middle = ((edges[:-1] + edges[1:]) / 2)[bin_of[order][starts]]
     # Extend the band from the middle of the outer bins to both ends.
     extended = np.concatenate([edges[:1], middle, edges[-1:]])
-    return Band(extended, np.pad(low, 1, mode="edge"), np.pad(high, 1, mode="edge"), cell)
+    return extended, np.pad(low, 1, mode="edge"), np.pad(high, 1, mode="edge"), cell

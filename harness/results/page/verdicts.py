@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.results import show_compare
-from harness.results.page.plots import Range, cell_color, interval
+from harness.results.page.plots import Bounds, cell_color, interval
 from harness.results.page.render import Swatch, Table, html
 from harness.results.stats.compare import NOT_COMPARABLE, Cell, Comparison, Difference, Finding
 
@@ -15,6 +15,7 @@ LOOKS = {
     "better": "good", "reproduced": "good", "worse": "bad", "not reproduced": "bad",
     "equivalent": "same", "cannot tell": "unsure", NOT_COMPARABLE: "none",
 }  # fmt: skip
+Span = tuple[float, Bounds, Bounds | None]
 LEAST_REACH, MOST_REACH = 2.0, 6.0
 """The picture of an interval reaches this many margins to each side."""
 
@@ -27,8 +28,8 @@ def judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict[
         anyway: whether to give verdicts even if the sides are not comparable.
     """
     reference = compared.base.reference
-    spans = [_range(finding) for finding in compared.findings]
-    ends = [abs(end) for span in spans if span for end in (*span.inner, *(span.outer or ()))]
+    spans = [_span(finding) for finding in compared.findings]
+    ends = [abs(end) for span in spans if span for end in (*span[1], *(span[2] or ()))]
     reach = min(max(LEAST_REACH, *ends), MOST_REACH) if ends else LEAST_REACH
     new = _side("runs" if reference else "new", compared.new, cells)
     published = reference and ("", compared.base.label, reference.source)
@@ -62,7 +63,7 @@ def differences(compared: Comparison, testing: Sequence[str]) -> Table:
     return Table(head, [(key(row), row.new, row.base) for row in ordered])
 
 
-def _verdict(finding: Finding, span: Range | None, reach: float, verdict: str) -> dict[str, Any]:
+def _verdict(finding: Finding, span: Span | None, reach: float, verdict: str) -> dict[str, Any]:
     """Return a line of the page: one metric on both sides, with the picture of its interval."""
     metric, bounds = finding.metric, finding.interval()
     change = f"{_signed(finding.difference)} {show_compare.difference_unit(metric)}"
@@ -73,18 +74,18 @@ def _verdict(finding: Finding, span: Range | None, reach: float, verdict: str) -
         "metric": metric, "primary": finding.primary, "change": change, "interval": span_text,
         "values": [show_compare.format_sample(metric, s) for s in (finding.new, finding.base)],
         "verdict": verdict, "look": LOOKS[verdict],
-        "picture": span and interval(label, span, same, reach, LOOKS[verdict]),
+        "picture": span and interval(label, *span, same=same, reach=reach, color=LOOKS[verdict]),
     }  # fmt: skip
 
 
-def _range(finding: Finding) -> Range | None:
-    """Return a difference in units of the margin, better to the right; None without interval."""
+def _span(finding: Finding) -> Span | None:
+    """Return point, 90 % and 95 % interval in margins, better to the right; None without them."""
     scale = (1 if finding.metric.better == "higher" else -1) / finding.metric.margin
     inner, outer = (
         bounds and (min(scale * b for b in bounds), max(scale * b for b in bounds))
         for bounds in (finding.interval(0.90), None if finding.published else finding.interval())
     )
-    return inner and Range(scale * finding.difference, inner, outer)
+    return inner and (scale * finding.difference, inner, outer)
 
 
 def _signed(value: float) -> str:

@@ -68,9 +68,13 @@ class Metric:
         return self.transform_difference(-self.margin if self.better == "higher" else self.margin)
 
 
-def _field(name: str) -> Callable[[Measured], float | None]:
+def field(name: str, part: str | None = None) -> Callable[[Measured], float | None]:
+    """Return a reader of a field of the result, or of a part of one."""
+
     def read(run: Measured) -> float | None:
         value = run.result.get(name)
+        if part and value:
+            value = value[part]
         return None if value is None else float(value)
 
     return read
@@ -78,7 +82,7 @@ def _field(name: str) -> Callable[[Measured], float | None]:
 
 def accuracy(name: str) -> Callable[[Measured], float | None]:
     """Return a reader of an accuracy; synthetic images have none."""
-    read = _field(name)
+    read = field(name)
     return lambda run: None if run.result["source"] == "synthetic" else read(run)
 
 
@@ -86,7 +90,7 @@ def steady_rate(run: Measured) -> float | None:
     """Return images/s of all ranks in training, without the first log period of each attempt."""
     images, seconds = steady(run)
     if len(images) < STEADY_PERIODS:
-        return _field("images_per_second")(run)
+        return field("images_per_second")(run)
     return float(images.sum() / seconds.sum())
 
 
@@ -130,10 +134,10 @@ def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
         top1_pct: the accuracy; None: the one at which the run was set to stop.
     """
 
+    if top1_pct is None:
+        return field("target", "train_s")
+
     def read(run: Measured) -> float | None:
-        target = run.result.get("target")
-        if top1_pct is None:
-            return float(target["train_s"]) if target else None
         reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
         return float(reached[0]) if len(reached) else None
 
@@ -150,12 +154,12 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
                steady_rate, within=_rate_within, drift=_rate_drift),
         Metric("train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
                to_target(target_top1_pct)),
-        Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, _field("step_ms_p50"),
+        Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, field("step_ms_p50"),
                drift=_step_drift),
         Metric("memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
-               _field("memory_peak_gib")),
+               field("memory_peak_gib")),
         Metric("data_wait_pct", "waiting for data", "%", "points", "lower", 2, 0.5,
-               _field("data_wait_pct")),
+               field("data_wait_pct")),
     )  # fmt: skip
     return {metric.name: metric for metric in known}
 

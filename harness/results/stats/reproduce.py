@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from harness.config import Config
@@ -10,7 +10,7 @@ from harness.errors import BadInput
 from harness.results.measured import Measured
 from harness.results.references import DATASETS, Reference
 from harness.results.stats.compare import Cell, Comparison, Difference, Finding, doubts
-from harness.results.stats.metrics import Metric, accuracy, metrics, sample
+from harness.results.stats.metrics import Metric, accuracy, field, metrics, sample
 from harness.results.stats.statistics import Sample
 
 MEDIAN = "median_last5_top1_pct"
@@ -61,7 +61,7 @@ def _metric(reference: Reference) -> Metric:
     )
     known["epochs_to_target"] = replace(
         time, name="epochs_to_target", title="epochs to the target", unit="epochs",
-        read=_of_target("epoch"),
+        read=field("target", "epoch"),
     )  # fmt: skip
     if reference.metric not in known:
         raise BadInput(
@@ -71,18 +71,9 @@ def _metric(reference: Reference) -> Metric:
     return known[reference.metric]
 
 
-def _of_target(key: str) -> Callable[[Measured], float | None]:
-    def read(run: Measured) -> float | None:
-        target = run.result.get("target")
-        return float(target[key]) if target else None
-
-    return read
-
-
 def _minutes(run: Measured) -> float | None:
     """Return the wall time to the target, else of the whole run, with start-up and validations."""
-    wall_s = _of_target("wall_s")(run) or float(run.result["wall_s"])
-    return wall_s / 60
+    return (field("target", "wall_s")(run) or float(run.result["wall_s"])) / 60
 
 
 def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
@@ -97,7 +88,9 @@ def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
     }
     for key, ours in settings.items():
         theirs = getattr(reference, key)
-        if theirs is not None and theirs != ours and not (key == "gpu" and _is(ours, theirs)):
+        # A full name (`NVIDIA H100 80GB HBM3`) contains the model (`H100`).
+        same = set(theirs.split()) <= set(str(ours).split()) if key == "gpu" and theirs else False
+        if theirs is not None and theirs != ours and not same:
             yield Difference("publication", key, ours, theirs)
 
 
@@ -130,8 +123,3 @@ def short_protocol(config: Config) -> str:
     if data.eval_resize_px:
         return f"centre crop {data.image_px} px of {data.eval_resize_px}"
     return f"single view of {data.image_px} px"
-
-
-def _is(name: object, model: str) -> bool:
-    """Return whether a device's full name (`NVIDIA H100 80GB HBM3`) contains a model (`H100`)."""
-    return set(model.split()) <= set(str(name).split())

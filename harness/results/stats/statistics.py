@@ -7,6 +7,7 @@ two one-sided tests at 5 % (Schuirmann 1987), which corresponds to a 90 % interv
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -200,8 +201,5 @@ def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
 
     if power(MOST_RUNS) < POWER:
         return None
-    low, high = max(1, new.n), MOST_RUNS
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle + 1, high)
-    return low
+    numbers = range(max(1, new.n), MOST_RUNS + 1)
+    return numbers[bisect_left(numbers, POWER, key=power)]

@@ -14,12 +14,13 @@ from harness.errors import BadInput
 from harness.logging import wandb_run
 from harness.logging.wandb import kill_client, teardown
 from harness.results.measured import Measured
-from harness.results.wandb import ADDRESS, rows
+from harness.results.wandb import rows
 from harness.system.console import track
 
 if TYPE_CHECKING:
     import wandb
 
+ADDRESS = "wandb:"
 FORM = "wandb:ENTITY/PROJECT/RUN_ID or 'wandb:ENTITY/PROJECT?group=G&tag=T'"
 FILTERS = {
     "group": "group", "tag": "tags", "name": "display_name", "job_type": "jobType",
@@ -88,16 +89,12 @@ def client(what: str) -> Iterator[wandb.Api]:
         server = wandb_run.server(os.environ)
         raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
     finally:
-        _end()
-
-
-def _end() -> None:
-    """End the client; after a while by force, as its process may wait for a server that hangs."""
-    force = threading.Timer(END_S, kill_client)
-    force.daemon = True
-    force.start()
-    teardown()
-    force.cancel()
+        # After a while by force, as the client's process may wait for a server that hangs.
+        force = threading.Timer(END_S, kill_client)
+        force.daemon = True
+        force.start()
+        teardown()
+        force.cancel()
 
 
 def entity_of(api: wandb.Api, given: str | None) -> str:
