@@ -23,8 +23,8 @@ ON_CPU = pytest.param("cpu", id=getattr(pytest, "HIDDEN_PARAM", "cpu"))  # since
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 # Hypothesis' 200 ms for an example are over on any busy machine.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)

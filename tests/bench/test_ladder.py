@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch
 from helpers import TINY, launcher, on_gpu
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import python
+from ranks import python, started
 from trainings import alone, make_config
 
 from harness import config as cfg
@@ -289,17 +288,10 @@ def test_bad_input_is_told_once_by_two_ranks(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_with_a_word(tmp_path: Path) -> None:
     words = [*SMALL, "--data.source", "synthetic", "--minutes", "5"]
-    # What a shell starts in the background, such as these tests, ignores SIGINT otherwise.
-    command = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "harness"]
-    command += ["bench", "ladder", *words]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as job:
-        assert job.stdout is not None
-        for line in job.stdout:
-            if line.startswith("timing"):
-                break
-        time.sleep(2)
+    with started("-m", "harness", "bench", "ladder", *words, cwd=tmp_path) as job:
+        while job.poll() is None and "\ntiming" not in job.streams[0].read_text():
+            time.sleep(0.1)
+        time.sleep(1)
         job.send_signal(signal.SIGINT)
         _, said = job.communicate(timeout=60)
     assert job.returncode == 130

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from shutil import copytree, which
 from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, TINY
+from ranks import python
 
 from harness.data.dataset import open_folder
 from harness.errors import BadInput, RunFailed
@@ -144,12 +143,10 @@ def test_a_disk_that_gives_back_other_bytes_is_a_failure(
 def test_the_flags_point_to_the_copies(source: Path, tmp_path: Path) -> None:
     flags, local = tmp_path / "flags", tmp_path / "local"
     words = [*TINY, "--data.train", str(source), "--data.val", str(source)]
-    command = [sys.executable, STAGE, str(local), "--flags-to", str(flags), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(STAGE, local, "--flags-to", flags, *words)
     assert done.returncode == 0, done.stderr
     (copy,) = [path for path in local.iterdir() if path.is_dir()]
     assert flags.read_text().split() == ["--data.train", str(copy), "--data.val", str(copy)]
-    wrong = [sys.executable, STAGE, str(local), *words, "--data.val", str(tmp_path / "none")]
-    done = subprocess.run(wrong, capture_output=True, text=True)
+    done = python(STAGE, local, *words, "--data.val", tmp_path / "none")
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path}/none: No such file or directory; cannot be staged\n"

@@ -221,8 +221,12 @@ def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> 
     assert not place.folder("missing").exists()
 
 
-def test_the_doctor_looks_at_each_node_by_itself(place: Place) -> None:
-    job = place.submit(DOCTOR, None, options=("--nodes=2", "--gpus-per-node=0"))
+def test_the_doctor_looks_at_each_node_by_itself_and_is_red_where_gpus_are_missing(
+    place: Place,
+) -> None:
+    job = place.submit(DOCTOR, None, options=("--nodelist=node[1-2]", "--gpus-per-node=0"))
+    auto = ("--engine.device", "auto")
+    missing = place.submit(DOCTOR, None, *auto, options=("--nodelist=node[3-4]",))
     state, log = place.slurm.wait(job), place.slurm.log(job)
     reports = [nodes.read(place.cwd / f"doctor-{job}" / f"node{n}.json") for n in (1, 2)]
     assert [[node.host for node in report] for report in reports] == [["node1"], ["node2"]]
@@ -230,11 +234,6 @@ def test_the_doctor_looks_at_each_node_by_itself(place: Place) -> None:
     assert state == ("FAILED" if red else "COMPLETED"), log
     assert "node1" in log
     assert "node2" in log
-
-
-def test_the_doctor_is_red_where_gpus_are_missing(place: Place) -> None:
-    flags = ("--engine.device", "auto")
-    job = place.submit(DOCTOR, None, *flags, options=("--nodes=2",))
-    assert place.slurm.wait(job) == "FAILED"
-    red = [line for line in place.slurm.log(job).splitlines() if "0 of 8 expected" in line]
-    assert [line.split(": ")[:2] for line in red] == [["red", "node1"], ["red", "node2"]]
+    assert place.slurm.wait(missing) == "FAILED"
+    lines = [line for line in place.slurm.log(missing).splitlines() if "0 of 8 expected" in line]
+    assert [line.split(": ")[:2] for line in lines] == [["red", "node3"], ["red", "node4"]]

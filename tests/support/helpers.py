@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import python
+from ranks import Job, python
 
 ROOT = Path(__file__).parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -78,7 +78,7 @@ def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def wait_for_rows(folder: Path, job: subprocess.Popen[str], rows: int = 1) -> None:
+def wait_for_rows(folder: Path, job: subprocess.Popen[str] | Job, rows: int = 1) -> None:
     """Return once the run has so many rows, or has ended."""
     file = folder / "rows.jsonl"
     while job.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= rows):

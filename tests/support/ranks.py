@@ -9,11 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,6 +72,51 @@ def python(
         return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
 
+class Job:
+    """A running `python SCRIPT ...` or `python -m MODULE ...`, with what subprocess.Popen has."""
+
+    def __init__(self, argv: list[str], cwd: Path, folder: Path) -> None:
+        self.streams = folder / "out", folder / "err"
+        for stream in self.streams:
+            stream.touch()
+        args = (argv, dict(os.environ), cwd, *self.streams)
+        self._process = FORKED.Process(target=_main, args=args)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it has written to stdout and stderr by its end."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        out, err = (stream.read_text() for stream in self.streams)
+        return out, err
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+@contextmanager
+def started(*argv: str | Path, cwd: Path) -> Iterator[Job]:
+    """Start a job, and kill it at the end if it still runs."""
+    with TemporaryDirectory() as folder:
+        job = Job([str(arg) for arg in argv], cwd, Path(folder))
+        try:
+            yield job
+        finally:
+            job.kill()
+
+
 def _environments(size: int, environ: Mapping[str, str]) -> list[dict[str, str]]:
     """The variables of each rank: these, and its names as torchrun sets them."""
     with socket.socket() as free:
@@ -113,9 +160,11 @@ def _rank(
 
 def _main(argv: list[str], environ: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
     _become(environ)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &
     os.chdir(cwd)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         stream.flush()
+        stream.reconfigure(line_buffering=True)  # tests read it while the job runs
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     if argv[0] == "-m":
         sys.argv = argv[1:]

@@ -20,6 +20,7 @@ import torch
 from helpers import ROOT, TINY, TRAIN, children, icons_flags, launcher, on_gpu, small_disk, train
 from helpers import wait_for_rows as wait
 from ranks import python
+from ranks import started as started_alone
 
 from harness.distributed import World, own_part
 from harness.doctor.chaos.compare import compare
@@ -227,15 +228,12 @@ def test_a_rank_that_hangs_alone_ends_too(tmp_path: Path, photos: Path) -> None:
     """No collective gives up, as nobody comes to one."""
     data = copytree(photos, tmp_path / "data", ignore=ignore_patterns(".*"))
     flags = flags_of(photos, "alone", "--data.train", str(data), "--engine.timeout-s", "3")
-    job = subprocess.Popen(
-        [*launcher(1), TRAIN, *on_gpu(), *flags, "--schedule.epochs", "1000"],
-        cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
     folder = tmp_path / "runs" / "alone"
-    wait(folder, job)
-    for image in data.glob("class2/*"):
-        block(image)
-    _, said = job.communicate(timeout=60)
+    with started_alone(TRAIN, *on_gpu(), *flags, "--schedule.epochs", "1000", cwd=tmp_path) as job:
+        wait(folder, job)
+        for image in data.glob("class2/*"):
+            block(image)
+        _, said = job.communicate(timeout=60)
     assert job.returncode == 1
     line = r"error: rank 0 hangs: no step for \d+ s, more than engine.timeout_s .*; where it .*\n"
     assert re.fullmatch(line, said), said

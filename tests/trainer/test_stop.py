@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers import TINY, TRAIN, on_gpu, train, wait_for_rows
+from ranks import started
 from wandb_standin import StandIn
 
 from harness.logging.wandb import FINISH_TIMEOUT_S
@@ -29,15 +28,12 @@ def test_a_signal_stops_the_run_and_it_goes_on(
 ) -> None:
     flags = [*TINY, *TERMS, *on_gpu(), "--data.train", str(photos), "--data.val", str(photos)]
     flags += ["--run.name", "stopped", "--schedule.epochs", "10000"]
-    job = subprocess.Popen(
-        [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
     folder = tmp_path / "runs" / "stopped"
     rows = folder / "rows.jsonl"
-    wait_for_rows(folder, job)
-    job.send_signal(by)
-    _, said = job.communicate(timeout=60)
+    with started(TRAIN, *flags, cwd=tmp_path) as job:
+        wait_for_rows(folder, job)
+        job.send_signal(by)
+        _, said = job.communicate(timeout=60)
     assert job.returncode == 128 + by
     assert said.startswith(f"stopped by {by.name} at step ")
     assert said.endswith("; the same command goes on\n")
@@ -62,15 +58,12 @@ def test_a_wandb_server_that_hangs_does_not_keep_the_stop(
     flags = [*TINY, *TERMS, *on_gpu(), "--data.train", str(photos), "--data.val", str(photos)]
     flags += ["--run.name", "unheard", "--log.wandb", "online", "--schedule.epochs", "3"]
     folder = tmp_path / "runs" / "unheard"
-    job = subprocess.Popen(
-        [sys.executable, TRAIN, *flags], cwd=tmp_path, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    wait_for_rows(folder, job)
-    server.hang()
-    job.send_signal(signal.SIGTERM)
-    _, said = job.communicate(timeout=60)
-    ended_at = time.time()
+    with started(TRAIN, *flags, cwd=tmp_path) as job:
+        wait_for_rows(folder, job)
+        server.hang()
+        job.send_signal(signal.SIGTERM)
+        _, said = job.communicate(timeout=60)
+        ended_at = time.time()
     assert job.returncode == 143, said
     # What comes after the state is the mirror's end.
     assert ended_at - (folder / "state").stat().st_mtime < FINISH_TIMEOUT_S

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import packs
 import pytest
 from PIL import Image
+from ranks import python
 
 from harness.data.prepare import check
 from harness.data.prepare.encode import Encoding
@@ -179,8 +179,7 @@ def test_a_shard_with_other_bytes_than_were_packed(tree: Path, tmp_path: Path) -
 
 
 def harness(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", "data", "check", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return python("-m", "harness", "data", "check", *words)
 
 
 def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:

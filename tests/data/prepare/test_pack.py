@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pipelines import RESIZED, dali
+from ranks import python
 
 from harness.data import manifest
 from harness.data.dataset import Dataset, open_folder
@@ -348,7 +349,7 @@ def test_two_images_of_one_name_are_refused(tree: Path, tmp_path: Path) -> None:
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(harness(*words), capture_output=True, text=True)
+    return python("-m", "harness", "data", *words)
 
 
 def test_from_the_command_line(tree: Path, tmp_path: Path) -> None:
