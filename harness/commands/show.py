@@ -94,13 +94,3 @@ def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> Non
     print_model(model, px or network.image_px, classes or network.classes, layers, out)
 
 
-def _show_references(names: list[str], model: str | None, metric: str | None) -> None:
-    from harness.results import references
-    from harness.results import show as shown
-
-    known = references.load_references()
-    for name in names:
-        shown.show_reference(references.find(known, name))
-    if not names:
-        rows = references.pick(known, model=model, metric=metric)
-        shown.show_references(rows)

@@ -58,7 +58,7 @@ class Reference(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Reference:
+    def _check(self) -> Reference:
         """Refuse values that are impossible, and rows that lack what a comparison needs."""
         rules = [
             (self.metric in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
