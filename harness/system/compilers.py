@@ -22,18 +22,6 @@ LIMIT_S = 60.0
 """Time limit, for a compiler on a busy network disk; elsewhere it takes 0.2 to 0.5 s."""
 
 
-class Trial(NamedTuple):
-    """The result of building a program of a few lines.
-
-    Attributes:
-        value: a description of what works, or of what is wrong.
-        remedy: what to do about it; empty if nothing is wrong.
-    """
-
-    value: str
-    remedy: str = ""
-
-
 class _Language(NamedTuple):
     name: str
     variable: str  # the environment variable that names the compiler
@@ -65,12 +53,16 @@ def require(*, on_gpu: bool) -> None:
         raise BadInput(f"engine.compile: {value}; {remedy}, or give --engine.compile false")
 
 
-def attempt(*, on_gpu: bool) -> Trial:
-    """Build a small program with the compiler that torch.compile will choose."""
+def attempt(*, on_gpu: bool) -> tuple[str, str]:
+    """Build a small program with the compiler that torch.compile will choose.
+
+    Returns:
+        What works, or what is wrong; and what to do about it, empty if nothing is wrong.
+    """
     if on_gpu:
         return _build(_C, c_compiler())
     if os.environ.get("TORCH_INDUCTOR_INSTALL_GXX"):
-        return Trial("inductor installs a C++ compiler of its own")
+        return "inductor installs a C++ compiler of its own", ""
     return _build(_CPP, cpp_compiler())
 
 
@@ -86,11 +78,11 @@ def cpp_compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "g++"))
 
 
-def _build(language: _Language, compiler: list[str]) -> Trial:
+def _build(language: _Language, compiler: list[str]) -> tuple[str, str]:
     name = shlex.join(compiler)
     remedy = f"{language.install}, or name one in {language.variable}"
     if not compiler:
-        return Trial(f"no {language.name} compiler", remedy)
+        return f"no {language.name} compiler", remedy
     folders = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}
     includes = [f"-I{folder}" for folder in sorted(folders)]
     try:
@@ -100,13 +92,13 @@ def _build(language: _Language, compiler: list[str]) -> Trial:
                 input=language.program, capture_output=True, text=True, timeout=LIMIT_S,
             )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Trial(f"{name} does not end within {LIMIT_S:g} s", "look at the disk it lies on")
+        return f"{name} does not end within {LIMIT_S:g} s", "look at the disk it lies on"
     except OSError as error:
         why = error.strerror or str(error)
-        return Trial(f"{language.name} compiler {name}: {why}", remedy)
+        return f"{language.name} compiler {name}: {why}", remedy
     if done.returncode == 0:
-        return Trial(f"{name} builds against Python.h")
-    return Trial(f"{name} {_fault(done.stderr, done.returncode)}", language.install)
+        return f"{name} builds against Python.h", ""
+    return f"{name} {_fault(done.stderr, done.returncode)}", language.install
 
 
 def _fault(stderr: str, code: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -64,7 +64,7 @@ class Vote:
 
 @dataclass
 class StepControl:
-    """Called once per step and per validation batch, on all ranks.
+    """Called once per step and per validation batch, on all ranks; by default, nothing happens.
 
     Attributes:
         save_due: whether a checkpoint is due; the answer of any rank counts for all.
@@ -72,9 +72,9 @@ class StepControl:
     """
 
     vote: Vote
-    signals: Signals
-    watchdog: Watchdog
-    save_due: Callable[[], bool]
+    signals: Signals = field(default_factory=Signals)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    save_due: Callable[[], bool] = lambda: False
     time_is_up: Callable[[], bool] = lambda: False
 
     def poll(self) -> Outcome:

@@ -15,8 +15,6 @@ from harness import config as cfg
 from harness.data.sets import Images, open_sets
 from harness.distributed import World, from_environment, process_group
 from harness.monitor.clock import Clock
-from harness.monitor.watchdog import Watchdog
-from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import Training, set_up
@@ -62,7 +60,7 @@ def fresh(resolved: Resolved, classes: int = 4) -> Training:
 
 def control() -> StepControl:
     """Votes, but nobody asks for anything."""
-    return StepControl(Vote(timeout_s=60), Signals(), Watchdog(), lambda: False)
+    return StepControl(Vote(timeout_s=60))
 
 
 @contextmanager

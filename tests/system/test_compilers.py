@@ -180,9 +180,9 @@ def test_training_refuses_before_anything_is_opened(
 def test_the_doctor_tries_it_where_the_run_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
 
-    def attempt(*, on_gpu: bool) -> compilers.Trial:
+    def attempt(*, on_gpu: bool) -> tuple[str, str]:
         calls.append(on_gpu)
-        return compilers.Trial("no C compiler", "install gcc") if on_gpu else compilers.Trial("g++")
+        return ("no C compiler", "install gcc") if on_gpu else ("g++", "")
 
     monkeypatch.setattr(compilers, "attempt", attempt)
     for compile, expected in (("false", []), ("auto", []), ("true", [False])):
@@ -191,8 +191,8 @@ def test_the_doctor_tries_it_where_the_run_compiles(monkeypatch: pytest.MonkeyPa
         assert calls == expected
     judge = software.judge_compiler
     assert judge(None).status == "not checked"
-    assert judge(compilers.Trial("g++ builds")).status == "green"
-    check = judge(compilers.Trial("no C compiler", "install gcc"))
+    assert judge(("g++ builds", "")).status == "green"
+    check = judge(("no C compiler", "install gcc"))
     assert (check.name, check.status) == ("compiler", "red")
     assert check.do == "install gcc, or give --engine.compile false"
 
