@@ -24,7 +24,7 @@ from harness.logging.schema import Row
 from harness.results import load, source
 from harness.results.show_runs import SORTS, left_s
 from harness.results.wandb import api
-from harness.results.wandb import offline as wandb_offline
+from harness.results.wandb import rows as wandb_rows
 
 Capture = pytest.CaptureFixture[str]
 HOUR_S = 3600.0
@@ -409,7 +409,7 @@ def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.Monk
     offline = runs / "a-s2" / "wandb" / "offline-run-1"
     offline.mkdir(parents=True)
     (offline / "run-1.wandb").write_bytes(b"")
-    monkeypatch.setattr(wandb_offline, "read", lambda folder: told)
+    monkeypatch.setattr(wandb_rows, "read_offline", lambda folder: told)
     assert "val_top1_pct" in shown(capsys, offline)[0]
 
 
