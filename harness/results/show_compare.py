@@ -39,10 +39,7 @@ def show_comparison(comparison: Comparison, testing: Sequence[str], *, anyway: b
     _show_differences(comparison.differences, () if published else testing)
     for doubt in comparison.doubts:
         out.print(Text(f"not comparable: {doubt}", "yellow"))
-    table = Table(
-        "", *column_names(comparison), "difference", f"{interval_level(comparison)} interval",
-        "verdict", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    table = Table("", *column_titles(comparison), "verdict", box=box.SIMPLE_HEAD)
     for i, column in enumerate(table.columns):
         column.no_wrap = True
         column.justify = "right" if 1 <= i <= 4 else "left"
@@ -60,14 +57,11 @@ def show_comparison(comparison: Comparison, testing: Sequence[str], *, anyway: b
         out.print(Text(line, "" if published else "dim"))
 
 
-def column_names(comparison: Comparison) -> tuple[str, str]:
-    """Return the titles of the two columns of samples."""
-    return ("ours", "published") if comparison.base.reference else ("new", "base")
-
-
-def interval_level(comparison: Comparison) -> str:
-    """Return the level of the intervals that are shown: a one-sided test at 5 % has 90 %."""
-    return "90 %" if comparison.base.reference else "95 %"
+def column_titles(comparison: Comparison) -> tuple[str, str, str, str]:
+    """Return the titles between metric and verdict; a one-sided test at 5 % has 90 % intervals."""
+    if comparison.base.reference:
+        return "ours", "published", "difference", "90 % interval"
+    return "new", "base", "difference", "95 % interval"
 
 
 def _show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from harness.results import load
 from harness.results.load import LoadedRun, load_run
 from harness.results.measured import TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 from harness.results.references import Reference, find, load_references
-from harness.results.wandb import api, offline
+from harness.results.wandb import api, rows
 
 REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
@@ -50,7 +50,7 @@ def _read(address: str) -> list[Measured]:
     if address.startswith(api.ADDRESS):
         return api.runs_at(address)
     return [
-        offline.read(path) if is_of_wandb(path) else measured(load_run(path))
+        rows.read_offline(path) if is_of_wandb(path) else measured(load_run(path))
         for path in folders_at(address)
     ]
 
@@ -104,15 +104,15 @@ def measured(run: LoadedRun) -> Measured:
         BadInput: it has not finished, or its config or environment is of another version.
     """
     path = run.path
-    at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
-    if run.result is None and run.failure is not None:
-        why = f"has failed{at} ({run.failure.message}): start it again, then compare"
-        raise BadInput(f"{path}: {why}")
-    if run.result is None and run.state in ENDED:
-        again = "give its command again to finish it, then compare"
-        raise BadInput(f"{path}: was {ENDED[run.state]}{at}: {again}")
     if run.result is None:
-        raise BadInput(f"{path}: is {run.state}{at}: compare it when it has finished")
+        at = f" at epoch {run.rows[-1].epoch:.2f}" if run.rows else ""
+        why = f"is {run.state}{at}: compare it when it has finished"
+        if run.failure is not None:
+            why = f"has failed{at} ({run.failure.message}): start it again, then compare"
+        elif run.state in ENDED:
+            again = "give its command again to finish it, then compare"
+            why = f"was {ENDED[run.state]}{at}: {again}"
+        raise BadInput(f"{path}: {why}")
     config = load.last_config(load.config_of(path), run.result.attempts)
     return Measured(
         str(path), path.name, config, load.environment(path), run.result.model_dump(),

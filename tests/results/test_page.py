@@ -375,7 +375,7 @@ def test_a_verdict_ends_the_command_as_without_a_page(runs: Path, tmp_path: Path
 def test_matplotlib_is_asked_for_where_it_is_missing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("page", "plots", "figures", "verdicts"):
+    for name in ("page", "plots", "figures"):
         monkeypatch.delitem(sys.modules, f"harness.results.page.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as ended:

@@ -23,7 +23,7 @@ from harness.logging.schema import Row
 from harness.results import load, source
 from harness.results.show_runs import SORTS, left_s
 from harness.results.wandb import api
-from harness.results.wandb import offline as wandb_offline
+from harness.results.wandb import rows as wandb_rows
 
 Capture = pytest.CaptureFixture[str]
 HOUR_S = 3600.0

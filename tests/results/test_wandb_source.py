@@ -156,7 +156,7 @@ def test_an_offline_folder_that_is_torn_has_no_end(offline: Path) -> None:
 def test_an_offline_file_that_is_not_read_in_time(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.results.wandb.offline.TIMEOUT_S", 0.01)
+    monkeypatch.setattr("harness.results.wandb.rows.TIMEOUT_S", 0.01)
     with pytest.raises(BadInput, match=r"did not read it within 0\.01 s"):
         runs_at(str(offline))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
+from harness.results import show_compare
 from harness.results.measured import Measured
-from harness.results.page import figures, verdicts
-from harness.results.page.plots import cell_color
+from harness.results.page import figures
+from harness.results.page.plots import Bounds, cell_color, interval
 from harness.results.page.render import Page, Swatch, Table, html, render
-from harness.results.show_compare import format_sample, notes
-from harness.results.stats.compare import Cell, Comparison, doubts
+from harness.results.stats.compare import NOT_COMPARABLE, Cell, Comparison, Finding, doubts
 from harness.results.stats.metrics import accuracy, metrics, sample, steady_rate
 from harness.system.console import count, duration
 from harness.system.files import write_atomic
@@ -27,6 +28,13 @@ ABOUT = {
     "attempt": "attempts",
 }  # fmt: skip
 """Fields of a Result that describe a run -> their titles."""
+LOOKS = {
+    "better": "good", "reproduced": "good", "worse": "bad", "not reproduced": "bad",
+    "equivalent": "same", "cannot tell": "unsure", NOT_COMPARABLE: "none",
+}  # fmt: skip
+Span = tuple[float, Bounds, Bounds | None]
+LEAST_REACH, MOST_REACH = 2.0, 6.0
+"""The picture of an interval reaches this many margins to each side."""
 FOOT = (
     "images/s: images of all ranks per second of training, waiting for data included. The first "
     "log period of each attempt, start-up, compiling, validation and checkpoints do not count."
@@ -47,7 +55,7 @@ def write_page(
     Raises:
         BadInput: the file cannot be written; nothing is left behind.
     """
-    judgments = [verdicts.judgment(item, cells, anyway) for item in comparisons]
+    judgments = [_judgment(item, cells, anyway) for item in comparisons]
     speed = (
         figures.rates(cells), figures.step_times(cells), figures.times(cells),
         figures.efficiency(cells),
@@ -56,7 +64,7 @@ def write_page(
     page = Page(
         title, _about(cells), title, judgments=judgments,
         reports=[] if judgments else [_report(cell) for cell in cells],
-        differences=[verdicts.differences(item, testing) for item in comparisons],
+        differences=[_differences(item, testing) for item in comparisons],
         figures={
             "Accuracy": figures.accuracies(cells, comparisons),
             "Speed": [figure for figure in speed if figure],
@@ -94,12 +102,82 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(distinct[:MOST_NAMES] + more)
 
 
+def _judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict[str, Any]:
+    """Return the template's data for two sides: a verdict for each metric.
+
+    Args:
+        cells: all cells of the page; their order sets their colors.
+        anyway: whether to give verdicts even if the sides are not comparable.
+    """
+    reference = compared.base.reference
+    spans = [_span(finding) for finding in compared.findings]
+    ends = [abs(end) for span in spans if span for end in (*span[1], *(span[2] or ()))]
+    reach = min(max(LEAST_REACH, *ends), MOST_REACH) if ends else LEAST_REACH
+    new = _side("runs" if reference else "new", compared.new, cells)
+    published = reference and ("", compared.base.label, reference.source)
+    return {
+        "sides": (new, published or _side("base", compared.base, cells)),
+        "doubts": compared.doubts, "titles": show_compare.column_titles(compared),
+        "verdicts": [
+            _verdict(finding, span, reach, compared.verdict(finding, anyway=anyway))
+            for finding, span in zip(compared.findings, spans, strict=True)
+        ],
+        "notes": show_compare.notes(compared, anyway=anyway) if reference else (),
+    }  # fmt: skip
+
+
+def _side(role: str, cell: Cell, cells: Sequence[Cell]) -> tuple[str, object, str]:
+    """Return the role of a side, its label, and how many runs it has."""
+    number = next((i for i, other in enumerate(cells) if other is cell), 0)
+    return role, Swatch(cell_color(number), cell.label), show_compare.count_runs(cell)
+
+
+def _differences(compared: Comparison, testing: Sequence[str]) -> Table:
+    """Return a table of the differences between two sides: first those under test."""
+    test, form = html("<b>under test</b>"), "<code>{}</code> <small>{}</small>"
+    ordered = sorted(compared.differences, key=lambda row: row.key not in testing)
+    rows = [
+        (html(form, row.key, test if row.key in testing else row.group), row.new, row.base)
+        for row in ordered
+    ]
+    return Table(("", compared.new.label, compared.base.label), rows)
+
+
+def _verdict(finding: Finding, span: Span | None, reach: float, verdict: str) -> dict[str, Any]:
+    """Return a line of the page: one metric on both sides, with the picture of its interval."""
+    metric, bounds = finding.metric, finding.interval()
+    change = f"{_signed(finding.difference)} {show_compare.difference_unit(metric)}"
+    span_text = "unknown" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
+    label = f"{metric.title}: {change}, interval {span_text}, margin {metric.margin:g}"
+    same = -1, math.inf if finding.published else 1
+    return {
+        "metric": metric, "primary": finding.primary, "change": change, "interval": span_text,
+        "values": [show_compare.format_sample(metric, s) for s in (finding.new, finding.base)],
+        "verdict": verdict, "look": LOOKS[verdict],
+        "picture": span and interval(label, *span, same=same, reach=reach, color=LOOKS[verdict]),
+    }  # fmt: skip
+
+
+def _span(finding: Finding) -> Span | None:
+    """Return point, 90 % and 95 % interval in margins, better to the right; None without them."""
+    scale = (1 if finding.metric.better == "higher" else -1) / finding.metric.margin
+    inner, outer = (
+        bounds and (min(scale * b for b in bounds), max(scale * b for b in bounds))
+        for bounds in (finding.interval(0.90), None if finding.published else finding.interval())
+    )
+    return inner and (scale * finding.difference, inner, outer)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _report(cell: Cell) -> dict[str, Any]:
     """Return the template's data for the report of a cell: results and description."""
     samples = [(metric, sample(metric, cell.runs)) for metric in metrics().values()]
     numbers = [
         # The number of runs is left out if it is 1.
-        (metric.title, format_sample(metric, known).removesuffix(" (1)"), metric.unit)
+        (metric.title, show_compare.format_sample(metric, known).removesuffix(" (1)"), metric.unit)
         for metric, known in samples
         if known
     ]
@@ -156,7 +234,8 @@ def _hardware(run: Measured) -> str:
 
 def _foot(comparisons: Sequence[Comparison]) -> Iterable[str]:
     ours = [item for item in comparisons if not item.base.reference]
-    yield from dict.fromkeys(line for item in ours for line in notes(item, anyway=True))
+    notes = [show_compare.notes(item, anyway=True) for item in ours]
+    yield from dict.fromkeys(line for lines in notes for line in lines)
     if ours:
         yield "95 % intervals are not adjusted for the number of metrics"
     if len(ours) < len(comparisons):

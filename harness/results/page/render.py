@@ -58,7 +58,7 @@ class Page(NamedTuple):
         about: a line below the title.
         tab: the title of the browser's tab.
         figures, tables: by the title of their section, which may be empty.
-        judgments, reports: as verdicts.py and page.py return them.
+        judgments, reports: as page.py returns them.
         differences: a table for each two sides.
     """
 

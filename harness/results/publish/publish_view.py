@@ -10,19 +10,19 @@ NAME = "Compare"
 SECONDS, EPOCH = ROW_KEYS["train_s"], ROW_KEYS["epoch"]
 TOP1, RATE = ROW_KEYS["val_top1_pct"], ROW_KEYS["images_per_second"]
 
-LINES = {
+PANELS: dict[str, list[tuple[str, str | None, str]]] = {
     "Accuracy": [
         ("top-1 over training time, %", SECONDS, TOP1),
         ("top-1 over epochs, %", EPOCH, TOP1),
     ],
     "Speed": [
         ("images/s over training time", SECONDS, RATE),
+        ("images/s of the whole run", None, f"{RESULT_PREFIX}images_per_second"),
         ("median step, ms", SECONDS, ROW_KEYS["step_ms_p50"]),
         ("waiting for data, %", SECONDS, ROW_KEYS["data_wait_pct"]),
     ],
 }
-"""Section -> title, x-axis and y-axis of its line plots."""
-BARS = ("images/s of the whole run", f"{RESULT_PREFIX}images_per_second")
+"""Section -> title, x-axis and y-axis of its line plots; a bar chart has no x-axis."""
 COLUMNS = [
     f"summary:{RESULT_PREFIX}{name}" for name in ("val_top1_pct", "images_per_second", "world_size")
 ]
@@ -47,12 +47,11 @@ def save_view(project: str, entity: str | None) -> str:
         ) from None
     with wandb_api.client("--to wandb-view") as api:
         sections = []
-        for name, lines in LINES.items():
+        for name, rows in PANELS.items():
             panels: list[reports.LinePlot | reports.BarPlot] = [
-                reports.LinePlot(title=title, x=x, y=[y]) for title, x, y in lines
-            ]
-            if name == "Speed":
-                panels.insert(1, reports.BarPlot(title=BARS[0], metrics=[BARS[1]]))
+                reports.LinePlot(title=title, x=x, y=[y]) if x
+                else reports.BarPlot(title=title, metrics=[y]) for title, x, y in rows
+            ]  # fmt: skip
             sections.append(workspaces.Section(name=name, panels=panels, is_open=True))
         workspace = workspaces.Workspace(
             name=NAME,

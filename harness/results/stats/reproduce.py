@@ -47,22 +47,20 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
 
 def _metric(reference: Reference) -> Metric:
     known = metrics()
-    top5 = accuracy("val_top5_pct")
-    known["top5"] = replace(known["top1"], name="top5", title="top-5", read=top5)
+    top1, time = known["top1"], known["train_s_to_target"]
     if reference.statistic == "median_last5":
-        last, median = known["top1"].read, accuracy(MEDIAN)
+        median = accuracy(MEDIAN)
         known["top1"] = replace(
-            known["top1"], title="top-1, median of the last 5 epochs",
-            read=lambda run: last(run) if (value := median(run)) is None else value,
+            top1, title="top-1, median of the last 5 epochs",
+            read=lambda run: top1.read(run) if (value := median(run)) is None else value,
         )  # fmt: skip
-    time = replace(known["train_s_to_target"], assumed_std=None)
-    known["minutes_to_train"] = replace(
-        time, name="minutes_to_train", title="time to train", unit="min", read=_minutes
-    )
-    known["epochs_to_target"] = replace(
-        time, name="epochs_to_target", title="epochs to the target", unit="epochs",
-        read=field("target", "epoch"),
-    )  # fmt: skip
+    for metric in (
+        replace(top1, name="top5", title="top-5", read=accuracy("val_top5_pct")),
+        replace(time, name="minutes_to_train", title="time to train", unit="min", read=_minutes),
+        replace(time, name="epochs_to_target", title="epochs to the target", unit="epochs",
+                read=field("target", "epoch")),
+    ):  # fmt: skip
+        known[metric.name] = metric
     if reference.metric not in known:
         raise BadInput(
             f"ref:{reference.id}: is a {reference.metric}, which no single run has; compare runs "

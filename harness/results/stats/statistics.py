@@ -51,6 +51,7 @@ class Estimate:
     """A difference of two means with its standard error and degrees of freedom.
 
     Attributes:
+        degrees: of Student's t; infinite for a normal distribution.
         basis: the source of the spread between runs: `welch` if both sides have repeats; `one side`
             if only one has; `assumed` if neither has; `drift` if neither has and the halves of a
             run differ by more than the assumed spread.
@@ -63,7 +64,7 @@ class Estimate:
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
         """Return the two-sided confidence interval of the difference."""
-        half = self.error * _quantile((1 + level) / 2, self.degrees)
+        half = self.error * float(special.stdtrit(self.degrees, (1 + level) / 2))
         return self.difference - half, self.difference + half
 
     def p_differs(self) -> float:
@@ -85,21 +86,7 @@ class Estimate:
     def _tail(self, distance: float) -> float:
         if self.error == 0:  # all repeats gave exactly the same value
             return 0.5 if distance == 0 else float(distance < 0)
-        return _above(distance / self.error, self.degrees)
-
-
-def _quantile(share: float, degrees: float) -> float:
-    """Return a quantile of Student's t; of the normal distribution if `degrees` is infinite."""
-    if math.isinf(degrees):
-        return float(special.ndtri(share))
-    return float(special.stdtrit(degrees, share))
-
-
-def _above(value: float, degrees: float) -> float:
-    """Return the share of the same distribution above a value."""
-    if math.isinf(degrees):
-        return float(special.ndtr(-value))
-    return float(special.stdtr(degrees, -value))
+        return float(special.stdtr(self.degrees, -distance / self.error))
 
 
 def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | None:
@@ -196,7 +183,7 @@ def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
         assert estimate is not None
         if estimate.error == 0:
             return 1.0
-        critical = _quantile(1 - ALPHA, estimate.degrees)
+        critical = special.stdtrit(estimate.degrees, 1 - ALPHA)
         return 1 - float(special.nctdtr(estimate.degrees, gap / estimate.error, critical))
 
     if power(MOST_RUNS) < POWER:

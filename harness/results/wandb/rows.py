@@ -1,8 +1,16 @@
-"""Convert what W&B holds of a run to the form in which runs are compared."""
+"""Convert what W&B holds of a run to the form in which runs are compared.
+
+The folder that its client writes offline is read by the client's own command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +20,8 @@ from harness.errors import BadInput
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS, Result
 from harness.results.measured import NEEDED, TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 
+READ = (sys.executable, "-m", "wandb", "leet", "inspect", "--json")
+TIMEOUT_S = 60
 FIELDS = {key: field for field, key in ROW_KEYS.items()}
 
 
@@ -70,3 +80,58 @@ def _without(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if key.startswith(prefix) and value is not None
     }
+
+
+def read_offline(folder: Path) -> Measured:
+    """Return the run in a folder that W&B's client wrote.
+
+    Raises:
+        BadInput: it cannot be read, has not finished, or lacks what a comparison needs.
+    """
+    files = list(folder.glob("*.wandb"))
+    if len(files) != 1:
+        raise BadInput(f"{folder}: holds {len(files)} files *.wandb, where W&B's client writes one")
+    file = files[0]
+    name, ended = file.stem, False
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    for record in _records(file):
+        kind = str(record.get("type"))
+        part = record.get(kind) or {}
+        if kind == "run":
+            config |= (part.get("config") or {}).get("update") or {}
+            name = part.get("display_name") or name
+        elif kind == "config":
+            config |= part.get("update") or {}
+        elif kind == "summary":
+            summary |= part.get("update") or {}
+        elif kind == "history":
+            history.append(part.get("item") or {})
+        ended = ended or kind == "exit"
+    if not ended:
+        raise BadInput(f"{folder}: has no end: its run was killed, or is still going")
+    return measured(str(folder), name, config, summary, history)
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the client's log; it leaves out a torn one at the end."""
+    try:
+        inspected = subprocess.run(
+            [*READ, file],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+            env=os.environ | {"WANDB_ERROR_REPORTING": "false"},
+        )
+    except subprocess.TimeoutExpired:
+        raise BadInput(f"{file}: W&B's client did not read it within {TIMEOUT_S} s") from None
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        why = lines[-1] if lines else "no message"
+        raise BadInput(
+            f"{file}: W&B's client cannot read it ({why}): it needs wandb 0.31 or newer"
+        ) from None
+    for line in inspected.stdout.splitlines():
+        yield json.loads(line)
