@@ -41,7 +41,7 @@ ONLY_IN = {
     "nvidia": ("harness/data/dali.py", "harness/bench/loaders.py"),
     "wandb": ("harness/logging/wandb.py", "harness/results/"),
     "submitit": ("launch/submit.py",),
-    "scipy": ("harness/results/stats/statistics.py", "harness/data/prepare/sources/ilsvrc.py"),
+    "scipy": ("harness/results/stats/statistics.py", "harness/data/prepare/sources/imagenet.py"),
     "matplotlib": ("harness/results/page/plots.py", "harness/results/page/plots_speed.py"),
     "jinja2": ("harness/results/page/render.py",),
     "wandb_workspaces": ("harness/results/publish/publish_view.py",),

@@ -106,7 +106,6 @@ def pack(
     from harness.data.dataset import open_folder
     from harness.data.files import PACK_NAME
     from harness.data.prepare import pack
-    from harness.data.prepare.encode import Encoding
 
     if in_order and shuffle_seed is not None:
         raise BadInput("--shuffle-seed: not allowed with --in-order; give one of the two")
@@ -118,7 +117,7 @@ def pack(
     packing = pack.Packing(
         shard_images,
         None if in_order else shuffle_seed or 0,
-        Encoding(shorter_px, longer_px, quality),
+        pack.Encoding(shorter_px, longer_px, quality),
     )
     flags = []
     for part in _choose(source, split):
@@ -142,7 +141,7 @@ def pack(
 def _index_in_place(root: Path) -> None:
     from harness.data.dataset import open_folder
     from harness.data.files import shard_paths
-    from harness.data.prepare.sources.folders import split_folders
+    from harness.data.prepare.sources.source import split_folders
 
     folders = [root]
     if root.is_dir() and not shard_paths(root):

@@ -78,14 +78,14 @@ class Config(BaseModel):
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The config as one flat dict of plain values, `section.key` -> value."""
+    """Return the config as one flat dict of plain values, `section.key` -> value."""
     sections = config.model_dump(mode="json")
     return {f"{name}.{key}": value for name, section in sections.items()
             for key, value in section.items()}  # fmt: skip
 
 
 def fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Every `section.key` with its field: type, default, meaning, limits."""
+    """Yield every `section.key` with its field: type, default, meaning, limits."""
     for name, section in Config.model_fields.items():
         assert isinstance(section.annotation, type)
         assert issubclass(section.annotation, Section)
@@ -94,7 +94,7 @@ def fields() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def settings() -> Iterator[tuple[str, Changes]]:
-    """Every `section.key` with what it may change."""
+    """Yield every `section.key` with what it may change."""
     for key, field in fields():
         assert isinstance(field.json_schema_extra, dict), f"{key} was not made with setting()"
         yield key, field.json_schema_extra["changes"]  # type: ignore[misc]
@@ -105,7 +105,7 @@ def _added(field: FieldInfo) -> bool:
 
 
 def changing(config: Config, of: Literal["result", "speed"]) -> list[str]:
-    """The `section.key` of all settings that may change the result, or the speed, of this run."""
+    """Return the `section.key` of the settings that may change this run's result, or its speed."""
     keys = [key for key, changes in settings() if of in changes]
     if of == "result":
         # When the run looks at its own history is part of what it does.
@@ -118,10 +118,10 @@ def changing(config: Config, of: Literal["result", "speed"]) -> list[str]:
 
 
 def fingerprint(config: Config, of: Literal["result", "speed"]) -> str:
-    """Hash of all settings that may change the result, or the speed: 12 hex digits."""
+    """Return a hash of all settings that may change the result, or the speed: 12 hex digits."""
     values = flat(config)
-    unsaid = {key for key, field in fields() if _added(field) and values[key] == field.default}
-    chosen = {key: values[key] for key in changing(config, of) if key not in unsaid}
+    at_default = {key for key, field in fields() if _added(field) and values[key] == field.default}
+    chosen = {key: values[key] for key in changing(config, of) if key not in at_default}
     chosen |= {"stream_version": STREAM_VERSION} if of == "result" else {}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -133,7 +133,7 @@ def recorded(config: Config) -> Config:
 
 
 def differing(a: Config, b: Config, of: Literal["result", "speed"]) -> list[str]:
-    """The `section.key (a, b)` of all settings that may change `of` and are not the same."""
+    """Return `section.key (a, b)` of all settings that may change `of` and are not the same."""
     left, right = flat(a), flat(b)
     keys = dict.fromkeys(changing(a, of) + changing(b, of))
     return [

@@ -31,7 +31,7 @@ examples:
   torchrun launch/train.py configs/resnet50_90ep.yaml --run.dry-run ...   show the plan only
 """
 
-_WORDS = {int: "integer", float: "number", str: "text", bool: "true|false", NoneType: "null"}
+_TYPES = {int: "integer", float: "number", str: "text", bool: "true|false", NoneType: "null"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping, refused if a key stands twice in it: YAML itself would keep the last."""
+        """Refuse a mapping with a key twice: YAML itself would keep the last."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 def load(
     argv: Sequence[str], *, prog: str = "torchrun launch/train.py", label: str | None = None
 ) -> Config:
-    """Config from `[CONFIG.yaml] [--section.key value ...]`; without a file, the quickstart.
+    """Return the config of `[CONFIG.yaml] [--section.key value ...]`; by default the quickstart.
 
     Args:
         prog: the command, for --help.
@@ -85,13 +85,13 @@ def load(
 
 
 def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
-    """The same, without the rules on settings that must go together.
+    """Return the same without applying the rules on settings that must go together.
 
     Raises:
         BadInput: no such file, unknown key, wrong type, out of range.
     """
-    path, words = _split(argv)
-    flags = _read_flags(words, prog)
+    path, args = _split(argv)
+    flags = _read_flags(args, prog)
     values, origin = _read_chain(path)
     for field, text in flags.items():
         section, _, key = field.partition(".")
@@ -109,7 +109,7 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's sections, their values as text.
+    """Return a YAML file's sections, their values as text.
 
     Raises:
         BadInput: cannot be read, is not YAML, or is not a mapping of sections.
@@ -135,7 +135,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, Path]]:
-    """A file's values over those of the file that it `extends`, and which file each is from."""
+    """Return a file's values over those of the file it `extends`, and the file of each."""
     values = read_yaml(path)
     extended = values.pop("extends", None)
     if extended is None:
@@ -158,14 +158,14 @@ def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` takes back."""
+    """Return the resolved config as YAML that `load` takes back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     head = "# Every setting of this run. Pass this file to launch/train.py to run it again."
     return f"{head}\n{text}"
 
 
 def as_text(value: Any) -> str:
-    """A value as it is written after a flag."""
+    """Return a value as it is written after a flag."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -179,10 +179,10 @@ def _split(argv: Sequence[str]) -> tuple[Path, Sequence[str]]:
     return DEFAULT_CONFIG, argv
 
 
-def _read_flags(words: Sequence[str], prog: str) -> dict[str, str]:
-    """`section.key` -> text, of each flag that is given."""
+def _read_flags(args: Sequence[str], prog: str) -> dict[str, str]:
+    """Return `section.key` -> text of each flag that is given."""
     parser = _parser(prog)
-    known, unknown = parser.parse_known_args(_negatives_joined(words))
+    known, unknown = parser.parse_known_args(_negatives_joined(args))
     if unknown and not unknown[0].startswith("-"):
         raise BadInput(f"{unknown[0]}: belongs to no flag; a config file comes before all flags")
     if unknown:
@@ -192,7 +192,7 @@ def _read_flags(words: Sequence[str], prog: str) -> dict[str, str]:
 
 
 def _parser(prog: str) -> Parser:
-    """A flag for every setting, all of them text: what they must be is for the models to say."""
+    """Return a parser with a flag for every setting, all of them text, which the models parse."""
     parser = Parser(
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--section.key VALUE ...]",
@@ -216,14 +216,14 @@ def _parser(prog: str) -> Parser:
     return parser
 
 
-def _negatives_joined(words: Sequence[str]) -> list[str]:
-    """`--key -1e-4` as `--key=-1e-4`: argparse would take the value for another flag."""
+def _negatives_joined(args: Sequence[str]) -> list[str]:
+    """Write `--key -1e-4` as `--key=-1e-4`: argparse would take the value for another flag."""
     joined: list[str] = []
-    for word in words:
-        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]", word):
-            joined[-1] += f"={word}"
+    for arg in args:
+        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]", arg):
+            joined[-1] += f"={arg}"
         else:
-            joined.append(word)
+            joined.append(arg)
     return joined
 
 
@@ -232,9 +232,9 @@ def _flag(key: str) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """What a setting's value looks like, in words: `number,number`, `text|null`."""
-    if annotation in _WORDS:
-        return _WORDS[annotation]
+    """Return what a setting's value looks like: `number,number`, `text|null`."""
+    if annotation in _TYPES:
+        return _TYPES[annotation]
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "|".join(args)
@@ -255,7 +255,7 @@ def _named(config: Config, stem: str, label: str | None) -> Config:
 
 
 def _title(path: Path) -> str:
-    """What a run of a config file is called: `configs/he2015/resnet50.yaml` is he2015-resnet50."""
+    """Return a run's name from its config: `configs/he2015/resnet50.yaml` is he2015-resnet50."""
     parts = path.with_suffix("").parts
     folders = [i for i, part in enumerate(parts[:-1]) if part == "configs"]
     return "-".join(parts[folders[-1] + 1 :] if folders else parts[-1:])
@@ -266,7 +266,7 @@ def _field(mistake: ErrorDetails) -> str:
 
 
 def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
-    """A mistake as `where it was given: what is wrong`."""
+    """Return a mistake as `where it was given: what is wrong`."""
     field = _field(mistake)
     where = _flag(field) if field in flags else f"{path}: {field}"
     known = dict(fields())
@@ -275,7 +275,7 @@ def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
     given = as_text(mistake["input"]) or "nothing"
     if field not in known:
         return f"{where}: expected settings such as `key: value`, got {given}"
-    # Pydantic words limits well ("Input should be greater than 0"); types, we know more shortly.
+    # Pydantic's messages on limits are good ("Input should be greater than 0"), on types too long.
     if mistake["type"].endswith(("_type", "_parsing", "_error", "missing", "too_long")):
         kind = _kind(known[field].annotation)
         return f"{where}: expected {kind}, got {given}{nearest(given, kind.split('|'), '')}"
@@ -291,7 +291,7 @@ def _siblings(field: str) -> list[str]:
     return list(section.model_fields)
 
 
-def nearest(word: str, known: list[str], otherwise: str = "; see --help") -> str:
-    """What to add to the refusal of a word: the known one that is meant, if one is like it."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+def nearest(name: str, known: list[str], otherwise: str = "; see --help") -> str:
+    """Return what to add to the message about an unknown name: the known one that is meant."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else otherwise

@@ -41,7 +41,7 @@ def rules(config: Config) -> Iterator[str]:
     yield from _model_rules(config)
     yield from network_rules(config.model)
     yield from _other_rules(config)
-    yield from _asked_of_engine(config.engine)
+    yield from _engine_rules(config.engine)
 
 
 def _data_rules(config: Config) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _model_rules(config: Config) -> Iterator[str]:
 
 
 def _around(batch: int, divisor: int) -> str:
-    """The multiples below and above: `96 or 128`."""
+    """Return the multiples below and above: `96 or 128`."""
     below = batch // divisor * divisor
     return " or ".join(str(images) for images in (below, below + divisor) if images)
 
@@ -155,18 +155,18 @@ def _other_rules(config: Config) -> Iterator[str]:
         )
 
 
-def _asked_of_engine(engine: Engine) -> Iterator[str]:
+def _engine_rules(engine: Engine) -> Iterator[str]:
     on_gpu = None if engine.device == "auto" else engine.device == "cuda"
     return engine_rules(engine, compiled=compiles(engine, on_gpu=on_gpu), on_gpu=on_gpu)
 
 
 def compiles(engine: Engine, *, on_gpu: OnGpu) -> bool | OnGpu:
-    """What engine.compile comes to: auto compiles on a GPU."""
+    """Return what engine.compile means: auto compiles on a GPU."""
     return on_gpu if engine.compile == "auto" else engine.compile
 
 
 def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) -> Iterator[str]:
-    """Which settings of the engine fit each other, and the machine.
+    """Yield which settings of the engine do not fit each other, or the machine.
 
     Args:
         compiled: see `compiles`.
@@ -200,7 +200,7 @@ def _rise(drops: Sequence[float]) -> bool:
 
 
 def per_rank(batch: int, ranks: int) -> int:
-    """Images of a global batch for each rank.
+    """Return the images of a global batch for each rank.
 
     Raises:
         BadInput: it does not divide; names the nearest that do.

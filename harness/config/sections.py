@@ -16,17 +16,17 @@ Changes = Literal["result", "speed", "result and speed", "nothing"]
 def setting(
     default: Any, meaning: str, *, changes: Changes, added: bool = False, **limits: Any
 ) -> Any:
-    """One setting of a section: its default, its meaning with unit, and what it may change.
+    """Declare a setting of a section: its default, its meaning with unit, what it may change.
 
-    One that was `added` after runs had been made without it, which did as its default does, is in
-    no fingerprint with its default: so those runs go on, and compare.
+    One that was `added` later is in no fingerprint while it has its default, which must be how runs
+    were made before: so these can be continued and compared.
     """
     extra: dict[str, Any] = {"changes": changes, "added": added}
     return Field(default, description=meaning, json_schema_extra=extra, **limits)
 
 
 def _as_list(value: Any) -> Any:
-    """Let `30`, `30,60,80` and `[30, 60, 80]` stand where a list is meant, as flags write them."""
+    """Split `30`, `30,60,80` or `[30, 60, 80]`, as flags and YAML write a list."""
     if not isinstance(value, str) or not value.strip():
         return value
     inner = value.strip().removeprefix("[").removesuffix("]")
@@ -43,7 +43,7 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_as_list)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_as_list)]
 Lengths = Annotated[tuple[int, int], BeforeValidator(_as_list)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_list)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Auto = Literal["auto"]
 if TYPE_CHECKING:
     ModelName = str
@@ -73,7 +73,7 @@ class Run(Section):
     )
     seed: int = result(0, "Seed of weights, data order and crops.", ge=0, lt=2**63)
     dry_run: bool = neither(False, "Print what would be run, then stop.")
-    references: Words = neither(
+    references: Texts = neither(
         (), "Published rows that the result is held against; see harness show references."
     )
     restart: bool = neither(False, "Start over: move an old run folder of this name aside.")
@@ -410,4 +410,4 @@ class Log(Section):
     )
     project: str = neither("imagenet-harness", "W&B project.", min_length=1)
     entity: str | None = neither(None, "W&B entity (user or team).")
-    tags: Words = neither((), "W&B tags, besides the automatic ones.")
+    tags: Texts = neither((), "W&B tags, besides the automatic ones.")

@@ -19,47 +19,33 @@ Color = tuple[int, int, int]
 Painter = Callable[[ImageDraw.ImageDraw, Box, Color], None]
 
 
+def _at(box: Box, px: float, py: float) -> tuple[float, float]:
+    """Return a point that is given in units of the box."""
+    x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    return x + px * w, y + py * h
+
+
 def _polygon(*points: tuple[float, float]) -> Painter:
     """Return a painter of a filled polygon, whose points are in units of the box."""
-
-    def paint(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-        x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-        draw.polygon([(x + px * w, y + py * h) for px, py in points], fill=color)
-
-    return paint
-
-
-def _disc(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-    draw.ellipse(box, fill=color)
-
-
-def _ring(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-    draw.ellipse(box, outline=color, width=max(2, int((box[2] - box[0]) / 6)))
-
-
-def _frame(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-    draw.rectangle(box, outline=color, width=max(2, int((box[2] - box[0]) / 6)))
+    return lambda draw, box, color: draw.polygon([_at(box, *p) for p in points], fill=color)
 
 
 def _bars(*, upright: bool) -> Painter:
     def paint(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-        x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
         for start in (0.0, 0.4, 0.8):
-            at, to = (start, start + 0.2)
-            bar = (
-                (x + at * w, y, x + to * w, y + h)
-                if upright
-                else (x, y + at * h, x + w, y + to * h)
-            )
-            draw.rectangle(bar, fill=color)
+            corners = ((start, 0), (start + 0.2, 1)) if upright else ((0, start), (1, start + 0.2))
+            draw.rectangle([_at(box, *corner) for corner in corners], fill=color)
 
     return paint
 
 
 def _dots(draw: ImageDraw.ImageDraw, box: Box, color: Color) -> None:
-    x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
     for px, py in ((0, 0), (0.65, 0), (0, 0.65), (0.65, 0.65)):
-        draw.ellipse((x + px * w, y + py * h, x + (px + 0.35) * w, y + (py + 0.35) * h), fill=color)
+        draw.ellipse([_at(box, px, py), _at(box, px + 0.35, py + 0.35)], fill=color)
+
+
+def _line_px(box: Box) -> int:
+    return max(2, int((box[2] - box[0]) / 6))
 
 
 _THIRD, _TWO_THIRDS = 1 / 3, 2 / 3
@@ -72,10 +58,10 @@ CLASSES: dict[str, Painter] = {
         (0, _TWO_THIRDS), (0, _THIRD), (_THIRD, _THIRD),
     ),
     "diamond": _polygon((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)),
-    "disc": _disc,
+    "disc": lambda draw, box, color: draw.ellipse(box, fill=color),
     "dots": _dots,
-    "frame": _frame,
-    "ring": _ring,
+    "frame": lambda draw, box, color: draw.rectangle(box, outline=color, width=_line_px(box)),
+    "ring": lambda draw, box, color: draw.ellipse(box, outline=color, width=_line_px(box)),
     "square": _polygon((0, 0), (1, 0), (1, 1), (0, 1)),
     "triangle": _polygon((0.5, 0), (1, 1), (0, 1)),
 }  # fmt: skip

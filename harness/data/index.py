@@ -45,7 +45,7 @@ def load_or_build(
     """
     # An index in the folder, by a user who may write there, serves all users. It is replaced
     # atomically, so that reading needs no lock.
-    path = beside(root)
+    path = index_in(root)
     arrays = _load(path)
     if arrays is not None and arrays["key"] == key:
         return path, arrays
@@ -68,7 +68,7 @@ def load_or_build(
 
 def is_current(root: Path, key: str) -> bool:
     """Return whether there is an index with this key, which then need not be built."""
-    indexes = map(_load, (beside(root), writable_index(root)))
+    indexes = map(_load, (index_in(root), writable_index(root)))
     return any(arrays is not None and arrays["key"] == key for arrays in indexes)
 
 
@@ -109,7 +109,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def beside(root: Path) -> Path:
+def index_in(root: Path) -> Path:
     """Return the path of the index within the folder of the data."""
     return root / INDEX_NAME
 
@@ -117,7 +117,7 @@ def beside(root: Path) -> Path:
 def writable_index(root: Path) -> Path:
     """Return the same, or a path in the cache folder if the data's folder cannot be written."""
     if os.access(root, os.W_OK):
-        return beside(root)
+        return index_in(root)
     folder = cache_folder() / "index"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"

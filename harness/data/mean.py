@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.data.dataset import Dataset, undecodable
-from harness.data.index import beside, locked, writable_index
+from harness.data.index import index_in, locked, writable_index
 from harness.errors import BadInput, RunFailed
 from harness.system.files import write_atomic
 from harness.system.parallel import in_parallel
@@ -44,7 +44,7 @@ def mean_image(dataset: Dataset, px: int) -> MeanImage:
         RunFailed: an image does not decode.
     """
     # As with the index: a user who may write there computes it for all users.
-    mean = _load(_path(beside(dataset.root), dataset))
+    mean = _load(_path(index_in(dataset.root), dataset))
     if mean is not None:
         return mean
     path = _path(writable_index(dataset.root), dataset)

@@ -22,8 +22,7 @@ from rich.console import Console
 
 from harness.data import index
 from harness.data.dataset import Dataset, open_folder, same_classes
-from harness.data.prepare.encode import Encoding
-from harness.data.prepare.pack import Packing, pack
+from harness.data.prepare.pack import Encoding, Packing, pack
 from harness.data.prepare.sources import open_sources
 from harness.errors import BadInput, RunFailed
 

@@ -19,19 +19,49 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Event
-from typing import IO, Any, cast
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from harness.data import manifest, stream
-from harness.data.prepare.encode import Encoding, encoded
 from harness.data.prepare.sources import Source
+from harness.data.webdataset import size_px
 from harness.errors import BadInput, RunFailed
 from harness.system.console import count, out, track
 from harness.system.files import write_atomic
 
 _LOCK = ".pack.lock"
 _FREE_BYTES = 64 * 2**20
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+DEFAULT_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are made smaller; by default not at all.
+
+    Attributes:
+        shorter_px, longer_px: maximum of the shorter or longer side; the ratio is kept.
+        quality: JPEG quality of all images; by default 90 for those that are resized.
+    """
+
+    shorter_px: int | None = None
+    longer_px: int | None = None
+    quality: int | None = None
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any image may be re-encoded."""
+        return any(value is not None for value in (self.shorter_px, self.longer_px, self.quality))
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height to which an image of this size is resized."""
+        scale = 1.0
+        if self.shorter_px is not None:
+            scale = min(scale, self.shorter_px / min(width, height))
+        if self.longer_px is not None:
+            scale = min(scale, self.longer_px / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 @dataclass(frozen=True)
@@ -196,13 +226,8 @@ def _written(
 def _write(
     source: Source, ids: Sequence[int], path: Path, encoding: Encoding, stop: Event
 ) -> manifest.Shard:
-    hashed = _Hashed()
-
     def fill(part: Path) -> None:
-        # w|: written as a stream, without seeking.
-        with part.open("wb") as hashed.file, tarfile.open(
-            fileobj=cast(Any, hashed), mode="w|", format=tarfile.USTAR_FORMAT
-        ) as tar:  # fmt: skip
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
             for image in ids:
                 if stop.is_set():
                     raise RunFailed("stopped")
@@ -211,7 +236,9 @@ def _write(
                 _add(tar, source, image, "cls", b"%d" % source.labels[image])
 
     write_atomic(path, fill)
-    return manifest.Shard(images=len(ids), bytes=hashed.bytes, sha256=hashed.sha256.hexdigest())
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return manifest.Shard(images=len(ids), bytes=path.stat().st_size, sha256=digest)
 
 
 def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content: bytes) -> None:
@@ -226,16 +253,36 @@ def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content:
         ) from None
 
 
-class _Hashed:
-    """A file that is hashed and counted while it is written."""
+def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
+    """Return the suffix (by content) and the bytes of an image as it is packed.
 
-    def __init__(self) -> None:
-        self.file: IO[bytes]
-        self.sha256: Any = hashlib.sha256()
-        self.bytes = 0
+    PNG stays PNG, which is lossless. Re-encoding drops EXIF, whose rotation is never applied.
 
-    def write(self, data: bytes) -> int:
-        """Write, hash and count the data."""
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
+    Args:
+        where: the image's place, for a message.
+
+    Raises:
+        BadInput: it is neither JPEG nor PNG, or does not decode.
+    """
+    suffix = "png" if content.startswith(PNG) else "jpg" if content.startswith(JPEG) else None
+    try:
+        if suffix is None:
+            raise ValueError("it is neither a JPEG nor a PNG")
+        size = size_px(BytesIO(content))
+        target = how.size_of(*size)
+        if target == size and (how.quality is None or suffix == "png"):
+            return suffix, content
+        with Image.open(BytesIO(content)) as image:
+            pixels = image if suffix == "png" and image.mode != "P" else image.convert("RGB")
+            if target != size:
+                pixels = pixels.resize(target, Image.Resampling.LANCZOS)
+            if suffix == "png":
+                pixels.save(file := BytesIO(), format="PNG")
+            else:
+                quality = how.quality or DEFAULT_QUALITY
+                pixels.save(file := BytesIO(), format="JPEG", quality=quality)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(
+            f"{where}: {error}; remove or replace it, or find all such by harness data check"
+        ) from None
+    return suffix, file.getvalue()

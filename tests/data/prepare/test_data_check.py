@@ -15,8 +15,7 @@ from PIL import Image
 from ranks import python
 
 from harness.data.prepare import check
-from harness.data.prepare.encode import Encoding
-from harness.data.prepare.pack import Packing, pack
+from harness.data.prepare.pack import Encoding, Packing, pack
 from harness.data.prepare.sources import Source, open_sources
 from harness.data.prepare.sources.source import Place
 

@@ -27,8 +27,7 @@ from ranks import python
 from harness.data import manifest
 from harness.data.dataset import Dataset, open_folder
 from harness.data.files import PACK_NAME
-from harness.data.prepare.encode import Encoding, encoded
-from harness.data.prepare.pack import Packing, pack
+from harness.data.prepare.pack import Encoding, Packing, encoded, pack
 from harness.data.prepare.sources import Source, open_sources
 from harness.data.prepare.sources.source import Place
 from harness.errors import BadInput, RunFailed

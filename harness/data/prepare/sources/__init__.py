@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.data.files import shard_paths
-from harness.data.prepare.sources import cifar, folders, ilsvrc, kaggle
-from harness.data.prepare.sources.source import Source
+from harness.data.prepare.sources import cifar, imagenet
+from harness.data.prepare.sources.source import Source, packed, split_folders, tree
 from harness.errors import BadInput
 
 __all__ = ["Source", "open_sources"]
@@ -25,12 +25,12 @@ def open_sources(root: Path) -> list[Source]:
         raise BadInput(f"{root}: No such file or directory; give the folder of your images")
     if not root.is_dir():
         raise BadInput(f"{root}: is a file; give the folder that it lies in")
-    for find in (ilsvrc.find, kaggle.find, cifar.find):
+    for find in (imagenet.ilsvrc, imagenet.kaggle, cifar.find):
         if sources := find(root):
             return sources
-    splits = folders.split_folders(root)
+    splits = split_folders(root)
     return [_one(folder, split) for split, folder in splits.items()] or [_one(root, "")]
 
 
 def _one(folder: Path, split: str) -> Source:
-    return folders.packed(folder, split) if shard_paths(folder) else folders.tree(folder, split)
+    return packed(folder, split) if shard_paths(folder) else tree(folder, split)

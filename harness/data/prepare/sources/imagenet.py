@@ -1,17 +1,22 @@
-"""ILSVRC2012 as image-net.org gives it, read without unpacking.
+"""ILSVRC2012 as image-net.org gives it, read without unpacking, and as Kaggle does.
 
 The training tar holds one tar per class; the validation tar is flat, its labels are in the devkit.
+Kaggle's "ImageNet Object Localization Challenge" has folders, ILSVRC/Data/CLS-LOC, with flat
+validation images and their labels in a CSV.
 """
 
 from __future__ import annotations
 
+import csv
+import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
 from harness.data.files import is_image
-from harness.data.prepare.sources.source import Place, Source
+from harness.data.indexing import images_in
+from harness.data.prepare.sources.source import Place, Source, of_files, tree
 from harness.data.webdataset import check_end, opened
 from harness.errors import BadInput
 from harness.system.console import out, track
@@ -20,8 +25,12 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 
+IMAGES = Path("ILSVRC", "Data", "CLS-LOC")
+LABELS = "LOC_val_solution.csv"
+KIND = "Kaggle's ImageNet"
 
-def find(root: Path) -> list[Source]:
+
+def ilsvrc(root: Path) -> list[Source]:
     """The splits whose tars lie in a folder.
 
     Raises:
@@ -131,3 +140,54 @@ def _source(path: Path, split: str, classes: list[str], images: list[Place]) -> 
     if not images:
         raise BadInput(f"{path}: holds no images; is it ILSVRC2012's?")
     return Source(path, "ILSVRC2012 tar", split, classes, sorted(images))
+
+
+def kaggle(root: Path) -> list[Source]:
+    """The splits, where `root` is the folder that Kaggle's archive was unpacked into.
+
+    Raises:
+        BadInput: the CSV is missing, or does not name an image.
+    """
+    images = root / IMAGES
+    if not images.is_dir():
+        return []
+    sources = []
+    if (images / "train").is_dir():
+        sources.append(tree(images / "train", "train", KIND))
+    if (images / "val").is_dir():
+        classes = sources[0].classes if sources else None
+        sources.append(_kaggle_val(root / LABELS, images / "val", classes))
+    if not sources:
+        raise BadInput(f"{images}: has neither train nor val")
+    return sources
+
+
+def _kaggle_val(labels: Path, folder: Path, classes: list[str] | None) -> Source:
+    wnids = _wnids(labels)
+    classes = classes or sorted(set(wnids.values()))
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    ordered = []
+    for name in images_in(folder):
+        stem = os.path.splitext(name)[0]
+        if (wnid := wnids.get(stem)) is None:
+            raise BadInput(f"{folder / name}: {labels} does not name it")
+        if wnid not in label_of:
+            raise BadInput(f"{labels}: {stem} is of class {wnid}, which has no training folder")
+        ordered.append((label_of[wnid], f"{wnid}/{stem}", folder / name))
+    if not ordered:
+        raise BadInput(f"{folder}: holds no images")
+    return of_files(folder, KIND, "val", classes, sorted(ordered))
+
+
+def _wnids(path: Path) -> dict[str, str]:
+    """Class of each validation image, by its name without suffix."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        # "n03995372 85 1 499 272": the class, then a box, once per box.
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (OSError, KeyError, IndexError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "has no columns ImageId and PredictionString"
+        raise BadInput(
+            f"{path}: {reason}; Kaggle gives the validation labels in it: put it there"
+        ) from None
