@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -43,17 +43,19 @@ the loopback."""
 
 
 class Alarm:
-    """End this process, naming the check that hangs, if `stop` is not called in time."""
+    """End this process, naming the check that hangs, if the block does not end in time."""
 
     def __init__(self, limit_s: float, rank: int) -> None:
         self.at = "the start"
         self._limit_s, self._process = limit_s, f"{socket.gethostname()}, rank {rank}"
         self._timer = threading.Timer(limit_s, self._ring)
         self._timer.daemon = True
-        self._timer.start()
 
-    def stop(self) -> None:
-        """Cancel the alarm: the checks have finished."""
+    def __enter__(self) -> Alarm:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._timer.cancel()
 
     def _ring(self) -> None:
@@ -81,17 +83,14 @@ def check_machine(
         RunFailed: the ranks cannot form a process group, or a collective fails.
     """
     run = plan_run(config, expect_gpus, os.environ)
-    size = run.world.size
-    alarm = Alarm(limits.TOTAL_S, run.world.rank)
     try:
-        report, code = examine(run, alarm, quiet=as_json)
+        report, code = examine(run, quiet=as_json)
     except HarnessError as error:
-        if size == 1:
+        if run.world.size == 1:
             raise
         err.print(f"error: {' '.join(str(error).split())}")
         sys.stderr.flush()
         os._exit(error.exit_code)  # threads of a broken process group could keep this process alive
-    alarm.stop()
     if report is not None:
         if as_json:
             print(report.model_dump_json())
@@ -123,29 +122,26 @@ def plan_run(config: Config, expect_gpus: int | None, environ: Mapping[str, str]
     return PlannedRun(config, world, expected, environ)
 
 
-def examine(
-    run: PlannedRun, alarm: Alarm | None = None, *, quiet: bool = True
-) -> tuple[Report | None, int]:
+def examine(run: PlannedRun, *, quiet: bool = True) -> tuple[Report | None, int]:
     """Run all checks; return the report, on rank 0 only, and the exit code; a collective call.
 
     Raises:
         RunFailed: the ranks cannot form a process group, or a collective fails.
     """
     facts: Facts = {}
-    collectors = COLLECTORS.items()
+    names: Iterable[str] = COLLECTORS
     if run.world.is_main and not quiet:
-        what = "examining this machine"
-        collectors = track(collectors, total=len(COLLECTORS), what=what)  # type: ignore[assignment]
-    for name, collect in collectors:
-        if alarm:
+        names = track(names, total=len(COLLECTORS), what="examining this machine")
+    with Alarm(limits.TOTAL_S, run.world.rank) as alarm:
+        for name in names:
             alarm.at = name
-        facts |= collect(run)
-    if run.world.size == 1:
-        report = judge([facts], run)
-        return report, _code(report)
-    if obstacle := _obstacle(facts, run):
-        return _report_node(facts, run, obstacle)
-    return _report_job(facts, run, alarm)
+            facts |= COLLECTORS[name](run)
+        if run.world.size == 1:
+            report = judge([facts], run)
+            return report, _code(report)
+        if obstacle := _obstacle(facts, run):
+            return _report_node(facts, run, obstacle)
+        return _report_job(facts, run, alarm)
 
 
 def judge(ranks: Sequence[Facts], run: PlannedRun) -> Report:
@@ -190,9 +186,8 @@ def _report_node(facts: Facts, run: PlannedRun, obstacle: str) -> tuple[Report |
     raise RunFailed(f"{facts['host']}, rank {run.world.rank}: {obstacle}")
 
 
-def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm | None) -> tuple[Report | None, int]:
+def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm) -> tuple[Report | None, int]:
     """Measure what takes all ranks, and return the report on rank 0 and the exit code."""
-    alarm = alarm or Alarm(limits.TOTAL_S, run.world.rank)
     alarm.at = "opening the process group"
     try:
         with process_group(run.world, limits.GROUP_S):
@@ -211,7 +206,6 @@ def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm | None) -> tuple[Rep
             f"{facts['host']}, rank {run.world.rank} of {run.world.size}: {alarm.at} failed: "
             f"{message}; {NAME_THE_NETWORK if several_nodes else ''}NCCL_DEBUG=INFO prints more"
         ) from None
-    alarm.stop()
     return report, int(code)
 
 

@@ -237,3 +237,21 @@ def test_a_sweep_ends_in_time_and_says_what_is_missing(
     assert {trial.failed for trial in others} <= {None, TIME_OVER}
     if swept.best is None and limit_s > 20 * least_s:
         assert max(speeds) < 100
+
+
+@given(set_up_s=SECONDS, limit_s=st.integers(0, 300))
+def test_the_search_for_the_largest_batch_ends_in_time(
+    clock: Clock, set_up_s: int, limit_s: int
+) -> None:
+    def start(variant: Variant, log: Path) -> VariantProcess:
+        return cast(VariantProcess, Process(clock, set_up_s, variant))
+
+    base, began = Base(Variant("base", ()), Path(), start), clock.now
+    with out.capture() as printed:
+        largest = sweep.largest_batch(
+            base, lambda factor: Variant(str(factor), ()), 16, began + limit_s
+        )
+    once_s = set_up_s + pairs.LEAST_TURN_S
+    assert clock.now - began <= max(limit_s, once_s)
+    assert largest is not None
+    assert ("are not tried" in printed.get()) == (largest.name != "16")

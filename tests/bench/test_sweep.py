@@ -22,7 +22,7 @@ from ranks import python
 from torch.profiler import ProfilerActivity
 
 from harness.bench.ladder.rungs import Rung, Turn
-from harness.bench.sweep import scaling
+from harness.bench.sweep import scaling, show_scaling
 from harness.bench.sweep.pairs import MOST_STARTS, Base
 from harness.bench.sweep.process import VariantFailed, VariantProcess
 from harness.bench.sweep.scaling import Cell, cells_of, efficiencies
@@ -31,6 +31,7 @@ from harness.bench.sweep.sweep import Swept, largest_batch, sweep
 from harness.bench.sweep.switches import candidates
 from harness.bench.sweep.variant import WORKERS, Variant, read_variant, worker_in
 from harness.bench.sweep.worker import _launches
+from harness.bench.turns import TIME_OVER
 from harness.config import load
 from harness.errors import BadInput
 from harness.trainer.loop import Training
@@ -258,7 +259,7 @@ def test_the_largest_batch_that_fits_is_found(holds: int, most: int) -> None:
     machine = Machine({}, holds=holds)
     machine.rate = lambda arm: 1.0  # type: ignore[method-assign]
     base = Base(BASE, Path(), machine.start)
-    found = largest_batch(base, lambda n: arm(train__global_batch=str(16 * n)), most)
+    found = largest_batch(base, lambda n: arm(train__global_batch=str(16 * n)), most, math.inf)
     fitting = [n for n in (2, 4, 8, 16) if n <= most and 16 * n <= holds]
     assert (found is None) == (not fitting)
     if found is not None:
@@ -431,6 +432,22 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line() -> None:
     config = load.load([*TINY, "--data.source", "synthetic", "--train.global-batch", "16"])
     with pytest.raises(BadInput, match="multiple of each number"):
         cells_of(config, [1, 2, 3])
+
+
+@pytest.mark.parametrize("measured", [1, 2, 3])
+def test_scaling_shows_what_the_time_sufficed_for(tmp_path: Path, measured: int) -> None:
+    cells = [Cell(("weak",), 1, 8), Cell(("strong",), 1, 16), Cell(("weak", "strong"), 2, 16)]
+    for cell in cells[:measured]:
+        cell.rates.append(100.0 * cell.ranks)
+    for cell in cells[measured:]:
+        cell.failed = TIME_OVER
+    show_scaling.show(cells, BASE, tmp_path)
+    told = json.loads((tmp_path / "scaling.json").read_text())
+    assert [cell["failed"] for cell in told["cells"]].count(TIME_OVER) == 3 - measured
+    assert told["lines"].count("intervals are not known after one round; give more --minutes") == 1
+    both = {"value": 1.0, "low": None, "high": None}
+    assert told["efficiency"]["strong"].get("2") == (both if measured == 3 else None)
+    assert "<svg" in (tmp_path / "scaling.html").read_text()
 
 
 @pytest.mark.parametrize(

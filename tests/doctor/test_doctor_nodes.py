@@ -300,7 +300,7 @@ def test_nodes_that_do_not_reach_each_other_are_told_how_to_name_the_network(
     for size, said in ((8, False), (16, True)):
         many = replace(run, world=World(0, 0, size, 8, torch.device("cpu")))
         with pytest.raises(RunFailed, match="connectFullMesh") as raised:
-            machine.examine(many, SimpleNamespace())
+            machine.examine(many)
         assert ("GLOO_SOCKET_IFNAME" in str(raised.value)) is said
 
 

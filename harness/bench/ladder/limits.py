@@ -8,7 +8,7 @@ from typing import Any
 from harness.bench.ladder import rungs
 from harness.models.flops import Costs, roofline_s
 from harness.monitor import peaks, probes
-from harness.trainer.mfu import Utilization, costs_of, utilization
+from harness.trainer.mfu import costs_of
 from harness.trainer.resolve import Resolved
 
 LARGE_BYTES = 64 * probes.MIB
@@ -66,11 +66,6 @@ class Limits:
             f"{text}; a matrix product reaches {measured.flops_per_s / 1e12:,.3g}, "
             f"a copy {measured.bytes_per_s / 1e9:,.4g}"
         )
-
-    @property
-    def utilization(self) -> Utilization:
-        """The utilization of the peaks, as a function of the rate."""
-        return utilization(self.costs, self.peak, self.ranks)
 
 
 def find(resolved: Resolved, classes: int) -> Limits:

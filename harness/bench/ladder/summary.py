@@ -14,6 +14,7 @@ from harness.bench.ladder.limits import Limits
 from harness.bench.ladder.rungs import Rung
 from harness.bench.loop import Opened
 from harness.results.stats.statistics import interval_of_mean
+from harness.trainer.mfu import utilization
 
 Part = Literal["data", "compute", "all-reduce"]
 NARROW_PCT = 5.0
@@ -198,6 +199,7 @@ def summarize(
     _add_limits(measured, law)
     _add_shares(measured)
     whole, parts_s = _rate(_whole(measured)), _parts_s(measured)
+    used = utilization(bounds.costs, bounds.peak, bounds.ranks)
     return Ladder(
         what=r.lines()[:6],
         ranks_per_node=r.world.local_size,
@@ -206,8 +208,8 @@ def summarize(
         parts_s=parts_s,
         predicted=1 / law.whole_s(parts_s),
         peak=bounds.in_words(r.precision),
-        mfu_pct=bounds.utilization.mfu_pct(whole),
-        memory_pct=bounds.utilization.memory_pct(whole),
+        mfu_pct=used.mfu_pct(whole),
+        memory_pct=used.memory_pct(whole),
         fits_in_memory=None if dataset is None else int(dataset.size_bytes.sum()) < memory_bytes,
     )
 

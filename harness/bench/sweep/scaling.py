@@ -66,7 +66,9 @@ class Efficiency:
 
 
 def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
-    """Return all cells to measure; with the most ranks, weak and strong are the same cell.
+    """Return all cells to measure: the fewest ranks, then the most, as time may run out.
+
+    With the most ranks, weak and strong are the same cell.
 
     Raises:
         BadInput: the global batch is not a multiple of each number of ranks.
@@ -80,7 +82,8 @@ def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
             )
     weak = [Cell(("weak",), n, global_batch // most * n) for n in ranks if n != most]
     strong = [Cell(("strong",), n, global_batch) for n in ranks if n != most]
-    return [*weak, *strong, Cell(("weak", "strong"), most, global_batch)]
+    both = Cell(("weak", "strong"), most, global_batch)
+    return [*weak[:1], both, *strong, *weak[1:]]
 
 
 def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:

@@ -119,7 +119,8 @@ def _page(cells: Sequence[Cell], base: Variant) -> str:
 
     curves, bars = [], []
     for color, kind in enumerate(KINDS):
-        known = efficiencies(cells, kind)
+        if not (known := efficiencies(cells, kind)):
+            continue
         ranks = np.array(list(known), dtype=float)
         curves.append(Line(ranks, np.array([100 * e.value for e in known.values()]), color))
         bars += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ HEAD = ("", "of the base", "from", "to", "images/s", "starts x pairs", "recompil
         "buckets", "CUDA graphs", "GiB")  # fmt: skip
 MOST_FACTOR = 16
 """The largest batch to try, as a multiple of the config's."""
+SEARCH = 0.2
+"""Share of the time that the search for it may take."""
 
 
 def run(
@@ -49,21 +52,24 @@ def run(
     with TemporaryDirectory(prefix="harness-arms-") as checkouts:
         parsed = [read_variant(text, base, Path(checkouts)) for text in named]
         swept = sweep(
-            base, (lambda _: parsed) if parsed else partial(_known, base, config), until=until,
+            base, (lambda _: parsed) if parsed else partial(_known, base, config, until),
+            until=until,
             folder=make_folder(folder, "logs"), may_change_result=may_change_result,
         )  # fmt: skip
     show(swept, config, folder)
 
 
-def _known(base: Variant, config: Config, running: Base) -> list[Variant]:
+def _known(base: Variant, config: Config, until: float, running: Base) -> list[Variant]:
     """Return a variant for each value of each switch, and on a GPU the largest batch that fits."""
+    now = time.perf_counter()
     variants = [
         replace(base, name=f"{key}={value}", flags={key: value})
         for key, values in candidates(config, base.ranks, running.facts).items()
         for value in values
     ]
     if running.facts["on_gpu"]:
-        larger = largest_batch(running, partial(_larger, base, config), MOST_FACTOR)
+        share = now + SEARCH * (until - now)
+        larger = largest_batch(running, partial(_larger, base, config), MOST_FACTOR, share)
         variants += [larger] if larger is not None else []
     return variants
 

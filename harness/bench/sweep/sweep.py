@@ -12,7 +12,7 @@ from harness.bench.sweep.pairs import Base, Start, Trial
 from harness.bench.sweep.process import VariantFailed, VariantProcess
 from harness.bench.sweep.switches import changes_learning
 from harness.bench.sweep.variant import Variant
-from harness.bench.turns import TIME_OVER
+from harness.bench.turns import TIME_OVER, rounds
 from harness.config import load
 from harness.errors import BadInput
 from harness.system.console import duration, out
@@ -137,18 +137,22 @@ def result_line(trial: Trial) -> str:
     return f"{trial.ratio:.3f} of the base ({low:.3f} to {high:.3f})"
 
 
-def largest_batch(base: Base, variant: Callable[[int], Variant], most: int) -> Variant | None:
+def largest_batch(
+    base: Base, variant: Callable[[int], Variant], most: int, until: float
+) -> Variant | None:
     """Return the variant with the largest power of two as its factor that fits into memory.
 
     Args:
         variant: returns the variant of a factor.
         most: the largest factor to try.
+        until: when to end, as `time.perf_counter`; a factor of 2 is tried in any case.
 
     Returns:
         None if a factor of 2 does not fit.
     """
-    largest, factor = None, 2
-    while factor <= most:
+    largest, factor = None, 1
+    for _ in rounds(most.bit_length() - 1, until):
+        factor *= 2
         tried = variant(factor)
         out.print(f"does {tried.name} fit into memory?")
         try:
@@ -157,5 +161,8 @@ def largest_batch(base: Base, variant: Callable[[int], Variant], most: int) -> V
         except VariantFailed as error:
             out.print(f"{error}")
             break
-        largest, factor = tried, 2 * factor
+        largest = tried
+    else:
+        if 2 * factor <= most:
+            out.print("larger ones are not tried: the time (--minutes) is short")
     return largest
