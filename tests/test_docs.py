@@ -26,7 +26,7 @@ WRITTEN_BY_USERS = {"slurm/site.sh", "bench/sweep/best.yaml"}
 
 OF_OTHER_PROGRAMS = {
     "--no-deps", "--container-image", "--nv", "--format", "--array", "--partition", "--account",
-    "--qos", "--constraint", "--exclude",
+    "--qos", "--constraint", "--exclude", "--dist",
 }  # fmt: skip
 """Options of pip, sbatch, pyxis, apptainer and ruff that none of our sources names."""
 
@@ -110,7 +110,7 @@ def test_the_rows_of_the_package_are_those_of_the_imports() -> None:
     rows: dict[int, set[str]] = {}
     for line in (ROOT / "harness" / "README.md").read_text().splitlines():
         if match := re.match(r"\| (\d) \| (.+?) \| ", line):
-            names = re.findall(r"\[(\w+)(?:/|\.py)\]", match[2])
+            names = re.findall(r"\[(?:\w+/)?(\w+)(?:/|\.py)\]", match[2])
             rows.setdefault(int(match[1]), set()).update(names)
     rows[9].add("launch")  # which is outside the package
     assert rows == dict(enumerate(ROWS, start=1))

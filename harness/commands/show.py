@@ -92,5 +92,3 @@ def _show_model(names: list[str], px: int, classes: int, *, layers: bool) -> Non
     model = named(names[0])
     network = MODELS[model.name]
     print_model(model, px or network.image_px, classes or network.classes, layers, out)
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -35,8 +36,11 @@ from harness.trainer.loop import (
     train_epoch,
 )
 from harness.trainer.reporter import RunLogger
-from harness.trainer.resolve import resolve
+from harness.trainer.resolve import Resolved, resolve
 from harness.trainer.summary import summarize
+
+if TYPE_CHECKING:
+    from harness.trainer.mfu import Utilization
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
@@ -145,11 +149,16 @@ def _set_up(log: RunLogger, net: nn.Module, control: StepControl) -> Training:
         from harness.trainer.profiler import Profile
 
         t.profile = Profile(*steps, log.folder.path / "profile", on_gpu=world.on_gpu)
-    if world.on_gpu:
-        from harness.trainer.mfu import of_printed_peaks
-
-        t.utilization = of_printed_peaks(resolved, log.val_set.classes)
+    t.utilization = _utilization(resolved, log.val_set.classes)
     return t
+
+
+def _utilization(resolved: Resolved, classes: int) -> Utilization | None:
+    if not resolved.world.on_gpu:
+        return None
+    from harness.trainer.mfu import of_printed_peaks
+
+    return of_printed_peaks(resolved, classes)
 
 
 def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: CheckpointManager) -> None:

@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 from trainings import here
 
 from harness import config as cfg
-from harness.checkpoint import Saver, Staging, State, capture, newest, publish, restore, store
+from harness.checkpoint import store
+from harness.checkpoint.saver import Saver, Staging, capture, restore
+from harness.checkpoint.store import State, newest, publish
 from harness.distributed import process_group
 
 

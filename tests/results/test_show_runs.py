@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,8 @@ def test_runs_of_a_glob_one_by_one(runs: Path, capsys: Capture) -> None:
 
 def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = source.measured(load.load_run(runs / "a-s2"))
-    monkeypatch.setattr(api, "runs_at", lambda address: [measured, measured])
+    two = [measured, replace(measured, address="wandb:2")]
+    monkeypatch.setattr(api, "runs_at", lambda address: two)
     out, _ = shown(capsys, "wandb:team/bench?group=G")
     text = " ".join(out.split())
     assert text.count("config resnet50, 4 epochs, batch 256, seed 2") == 2
@@ -408,7 +410,7 @@ def test_runs_out_of_wandb(runs: Path, capsys: Capture, monkeypatch: pytest.Monk
     offline = runs / "a-s2" / "wandb" / "offline-run-1"
     offline.mkdir(parents=True)
     (offline / "run-1.wandb").write_bytes(b"")
-    monkeypatch.setattr(wandb_offline, "read", lambda folder: measured)
+    monkeypatch.setattr(wandb_rows, "read_offline", lambda folder: measured)
     assert "val_top1_pct" in shown(capsys, offline)[0]
 
 
