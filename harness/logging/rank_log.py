@@ -74,12 +74,3 @@ def tell_torchrun(message: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
-
-
-def last_lines(run_folder: Path, rank: int, count: int = 20) -> list[str]:
-    """Return the last lines of a rank's log; none if it has no log."""
-    try:
-        text = path_of(run_folder, rank).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.splitlines()[-count:]

@@ -167,8 +167,10 @@ def _failure(path: Path) -> Failure:
         rank, message = int(content["rank"]), str(content["message"])
     except (ValueError, KeyError, TypeError):
         return Failure(f"{file}: cannot be read")
-    log, lines = rank_log.path_of(path, rank), tuple(rank_log.last_lines(path, rank))
-    return Failure(message, rank, content.get("host"), log if lines else None, lines)
+    log, lines = rank_log.path_of(path, rank), []
+    with suppress(OSError):  # rank 0 has none
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    return Failure(message, rank, content.get("host"), log if lines else None, tuple(lines))
 
 
 def _parse(model: type[M], text: bytes, where: Path | str) -> M:
