@@ -41,10 +41,20 @@ def read_sides(
     named = [group for group in named if group]
     if not named:
         raise BadInput("compare: name at least one run folder; list them with: harness show runs")
-    if len(named) == 1 and VS not in addresses:
-        cells = _group(named[0], against_published=bool(references), report=report)
-    else:
+    if len(named) > 1 or VS in addresses:
         cells = [_cell(group, runs_at(*group)) for group in named]
+    elif len(named[0]) == 1 or (len(named[0]) == 2 and not references):
+        cells = [_cell([address], runs_at(address)) for address in named[0]]
+    else:
+        kinds: dict[str, list[Measured]] = {}
+        for run in (runs := runs_at(*named[0])):
+            kinds.setdefault(identity(run), []).append(run)
+        cells = [_cell([run.address for run in kind], kind) for kind in kinds.values()]
+        if len(cells) == 1 and not references and not report:
+            raise BadInput(
+                f"compare: these {count(len(runs), 'run')} are all of one kind; say which to "
+                "compare with which: harness compare A... vs B..."
+            )
     if len(cells) == 1 and not references and not report:
         raise BadInput(
             f"compare: {cells[0].label} has nothing to be compared with; name a second address or "
@@ -90,22 +100,6 @@ def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
     for key in keys:
         if key not in known:
             raise BadInput(f"--testing {key}: no such setting or fact{nearest(key, known)}")
-
-
-def _group(addresses: Sequence[str], *, against_published: bool, report: bool) -> list[Cell]:
-    """Return the cells of addresses that no `vs` divides."""
-    if len(addresses) <= 2 and not (against_published and len(addresses) == 2):
-        return [_cell([address], runs_at(address)) for address in addresses]
-    runs = runs_at(*addresses)
-    kinds: dict[str, list[Measured]] = {}
-    for run in runs:
-        kinds.setdefault(identity(run), []).append(run)
-    if len(kinds) == 1 and not against_published and not report:
-        raise BadInput(
-            f"compare: these {count(len(runs), 'run')} are all of one kind; say which to compare "
-            "with which: harness compare A... vs B..."
-        )
-    return [_cell([run.address for run in kind], kind) for kind in kinds.values()]
 
 
 def _cell(addresses: Sequence[str], runs: Sequence[Measured]) -> Cell:
