@@ -20,7 +20,6 @@ from harness.data.batch import as_nchw
 from harness.data.sets import mean_of_training
 from harness.distributed import World
 from harness.models import criterion
-from harness.models.resnet import pad_stem
 from harness.trainer.normalize import Normalize
 from harness.trainer.resolve import Resolved
 
@@ -98,6 +97,8 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     config = resolved.config
     pixels = Normalize(config.data, mean_of_training(config.data))
     if config.engine.pad_stem:
+        from harness.models.pad_stem import pad_stem
+
         pad_stem(net)
     model = Classifier(net, pixels, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
