@@ -194,7 +194,8 @@ def _end_script(run: Path, before: str, signals: int, job: Job, limits: Limits) 
     if signals or (begun and state == "stopped"):
         note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1)
         verdict = decide(EXIT_FAILED, note, job.fields, 0, limits)
-        print(f"job {job.name}: stopped: {verdict.why}; the same command continues it")
+        advice = "" if verdict.again else "; the same command continues it"
+        print(f"job {job.name}: stopped: {verdict.why}{advice}")
         return EXIT_FAILED, verdict.again
     why = "ended without a message; was it killed? see above" if state == "running" else state
     print(f"job {job.name}: {why if begun else 'not begun'}", file=sys.stderr)

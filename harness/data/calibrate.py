@@ -6,18 +6,27 @@ They are stored because a resumed run must decode as before: the decoders' pixel
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from harness import config as cfg
+from harness.data import dali_info
 from harness.data.batch import Batches
 from harness.data.index import cache_folder, locked
+from harness.data.sets import Images
+from harness.data.stream import Samples, Split
 from harness.system.console import out
 from harness.system.files import write_atomic
+from harness.system.parallel import in_parallel
 
 WAYS = ("cpu", "split", "gpu")
 """In the order of what they do on the GPU: nothing; resize and flip; decoding too."""
@@ -42,6 +51,56 @@ class Demand:
 
     of: Mapping[str, Any]
     bound: Callable[[], float]
+
+
+def best_decode(
+    data: cfg.Data,
+    images: Images,
+    split: Split,
+    *,
+    device: torch.device,
+    threads: int,
+    samples: Iterator[Samples],
+    make: Callable[[str], Batches],
+    demand: Demand | None,
+) -> str:
+    """Return the best way to decode, measured on this node unless its cache has the rates.
+
+    Args:
+        samples: the training micro-batches, from the first on.
+    """
+    from harness.data.dali import release_memory
+
+    key = {
+        "device": torch.cuda.get_device_name(device),
+        **dali_info.versions(),
+        "threads": threads,
+        "local_batch": split.local_batch,
+        "images": images.digest,
+        "image_px": data.image_px,
+        "augment": data.augment,
+        "hw_decoder_load": data.hw_decoder_load,
+        "largest_px": list(data.largest_px),
+        "prefetch_batches": data.prefetch_batches,
+    }
+
+    gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
+    ways = [way for way in WAYS if way != "gpu" or gpu_decodes]
+    way = decode_on(
+        key, ways, make, read_once=partial(read_once, data, images, samples, threads), demand=demand
+    )
+    release_memory()  # of the ways that were measured
+    return way
+
+
+def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:
+    """Read the files of the first batches, and of those prefetched, into the page cache."""
+    assert images.dataset is not None
+    ahead = data.read_ahead_batches + data.prefetch_batches + 1
+    batches = itertools.islice(samples, WARM_BATCHES + MOST_BATCHES + ahead)
+    ids = [sample for batch in batches for sample in batch.ids.tolist()]
+    for _ in in_parallel(images.dataset.content, ids, threads=threads, what="reading once"):
+        pass
 
 
 def decode_on(

@@ -20,7 +20,7 @@ from harness.data.files import (
     class_folders,
     shard_paths,
 )
-from harness.data.index import Arrays, is_current, key_of, load_or_build
+from harness.data.index import Arrays, key_of, load_or_build
 from harness.errors import BadInput
 from harness.system import pagecache
 
@@ -127,12 +127,7 @@ def open_folder(root: Path) -> Dataset:
     return _open_shards(root, paths) if paths else _open_tree(root)
 
 
-def current_index(root: Path) -> bool:
-    """Return whether a folder of shards has an up-to-date index."""
-    return is_current(root, _key_of_shards(shard_paths(root)))
-
-
-def _key_of_shards(paths: list[Path]) -> str:
+def key_of_shards(paths: list[Path]) -> str:
     """Return a hash that changes when a shard is added, removed or written."""
     return key_of([(path.name, (s := path.stat()).st_size, s.st_mtime_ns) for path in paths])
 
@@ -159,8 +154,12 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
 
         return build_shards(root, paths)
 
-    key = _key_of_shards(paths)
-    index, arrays = load_or_build(root, key, build, lambda old: _stale(root, paths, old))
+    def stale(old: Arrays) -> str:
+        from harness.data.indexing import stale_shards
+
+        return stale_shards(root, paths, old)
+
+    index, arrays = load_or_build(root, key_of_shards(paths), build, stale)
     files = ShardFiles(
         paths, arrays["shard_bytes"], arrays["shard"], arrays["offset"], arrays["size_bytes"], index
     )
@@ -177,22 +176,6 @@ def _dataset(
     return Dataset(
         root=root, classes=classes, named=named, digest=digest, index=index, files=files, **columns
     )
-
-
-def _stale(root: Path, paths: list[Path], old: Arrays) -> str:
-    """Return why an index does not fit these shards, for a message.
-
-    Raises:
-        BadInput: a shard that the index lists is missing.
-    """
-    present = {path.name for path in paths}
-    for name in old.get("shards", ()):
-        if str(name) not in present:
-            raise BadInput(
-                f"{root / str(name)}: is missing, the index of {root} lists it; copy it again, or "
-                "remove the index to do without it"
-            )
-    return "older than the shards"
 
 
 def undecodable(dataset: Dataset, sample: int, reason: object) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ def load_or_build(
     # An index in the folder, by a user who may write there, serves all users. It is replaced
     # atomically, so that reading needs no lock.
     path = index_in(root)
-    arrays = _load(path)
+    arrays = load(path)
     if arrays is not None and arrays["key"] == key:
         return path, arrays
     path = writable_index(root)
     with locked(path):
-        arrays = _load(path)
+        arrays = load(path)
         if arrays is not None and arrays["key"] == key:
             return path, arrays
         if path.exists():
@@ -66,29 +66,9 @@ def load_or_build(
     return path, arrays
 
 
-def is_current(root: Path, key: str) -> bool:
-    """Return whether there is an index with this key, which then need not be built."""
-    indexes = map(_load, (index_in(root), writable_index(root)))
-    return any(arrays is not None and arrays["key"] == key for arrays in indexes)
-
-
 def key_of(state: Any) -> str:
     """Return a hash of the state of a folder's data."""
     return hashlib.sha256(json.dumps([INDEX_VERSION, state]).encode()).hexdigest()
-
-
-def digest_of(
-    classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
-) -> NDArray[Any]:
-    """Return 16 hex digits of names, labels and sizes: the same for a tree and its shards.
-
-    Args:
-        keys: `class/name` of each image, without suffix.
-    """
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for array in (np.array(keys), *arrays):
-        digest.update(array.tobytes())
-    return np.array(digest.hexdigest()[:16])
 
 
 def cache_folder() -> Path:
@@ -134,7 +114,7 @@ def locked(index: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> Arrays | None:
+def load(path: Path) -> Arrays | None:
     """Return the index; None if it is missing or damaged."""
     try:
         with np.load(path) as file:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.files import SUFFIXES, is_image
-from harness.data.index import Arrays, digest_of
+from harness.data.index import Arrays
 from harness.data.webdataset import IMAGES, samples_of, size_px
 from harness.errors import BadInput
 from harness.system.parallel import in_parallel
@@ -113,6 +117,36 @@ def build_shards(root: Path, paths: Sequence[Path]) -> Arrays:
         "classes": np.array(classes),
         "named": np.array(named is not None),
     }
+
+
+def stale_shards(root: Path, paths: Sequence[Path], old: Arrays) -> str:
+    """Return why an index does not fit these shards, for a message.
+
+    Raises:
+        BadInput: a shard that the index lists is missing.
+    """
+    present = {path.name for path in paths}
+    for name in old.get("shards", ()):
+        if str(name) not in present:
+            raise BadInput(
+                f"{root / str(name)}: is missing, the index of {root} lists it; copy it again, or "
+                "remove the index to do without it"
+            )
+    return "older than the shards"
+
+
+def digest_of(
+    classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
+) -> NDArray[Any]:
+    """Return 16 hex digits of names, labels and sizes: the same for a tree and its shards.
+
+    Args:
+        keys: `class/name` of each image, without suffix.
+    """
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for array in (np.array(keys), *arrays):
+        digest.update(array.tobytes())
+    return np.array(digest.hexdigest()[:16])
 
 
 def class_names(samples: Sequence[tuple[str, int]]) -> list[str] | None:

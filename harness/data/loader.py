@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import torch
 
 from harness import config as cfg
 from harness.data import dali_info, stream
@@ -68,54 +65,16 @@ class Loader:
             return replace(on_gpu, decode="cpu")
         if train is None or split is None:
             return on_gpu
-        return replace(on_gpu, decode=on_gpu.best_decode(train, split, demand))
+        from harness.data.calibrate import best_decode
 
-    def best_decode(self, images: Images, split: Split, demand: Demand | None) -> str:
-        """Return the best way to decode, measured on this node unless its cache has the rates."""
-        from harness.data import calibrate
-
-        data = self.data
-        key = {
-            "device": torch.cuda.get_device_name(self.world.device),
-            **dali_info.versions(),
-            "threads": self.threads,
-            "local_batch": split.local_batch,
-            "images": images.digest,
-            "image_px": data.image_px,
-            "augment": data.augment,
-            "hw_decoder_load": data.hw_decoder_load,
-            "largest_px": list(data.largest_px),
-            "prefetch_batches": data.prefetch_batches,
-        }
-        gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
-        way = calibrate.decode_on(
-            key,
-            [way for way in calibrate.WAYS if way != "gpu" or gpu_decodes],
-            lambda way: replace(self, decode=way).train(
-                images, split, epoch=0, step=0, epochs=ENDLESS
+        way = best_decode(
+            data, train, split, device=world.device, threads=threads, demand=demand,
+            samples=on_gpu._samples(train, split),
+            make=lambda way: replace(on_gpu, decode=way).train(
+                train, split, epoch=0, step=0, epochs=ENDLESS
             ),
-            read_once=lambda: self._read_once(images, split),
-            demand=demand,
-        )
-        from harness.data.dali import release_memory
-
-        release_memory()  # of the ways that were measured
-        return way
-
-    def _read_once(self, images: Images, split: Split) -> None:
-        """Read the files of the first batches, and of those prefetched, into the page cache."""
-        from harness.data import calibrate
-        from harness.system.parallel import in_parallel
-
-        assert images.dataset is not None
-        ahead = self.data.read_ahead_batches + self.data.prefetch_batches + 1
-        batches = itertools.islice(
-            self._samples(images, split), calibrate.WARM_BATCHES + calibrate.MOST_BATCHES + ahead
-        )
-        ids = [sample for batch in batches for sample in batch.ids.tolist()]
-        content = images.dataset.content
-        for _ in in_parallel(content, ids, threads=self.threads, what="reading once"):
-            pass
+        )  # fmt: skip
+        return replace(on_gpu, decode=way)
 
     def _samples(self, images: Images, split: Split) -> Iterator[Samples]:
         """Return an endless iterator of this rank's training micro-batches, from the first on."""

@@ -21,7 +21,6 @@ from harness.data.sets import mean_of_training
 from harness.data.stream import blank_rows
 from harness.distributed import World
 from harness.models import criterion
-from harness.models.resnet import pad_stem
 from harness.trainer.normalize import Normalize
 from harness.trainer.resolve import Resolved
 
@@ -103,6 +102,8 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     config = resolved.config
     normalize = Normalize(config.data, mean_of_training(config.data))
     if config.engine.pad_stem:
+        from harness.models.pad_stem import pad_stem
+
         pad_stem(net)
     model = Classifier(net, normalize, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)

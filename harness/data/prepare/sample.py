@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import current_index, open_folder
+from harness.data.dataset import key_of_shards, open_folder
 from harness.data.files import ShardFiles, TreeFiles, class_folders, is_image, shard_paths
+from harness.data.index import index_in, load, writable_index
 from harness.errors import BadInput
 
 _MOST_FOLDERS = 50  # listing a class of ImageNet takes a file server longer than reading an image
@@ -24,9 +25,11 @@ def some_files(root: Path, most: int, seed: int) -> TreeFiles | ShardFiles | Non
         BadInput: a missing, empty or flat folder, or no image in the class folders drawn.
     """
     draw = random.Random(seed)
-    if not shard_paths(root):
+    if not (paths := shard_paths(root)):
         return _of_tree(root, most, draw)
-    if not current_index(root):
+    indexes = map(load, (index_in(root), writable_index(root)))
+    key = key_of_shards(paths)
+    if not any(arrays is not None and arrays["key"] == key for arrays in indexes):
         return None
     dataset = open_folder(root)
     ids = draw.sample(range(len(dataset)), min(most, len(dataset)))
