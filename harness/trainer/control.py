@@ -93,8 +93,7 @@ def end_hanging(path: Path, rank: int, silent_s: float) -> NoReturn:
     """
     error = RunFailed(
         f"rank {rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
-        "(engine.warm_up_timeout_s while starting); "
-        f"where it stands is in {path}/stacks"
+        f"(engine.warm_up_timeout_s while starting); where it stands is in {path}/stacks"
     )
     rank_log.tell_job(f"error: {error}")
     record = Thread(target=run_folder.record_failure, args=(path, rank, error), daemon=True)

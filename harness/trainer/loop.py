@@ -90,7 +90,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
     model = setup.place(net, resolved)
     ddp = setup.data_parallel(model, resolved)
     fused = resolved.config.engine.fused_optimizer is not False  # auto: true
-    optim = resolved.config.optim
+    optim, device = resolved.config.optim, resolved.world.device
     optimizer = OPTIMIZERS[optim.name](model.parameters(), optim, fused=fused)
     with clock.account("compile"):
         setup.warm_up(ddp, optimizer, resolved)
@@ -99,12 +99,10 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
         model=model,
         ddp=ddp,
         optimizer=optimizer,
-        scaler=setup.grad_scaler(resolved),
+        scaler=torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16"),
         criterion=criterion(resolved.config.train.label_smoothing),
         autocast=setup.autocast(resolved),
-        counts=TrainMetrics(
-            min(resolved.config.log.every_steps, resolved.steps_per_epoch), resolved.world.device
-        ),
+        counts=TrainMetrics(min(resolved.config.log.every_steps, resolved.steps_per_epoch), device),
         clock=clock,
         control=control,
         peers=StragglerDetector(resolved.world),

@@ -92,12 +92,8 @@ class TrainMetrics:
                 f"step {steps_done - len(losses) + bad + 1}: the loss is {losses[bad]}; lower "
                 "optim.lr_per_256 or lengthen schedule.warmup_epochs"
             )
-        period = Score(
-            images=self._images * world.size,
-            loss=math.fsum(losses) / max(1, self._steps),
-            correct1=correct1,
-            correct5=correct5,
-        )
+        loss = math.fsum(losses) / max(1, self._steps)
+        period = Score(self._images * world.size, loss, correct1, correct5)
         self._losses.zero_()
         self._correct.zero_()
         self._steps = self._images = 0
@@ -129,7 +125,7 @@ class EvalMetrics:
         if not math.isfinite(loss):
             raise NotFinite(f"validation: the loss is {loss}; the weights have diverged")
         correct1, correct5, images = world.sum_(self._counts).tolist()
-        return Score(images=images, loss=loss / images, correct1=correct1, correct5=correct5)
+        return Score(images, loss / images, correct1, correct5)
 
 
 def mean_of_views(logits: Tensor, views: int) -> Tensor:

@@ -60,11 +60,11 @@ class Resolved:
     @property
     def cuda_graphs(self) -> bool:
         """Whether the network's kernels are recorded, and replayed on the same memory."""
-        return self.compiled and self.world.on_gpu and self._mode in CUDA_GRAPH_MODES
-
-    @property
-    def _mode(self) -> str:
-        return self.config.engine.compile_mode
+        return (
+            self.compiled
+            and self.world.on_gpu
+            and (self.config.engine.compile_mode in CUDA_GRAPH_MODES)
+        )
 
     def lr(self, step: int, events: Sequence[Event] = ()) -> float:
         """Learning rate of an optimizer step, counted from 0, after what was decided before it."""
@@ -81,7 +81,7 @@ class Resolved:
         engine = self.config.engine
         if not self.compiled:
             return "eager"
-        mode = "" if self._mode == "default" else f" for {self._mode}"
+        mode = "" if engine.compile_mode == "default" else f" for {engine.compile_mode}"
         return f"compiled{mode}{', DDP too' if engine.compile_ddp and self.under_ddp else ''}"
 
     def _unfilled(self) -> str | None:

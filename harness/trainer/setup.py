@@ -179,11 +179,6 @@ def autocast(resolved: Resolved) -> torch.autocast:
     return torch.autocast(resolved.world.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def grad_scaler(resolved: Resolved) -> torch.amp.GradScaler:
-    """fp16's loss scaling; for all other precisions it is there and does nothing."""
-    return torch.amp.GradScaler(resolved.world.device.type, enabled=resolved.precision == "fp16")
-
-
 def clear_gradients(optimizer: torch.optim.Optimizer, resolved: Resolved) -> None:
     """Before a step's first backward pass.
 
