@@ -337,8 +337,8 @@ def test_an_older_commit_has_its_worker_elsewhere(tmp_path: Path) -> None:
         ("commit=0123456789", "commit=0123456789"),
     ],
 )
-def test_an_arm_that_is_none_is_one_line(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_an_arm_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         read_variant(text, BASE, tmp_path)
 
 

@@ -17,14 +17,13 @@ from unittest import mock
 
 import pytest
 import torch
-from harness.data.image_folder import TreeFiles
 from helpers import ROOT, TINY, on_gpu
 from ranks import in_ranks, python
 from wandb_fixtures import no_account, server  # noqa: F401
 from wandb_standin import StandIn
 
 from harness.commands.doctor import read_config
-from harness.data.index import Bytes
+from harness.data.files import Bytes, TreeFiles
 from harness.doctor import files, limits, machine, network, software
 from harness.doctor.check import PlannedRun
 from harness.doctor.report import Report
