@@ -12,7 +12,8 @@ from pathlib import Path
 from harness.models.zoo import MODELS
 
 TRAIN = Path(__file__).parents[2] / "launch" / "train.py"
-SIZES = {"blocks": (1, 1, 1), "width": 32}
+SIZES = {"blocks": (1,), "width": 128}
+FLAGS = ("--data.image-px", "8", "--data.eval-resize-px", "8")
 
 
 def shrink() -> None:
