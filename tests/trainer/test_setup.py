@@ -22,7 +22,7 @@ from harness.config import load
 from harness.data.sets import Images
 from harness.distributed import World, from_environment, process_group
 from harness.errors import BadInput
-from harness.models.resnet import _PaddedStem
+from harness.models.pad_stem import _PaddedStem
 from harness.trainer import setup as engine
 from harness.trainer.loop import Training, evaluate, train_step
 from harness.trainer.resolve import Resolved, resolve
