@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.config import Config, load
 from harness.errors import BadInput, HarnessError, RunFailed
 from harness.system.console import count, out
-from harness.system.parallel import in_parallel
+from harness.system.progress import in_parallel
 
 THREADS = 16
 """Number of parallel rsyncs, one per class or shard: single requests to a network disk are slow."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, TINY
 
 from harness.data.dataset import open_folder
-from harness.data.sets import demo
 
 ROWS = [
     {"errors", "zoo"},
@@ -125,24 +123,21 @@ def test_no_imports_go_in_circles() -> None:
     ).prepare()
 
 
-def test_a_training_loads_no_more_than_its_budget(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        open_folder(demo(split))  # else it would be drawn, and its index built
+def test_a_training_loads_no_more_than_its_budget(photos: Path, tmp_path: Path) -> None:
+    open_folder(photos)  # its index is built once
     script = (
         "import atexit, runpy, sys; own = lambda: [m.__file__ for n, m in sys.modules.items() "
         "if n.split('.')[0] in ('harness', 'launch') and getattr(m, '__file__', None)]; "
         "atexit.register(lambda: print('own:', *own(), 'launch/train.py')); "
-        "from harness.data import demo; demo.TRAIN_IMAGES = demo.VAL_IMAGES = 40; "
         "runpy.run_path('launch/train.py', run_name='__main__')"
     )
     flags = [
-        *("--model.name", "resnet20", "--schedule.max-steps", "1", "--engine.compile", "false"),
-        *("--log.wandb", "off", "--run.root", str(tmp_path), "--train.global-batch", "20"),
-    ]
+        *TINY, "--schedule.max-steps", "1", "--train.global-batch", "20", "--log.wandb", "off",
+        *("--data.train", str(photos), "--data.val", str(photos), "--run.root", str(tmp_path)),
+    ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"HARNESS_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     files = done.stdout.split("own: ")[1].split()
     lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)

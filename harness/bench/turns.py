@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.system.console import count, out, right_table, track, wide
+from harness.system.console import count, out, right_table, wide
 from harness.system.process import process_age_s
+from harness.system.progress import track
 
 TIME_OVER = "the time was over before its turn"
 

@@ -9,7 +9,8 @@ from typer import Argument, Option
 
 from harness.commands.parser import group, verb
 from harness.errors import BadInput
-from harness.system.console import count, out, track
+from harness.system.console import count, out
+from harness.system.progress import track
 
 if TYPE_CHECKING:
     from harness.results.load import LoadedRun

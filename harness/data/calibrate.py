@@ -26,7 +26,7 @@ from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.system.console import out
 from harness.system.files import write_atomic
-from harness.system.parallel import in_parallel
+from harness.system.progress import in_parallel
 
 WAYS = ("cpu", "split", "gpu")
 """In the order of what they do on the GPU: nothing; resize and flip; decoding too."""

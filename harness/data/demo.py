@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from harness.system.console import track
-from harness.system.files import new_folder
+from harness.system.folders import new_folder
+from harness.system.progress import track
 
 TRAIN_IMAGES, VAL_IMAGES = 4000, 1000
 _SEED = 20151210  # the day on which He et al. appeared

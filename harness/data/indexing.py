@@ -16,7 +16,7 @@ from harness.data.files import SUFFIXES, is_image
 from harness.data.index import Arrays
 from harness.data.webdataset import IMAGES, samples_of, size_px
 from harness.errors import BadInput
-from harness.system.parallel import in_parallel
+from harness.system.progress import in_parallel
 
 _HEADER_THREADS = 16  # headers are read, not computed: threads hide a network disk's latency
 _SHARD_THREADS = 8

@@ -14,7 +14,7 @@ from harness.data.dataset import Dataset, undecodable
 from harness.data.index import index_in, locked, writable_index
 from harness.errors import BadInput, RunFailed
 from harness.system.files import write_atomic
-from harness.system.parallel import in_parallel
+from harness.system.progress import in_parallel
 
 MeanImage = NDArray[np.float64]
 """[px, px, 3], R, G, B of 0 to 255."""

@@ -19,8 +19,9 @@ from harness.doctor import compute, files, gpus, limits, network, software
 from harness.doctor.check import Facts, PlannedRun, green, worst
 from harness.doctor.report import Node, Report, comparable_facts, show
 from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
-from harness.system.console import err, track
+from harness.system.console import err
 from harness.system.process import process_age_s
+from harness.system.progress import track
 
 COLLECTORS: dict[str, Callable[[PlannedRun], Facts]] = {
     "software": software.collect,

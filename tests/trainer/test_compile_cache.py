@@ -29,7 +29,7 @@ from harness.errors import BadInput
 from harness.logging.schema import Result
 from harness.monitor.clock import Clock
 from harness.run_folder.folder import RunFolder
-from harness.system import files
+from harness.system import folders
 from harness.trainer.compile_cache import archive, cache, kept, key
 from harness.trainer.resolve import Resolved
 
@@ -261,9 +261,9 @@ def test_a_tree_that_the_disk_has_not_taken_is_an_error(
         ctypes.set_errno(errno.EIO)
         return -1
 
-    monkeypatch.setattr(files, "_LIBC", SimpleNamespace(syncfs=fail))
+    monkeypatch.setattr(folders, "_LIBC", SimpleNamespace(syncfs=fail))
     with pytest.raises(OSError, match="Input/output error"):
-        files.sync_tree(tmp_path)
+        folders.sync_tree(tmp_path)
 
 
 def test_a_warm_up_that_was_killed_leaves_nothing_to_others(

@@ -19,8 +19,7 @@ from PIL import Image
 from harness.data import manifest
 from harness.data.prepare.sources import Source
 from harness.errors import BadInput
-from harness.system.console import track
-from harness.system.parallel import in_parallel
+from harness.system.progress import in_parallel, track
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000

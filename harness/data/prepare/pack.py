@@ -27,8 +27,9 @@ from harness.data import manifest, stream
 from harness.data.prepare.sources import Source
 from harness.data.webdataset import size_px
 from harness.errors import BadInput, RunFailed
-from harness.system.console import count, out, track
+from harness.system.console import count, out
 from harness.system.files import write_atomic
+from harness.system.progress import track
 
 _LOCK = ".pack.lock"
 _FREE_BYTES = 64 * 2**20

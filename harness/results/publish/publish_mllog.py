@@ -32,8 +32,8 @@ from harness.errors import BadInput
 from harness.logging.schema import Result, Row
 from harness.results.load import LoadedRun
 from harness.results.measured import Measured
-from harness.system.console import track
-from harness.system.files import new_folder
+from harness.system.folders import new_folder
+from harness.system.progress import track
 
 Kind = Literal["start", "end", "event"]
 Line = tuple[Kind, float, str, Any, dict[str, Any]]

@@ -15,7 +15,7 @@ from harness.logging import wandb_run
 from harness.logging.wandb import kill_client, teardown
 from harness.results.measured import Measured
 from harness.results.wandb import rows
-from harness.system.console import track
+from harness.system.progress import track
 
 if TYPE_CHECKING:
     import wandb

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.system.files import discard, fsync, sync_tree, written
+from harness.system.files import discard, fsync, written
+from harness.system.folders import sync_tree
 
 ABOUT = "about.json"
 _SUFFIX = ".tar.gz"

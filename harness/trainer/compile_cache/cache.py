@@ -25,7 +25,7 @@ from harness.errors import BadInput
 from harness.monitor.clock import Clock
 from harness.run_folder.folder import RunFolder, add_to_attempt
 from harness.system.console import out
-from harness.system.files import sync_tree
+from harness.system.folders import sync_tree
 from harness.trainer.compile_cache import archive, key
 from harness.trainer.resolve import Resolved
 

@@ -16,8 +16,8 @@ from PIL import Image
 from harness.data.prepare.sources.source import Place, Source
 from harness.errors import BadInput
 from harness.system.console import out
-from harness.system.files import new_folder
-from harness.system.parallel import in_parallel
+from harness.system.folders import new_folder
+from harness.system.progress import in_parallel
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10

@@ -19,7 +19,8 @@ from harness.data.indexing import images_in
 from harness.data.prepare.sources.source import Place, Source, of_files, tree
 from harness.data.webdataset import check_end, opened
 from harness.errors import BadInput
-from harness.system.console import out, track
+from harness.system.console import out
+from harness.system.progress import track
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

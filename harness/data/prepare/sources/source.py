@@ -16,7 +16,7 @@ from harness.data.files import class_folders, shard_paths
 from harness.data.indexing import class_names, images_in
 from harness.data.webdataset import samples_of
 from harness.errors import BadInput
-from harness.system.console import track
+from harness.system.progress import track
 
 SPLITS = {"train": "train", "val": "val", "test": "val", "validation": "val"}
 """Names of folders that hold splits -> the split."""
