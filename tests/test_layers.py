@@ -31,7 +31,7 @@ ROWS = [
 The table of networks, models/zoo.py, lies at the bottom: the config takes its names from it.
 """
 
-MOST_MODULES, MOST_LINES = 56, 8_503
+MOST_MODULES, MOST_LINES = 56, 8_396
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
