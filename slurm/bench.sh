@@ -24,9 +24,9 @@ fi
 source "$here/common.sh"
 
 [ -n "${SLURM_JOB_ID:-}" ] || die "give it to sbatch: sbatch --nodes 1 $0 ..."
-set_words configs/resnet50_90ep.yaml "$@"
+set_args configs/resnet50_90ep.yaml "$@"
 nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
 [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
 set_variables
 check_limits
-run_step torchrun_on_each_node 0 -m harness bench ladder --out "bench/ladder-$SLURM_JOB_ID" "${words[@]}"
+run_step torchrun_on_each_node 0 -m harness bench ladder --out "bench/ladder-$SLURM_JOB_ID" "${args[@]}"

@@ -68,13 +68,13 @@ check_limits() {
     fi
 }
 
-# set_words CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
-# Sets `words`, the arguments for launch/train.py. In a job array the seed is the task's number.
-set_words() {
+# set_args CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
+# Sets `args`, the arguments for launch/train.py. In a job array the seed is the task's number.
+set_args() {
     case ${2:-} in *.yaml) shift ;; *) set -- "$home/$1" "${@:2}" ;; esac
-    words=("$@")
+    args=("$@")
     if [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && [[ " $* " != *" --run.seed"[\ =]* ]]; then
-        words+=(--run.seed "$SLURM_ARRAY_TASK_ID")
+        args+=(--run.seed "$SLURM_ARRAY_TASK_ID")
     fi
 }
 
@@ -88,8 +88,8 @@ submit() {
         options+=("$1")
         shift
     done
-    set_words "$config" "$@"
-    python "$home/launch/check.py" "${words[@]}" >/dev/null
+    set_args "$config" "$@"
+    python "$home/launch/check.py" "${args[@]}" >/dev/null
     exec sbatch "${options[@]}" "$script" "$@"
 }
 
@@ -182,8 +182,8 @@ harness_train() {
     [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
     local run nproc before scratch
     shift
-    set_words "$@"
-    run=$(python "$home/launch/check.py" "${words[@]}")
+    set_args "$@"
+    run=$(python "$home/launch/check.py" "${args[@]}")
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run"
     nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
     [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
@@ -194,7 +194,7 @@ harness_train() {
     # On several nodes, each restart of one also counts on all others, as their connections break:
     # hence three.
     prepare && run_step torchrun_on_each_node "${HARNESS_MAX_RESTARTS:-3}" \
-        "$home/launch/train.py" "${words[@]}" || true
+        "$home/launch/train.py" "${args[@]}" || true
     rm -r "$scratch"
     end_job
 }
@@ -205,7 +205,7 @@ prepare() {
     if [ "${HARNESS_PREFLIGHT:-on}" != off ]; then
         # On all ranks together, as in training; it expects the GPUs that Slurm gave. torchrun reports a red
         # doctor as a crash, which is kept out of the log.
-        if ! run_step torchrun_on_each_node 0 -m harness doctor "${words[@]}" \
+        if ! run_step torchrun_on_each_node 0 -m harness doctor "${args[@]}" \
             >"$scratch/doctor" 2>"$scratch/crash"; then
             grep -q ^red "$scratch/doctor" || cat "$scratch/crash" >&2
             cat "$scratch/doctor"
@@ -218,8 +218,8 @@ prepare() {
     if [ -n "${HARNESS_STAGE:-}" ]; then
         # The copies have the same names on all nodes, and one node writes the flags.
         run_step on_each_node python "$home/launch/stage.py" "$HARNESS_STAGE" \
-            --flags-to "$scratch/flags" "${words[@]}" || return
-        mapfile -t -O "${#words[@]}" words <"$scratch/flags"
+            --flags-to "$scratch/flags" "${args[@]}" || return
+        mapfile -t -O "${#args[@]}" args <"$scratch/flags"
     fi
     [ "$signals" -eq 0 ]
 }

@@ -25,7 +25,7 @@ fi
 source "$here/common.sh"
 
 [ -n "${SLURM_JOB_ID:-}" ] || submit "$0" configs/quickstart.yaml "$@"
-set_words configs/quickstart.yaml "$@"
+set_args configs/quickstart.yaml "$@"
 set_variables
 limit_s="${HARNESS_DOCTOR_S:-180}"
 
@@ -37,7 +37,7 @@ for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     # A node that hangs must not hold up the report on the others.
     (timeout --kill-after=10 "$limit_s" srun --nodes=1 --ntasks=1 --nodelist="$node" \
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
-        python -m harness doctor --json "${words[@]}" ||
+        python -m harness doctor --json "${args[@]}" ||
         [ $? -lt 124 ] || echo "no answer within $limit_s s") >"${files[-1]}" 2>&1 &
 done
 wait

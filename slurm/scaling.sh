@@ -26,7 +26,7 @@ fi
 source "$here/common.sh"
 
 [ -n "${SLURM_JOB_ID:-}" ] || die "give it to sbatch: sbatch --nodes 4 $0 ..."
-set_words configs/resnet50_90ep.yaml "$@"
+set_args configs/resnet50_90ep.yaml "$@"
 nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
 [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
 all=$((nproc * SLURM_JOB_NUM_NODES))
@@ -35,4 +35,4 @@ for ((n = 2; n < all; n *= 2)); do numbers+=",$n"; done
 [ "$all" -eq 1 ] || numbers+=",$all"
 set_variables
 run_step python -m harness bench scaling --ranks "$numbers" --per-node "$nproc" \
-    --launch "bash $here/ranks.sh" --host "$SLURMD_NODENAME" --out "bench/scaling-$SLURM_JOB_ID" "${words[@]}"
+    --launch "bash $here/ranks.sh" --host "$SLURMD_NODENAME" --out "bench/scaling-$SLURM_JOB_ID" "${args[@]}"
