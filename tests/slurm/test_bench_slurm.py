@@ -18,7 +18,7 @@ CONFIG = ROOT / "configs" / "quickstart.yaml"
 def test_scaling_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
     words = (*TINY, "--data.source", "synthetic", "--train.global-batch", "16")
     job = slurm.submit(
-        ROOT / "slurm" / "scaling.sh", CONFIG, *words, "--minutes", "1", "--ranks", "1,4",
+        ROOT / "slurm" / "scaling.sh", CONFIG, *words, "--minutes", "2", "--ranks", "1,4",
         options=("--nodes=2",), cwd=tmp_path, environ={"NPROC_PER_NODE": "2"},
     )  # fmt: skip
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
