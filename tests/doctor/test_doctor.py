@@ -364,8 +364,8 @@ def test_a_sick_harness_is_found_out(icons: Path, tmp_path: Path) -> None:
     sick = tmp_path / "checkout"
     for name in ("harness", "launch", "configs"):
         copytree(ROOT / name, sick / name)
-    file = sick / "harness" / "checkpoint" / "state.py"
-    healthy = '    optimizer.load_state_dict({**state["optimizer"], "param_groups": own})\n'
+    file = sick / "harness" / "checkpoint" / "saver.py"
+    healthy = '    optimizer.load_state_dict({**own, "state": values})\n'
     assert healthy in file.read_text()
     file.write_text(file.read_text().replace(healthy, ""))
     keep = tmp_path / "keep"
