@@ -14,10 +14,8 @@ from harness.data.batch import Batch
 from harness.data.sets import Images, open_sets
 from harness.distributed import World, from_environment, process_group
 from harness.monitor.clock import Clock
-from harness.monitor.watchdog import Watchdog
 from harness.system import compilers
 from harness.system.console import out, wide
-from harness.system.process import Signals
 from harness.trainer import setup
 from harness.trainer.control import StepControl, Vote
 from harness.trainer.loop import Training, set_up
@@ -109,9 +107,9 @@ def opened(config: cfg.Config, world: World) -> Iterator[Opened]:
     out.print("\n".join(resolved.lines()[:5]))
     with process_group(world, TIMEOUT_S):
         vote = Vote(TIMEOUT_S)
-        control = StepControl(vote, Signals(), Watchdog(), lambda: False)
         net = setup.network(resolved, train_set.classes)
-        yield Opened(set_up(resolved, net, Clock(world.device), control), train_set, val_set)
+        t = set_up(resolved, net, Clock(world.device), StepControl(vote))
+        yield Opened(t, train_set, val_set)
         vote.close()  # after an error other ranks may never answer
 
 

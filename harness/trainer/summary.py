@@ -42,7 +42,7 @@ def summarize(log: RunLogger, net: nn.Module, t: Training | None) -> Result:
     joules = log.rows.energy_j() if log.rows else None
     return Result(
         harness_version=__version__,
-        name=log.folder.path.name,
+        name=str(config.run.name),
         run_id=log.folder.run_id,
         mode=config.run.mode,
         attempt=len(tries),
