@@ -1,7 +1,5 @@
 """The `harness` command: data, checks, results and benchmarks; launch/train.py trains."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Identity comes from torchrun's environment names and nothing else; launchers translate into those.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import uuid

@@ -1,7 +1,5 @@
 """The two ways in which a command ends badly, and the exit codes that say so."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Optimizers and their parameter groups."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -4,8 +4,6 @@ Events are what a run decides on the way from its own history. They are in every
 result.json, so that a run that goes on keeps what was decided.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple

@@ -6,8 +6,6 @@ Takes the arguments of launch/train.py. Does not import torch, so that it takes 
 login node. If something is wrong, it prints one line and exits with code 2.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

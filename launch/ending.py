@@ -15,8 +15,6 @@ signals: a job that was stopped, or was to save and could not, is requeued. Wher
 or requeued the job (scancel, scontrol requeue, a lost node), this leaves it as it is.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

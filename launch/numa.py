@@ -3,8 +3,6 @@
 python launch/numa.py RANKS      print torchrun's option for so many ranks on this node, or nothing
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """The command line of launch/submit.py: its options, the run's settings, sbatch's parameters."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re

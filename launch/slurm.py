@@ -5,8 +5,6 @@ python launch/slurm.py port         a port for torchrun's rendezvous that is fre
 python launch/slurm.py interface    the network interface to the step's other nodes, if any
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -7,8 +7,6 @@ complete. An existing copy is checked, and completed if necessary; an interrupte
 Prints the flags that point to the copies, or writes them to FILE, one argument per line.
 """
 
-from __future__ import annotations
-
 import filecmp
 import hashlib
 import os

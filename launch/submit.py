@@ -4,8 +4,6 @@ python launch/submit.py configs/resnet50_90ep.yaml --nodes 4 --gpus-per-node 8 -
     --time 8h --data.train /imagenet/train --data.val /imagenet/val
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

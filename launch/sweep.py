@@ -1,7 +1,5 @@
 """Expand a command line into its runs: one, or one for each seed and each value of a sweep."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ torchrun --nproc-per-node 8 launch/train.py configs/resnet50_90ep.yaml --data.tr
 srun --ntasks-per-node 8 --gpus-per-node 8 --cpus-per-task 8 python launch/train.py ...    by Slurm
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

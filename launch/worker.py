@@ -1,7 +1,5 @@
 """Run one rank of a submitted job: train as launch/train.py does, and note how it ended."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Measure what checkpoints cost: the throughput of training, each stall, the time to the disk."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

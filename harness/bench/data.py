@@ -1,7 +1,5 @@
 """Measure the loader alone: the harness's against DALI's own reader and torchvision's."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

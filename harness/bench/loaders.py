@@ -3,8 +3,6 @@
 `harness bench data` starts this module as a new process for each turn.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

@@ -1,7 +1,5 @@
 """Set up the training loop as a run does, for benchmarks to measure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

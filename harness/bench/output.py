@@ -1,7 +1,5 @@
 """The folder of --out: make it, and write a benchmark's JSON and HTML page into it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

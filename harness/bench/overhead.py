@@ -1,7 +1,5 @@
 """Measure the overhead of the harness's loop against a bare one, on synthetic images, in turns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace

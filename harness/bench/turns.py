@@ -1,7 +1,5 @@
 """Measure several things in turns, A B B A ..., so that drift of the machine affects all alike."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 

@@ -1,7 +1,5 @@
 """Saver: copies a state to the host, then writes it in a thread while training goes on."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The verb `harness compare`: verdicts on runs, and gates for CI."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

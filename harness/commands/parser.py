@@ -1,7 +1,5 @@
 """Read the arguments of the verbs with typer, and report each mistake in one line."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """The verb `harness show`: show runs, networks and published results."""
 
-from __future__ import annotations
-
 from typer import Argument, Option
 
 from harness.commands.parser import group, verb

@@ -5,8 +5,6 @@ together by these models. Nothing here imports torch: a login node rejects a typ
 second.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

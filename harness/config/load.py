@@ -1,7 +1,5 @@
 """From YAML file and flags to a Config; every mistake is one line that names the field."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import os

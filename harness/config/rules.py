@@ -1,7 +1,5 @@
 """Rules: settings that contradict each other are refused, in one line that says what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ The geometry says which window is decoded, to what size it is resized, where the
 and whether it is flipped. The stream draws the random numbers; the loaders apply the geometry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Batch: the contract between every data source and the train loop."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

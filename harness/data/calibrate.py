@@ -3,8 +3,6 @@
 They are stored because a resumed run must decode as before: the decoders' pixels differ.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

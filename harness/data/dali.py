@@ -4,8 +4,6 @@ One function builds the graph for training and validation, on the CPU and on the
 only file that imports DALI.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Which DALI is installed, and what its errors mean. Does not import DALI."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """The demo set: small learnable JPEGs, drawn: ten shapes of random color and size on noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -4,8 +4,6 @@ It lies in the data's folder, or in the cache folder if that cannot be written. 
 builds it; the others wait for its lock.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Build the index of a tree or of tar shards: list the images, and read their headers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """pack.json: lists the shards that harness data pack wrote, and whether packing has finished."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

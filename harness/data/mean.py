@@ -1,7 +1,5 @@
 """The mean image of a training set, which the CIFAR recipe of He et al. 2015 subtracts."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
 from zipfile import BadZipFile

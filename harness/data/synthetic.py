@@ -1,7 +1,5 @@
 """Synthetic batches: random pixels, generated once, to measure training without data loading."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -3,8 +3,6 @@
 This is the baseline for DALI, and the way to run where DALI has no wheel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from io import BytesIO
 

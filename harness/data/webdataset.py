@@ -4,8 +4,6 @@ A sample is two members of one name: `class/name.jpg` (or `.jpeg`, `.png`) and `
 label in ASCII. Other members are ignored. Any tool may have written the tar.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path

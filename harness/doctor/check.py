@@ -1,7 +1,5 @@
 """The records of `harness doctor`: a check's result, a rank's facts, the run that is planned."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

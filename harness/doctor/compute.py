@@ -1,7 +1,5 @@
 """Check how many CPU cores a rank has, and how fast its device multiplies matrices."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Check shared memory, resource limits, and the disks that a run writes to and reads from."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -3,8 +3,6 @@
 A fact that the driver, the GPU or pynvml does not support is None.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The thresholds of `harness doctor`: when a check turns yellow or red, each with its reason."""
 
-from __future__ import annotations
-
 BACKWARD_SHARE = 2 / 3
 """Share of a step that is the backward pass, which can hide the all-reduce."""
 

@@ -1,7 +1,5 @@
 """Check that ranks reach each other and W&B, how fast, and that their clocks agree."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import time

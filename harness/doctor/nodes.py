@@ -1,7 +1,5 @@
 """Join the reports of several nodes into one table, and name the nodes that are outliers."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The report of `harness doctor`: all checks and facts, as one JSON object or one table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Check that driver, CUDA and libraries fit together, and that all ranks run the same versions."""
 
-from __future__ import annotations
-
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence

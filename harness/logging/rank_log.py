@@ -3,8 +3,6 @@
 At the level of file descriptors, so that the output of libraries in C goes there too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

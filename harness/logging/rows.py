@@ -1,7 +1,5 @@
 """Recorder: rows go to rows.jsonl first, which is the truth, then to the console."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

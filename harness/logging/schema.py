@@ -3,8 +3,6 @@
 Every field carries its unit in its name. What was not measured is null.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """W&B without its client: whether there is a key, a run's description, the keys of its rows."""
 
-from __future__ import annotations
-
 import configparser
 import contextlib
 import hashlib

@@ -3,8 +3,6 @@
 The names are torchvision's, so that published weights fit.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

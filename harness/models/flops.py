@@ -1,7 +1,5 @@
 """Count the operations and bytes of a training step from its graph, without computing it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Goyal et al. 2017, 3: the training loss depends on how many images BN normalizes
 number (32) stays the same while the batch grows.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

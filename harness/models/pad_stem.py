@@ -1,7 +1,5 @@
 """Compute a network's first convolution with a fourth channel of zeros."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

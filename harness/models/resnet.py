@@ -4,8 +4,6 @@ A network is a plain `nn.Sequential` with named children, so its forward pass is
 they are put in. The names are torchvision's, so that published weights fit.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """Summarize a network: shapes, parameters and multiply-adds of its layers, without computing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Load weights from torchvision or a file into a network, completely or not at all."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable

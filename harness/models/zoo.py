@@ -4,8 +4,6 @@ He et al. 2015: ResNets for ImageNet and CIFAR, and the same without shortcuts; 
 DenseNets.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Clock: charges the time of a run to accounts (training, evaluation, ...) and times each step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Record what a run ran on: software, hardware, job and environment variables, without secrets."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

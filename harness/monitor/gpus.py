@@ -1,7 +1,5 @@
 """GPUs, read through NVML in microseconds: energy, clocks, memory. None: unknown."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import Counter

@@ -1,7 +1,5 @@
 """Peaks: the maximum FLOP/s and bytes/s of a device, from its data sheet or measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

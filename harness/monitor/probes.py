@@ -3,8 +3,6 @@
 They only return numbers; `harness doctor` judges these before a run.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile

@@ -3,8 +3,6 @@
 In a synchronous step all ranks wait for the slowest, so step times alone do not show which it is.
 """
 
-from __future__ import annotations
-
 import math
 import socket
 from collections import deque

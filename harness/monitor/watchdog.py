@@ -4,8 +4,6 @@ The standard library's faulthandler writes them from C, so that it works even wh
 a collective, in a read from a dead disk, or anywhere else where Python code cannot run.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import math
 import signal

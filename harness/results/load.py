@@ -1,7 +1,5 @@
 """Read run folders: state, rows, result and failure, also of unfinished and failed runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """A finished run in the form in which runs are compared, whatever its source."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

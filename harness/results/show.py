@@ -1,7 +1,5 @@
 """Show runs and published results in full on the console, and all published results in a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """Show a comparison on the console."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Show a table of runs, filtered and sorted, on the console or as Markdown."""
 
-from __future__ import annotations
-
 import math
 import re
 import time

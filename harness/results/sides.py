@@ -1,7 +1,5 @@
 """Read the arguments of `harness compare` as the sides of a comparison, and compare them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby

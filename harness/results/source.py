@@ -7,8 +7,6 @@ runs/a-s0/wandb/offline-run-...              what W&B's client wrote offline
 ref:goyal2017-resnet50-b256                  a published result
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The run folder: holds all files of a run, over all its attempts."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

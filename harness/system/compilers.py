@@ -4,8 +4,6 @@ On a GPU, triton builds its launcher in C; on a CPU, inductor builds its kernels
 Both include Python.h. Without this check, the warm-up would fail with pages of traceback.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

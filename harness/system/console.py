@@ -1,7 +1,5 @@
 """The consoles, tables, and numbers as text."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.table import Table
 

@@ -1,7 +1,5 @@
 """Deadline: call a function that may hang, as on a dead disk or name server, with a time limit."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

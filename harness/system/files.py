@@ -1,7 +1,5 @@
 """Write files atomically and durably: completely or not at all, even after a crash."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Write whole folders: completely or not at all, and durably."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The kernel's page cache: measure which share of some files is in it, and drop it."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os

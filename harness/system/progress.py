@@ -1,7 +1,5 @@
 """Progress displays: bars on a terminal, plain lines elsewhere; a function called in threads."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Attempt: one of the starts that a run takes to finish: the first makes the folder."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Take checkpoints of a training together with its record, and continue from them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What every rank does between two steps: signal that it is alive, vote, and learn the outcome."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Training and validation metrics: sums on the device, read by the host only at log points."""
 
-from __future__ import annotations
-
 import math
 import resource
 from dataclasses import dataclass

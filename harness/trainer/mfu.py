@@ -1,7 +1,5 @@
 """Utilization: which share of a device's peaks the network's own work comes to, at some rate."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from harness.models.flops import Costs, flops, moved_bytes, training_costs

@@ -1,7 +1,5 @@
 """Profile: some steps of a run under torch's profiler: a trace to look at, and where time goes."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Set up a network for training: normalization, precision, DDP, compiling, warm-up."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator

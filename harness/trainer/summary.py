@@ -1,7 +1,5 @@
 """Make the result of a finished run, all fields of result.json in one place."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime

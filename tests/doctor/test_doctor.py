@@ -23,6 +23,7 @@ import harness.__main__ as command
 from harness.doctor.chaos import plan, processes
 from harness.doctor.chaos.compare import compare, loss_difference_pct
 from harness.doctor.chaos.kills import KINDS
+from harness.doctor.chaos.starts import Watch
 from harness.logging.schema import Repeats, Result, Row, fields_that_repeat
 
 Refused = Callable[..., str]
@@ -324,6 +325,18 @@ def doctor(
     )  # fmt: skip
     assert not left_in(tmp_path)
     return done
+
+
+def test_the_last_row_is_read_whole_while_the_file_is_cut(tmp_path: Path) -> None:
+    # A start that resumes cuts old rows off, perhaps between finding the file's end and reading.
+    watch = Watch(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert watch.new_step == 2
+    rows.write_text('{"step": 3, "note": "' + 10_000 * "x" + '"}\n')
+    assert watch.new_step is None
+    rows.write_text(rows.read_text() + '{"step": 4}\n')
+    assert watch.new_step == 4
 
 
 @pytest.mark.gpu_too

@@ -1,7 +1,5 @@
 """Choose the setting to change first, for the part that limits the speed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from harness.bench.ladder import rungs

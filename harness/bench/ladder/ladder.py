@@ -4,8 +4,6 @@ The parts (rungs) are timed in rounds whose order alternates, so that drift of t
 all alike.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence

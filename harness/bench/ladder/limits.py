@@ -1,7 +1,5 @@
 """Compute the upper limit of each rung from the network's operations and the machine's peaks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Split a training step into parts (rungs) that can be timed alone and together."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Print a ladder as a table, and write it as ladder.json and as a page."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path

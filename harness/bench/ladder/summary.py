@@ -1,7 +1,5 @@
 """Summarize the turns of a ladder: rates, limits, shares, the law, and the bottleneck."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Measure how much faster a variant is than the base, in pairs of turns: A B B A ..."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A running variant of a sweep: start its ranks, talk to each over a socket, and end them."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

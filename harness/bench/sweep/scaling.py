@@ -1,7 +1,5 @@
 """Measure weak and strong scaling: the same training on 1, 2, 4 ... ranks."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

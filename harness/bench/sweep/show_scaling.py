@@ -1,7 +1,5 @@
 """Print scaling as a table, and write it as scaling.json and as a page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path

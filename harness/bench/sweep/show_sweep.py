@@ -1,7 +1,5 @@
 """Print a sweep as a table, and write sweep.json and the best settings as a config, best.yaml."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Sequence

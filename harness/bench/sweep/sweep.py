@@ -1,7 +1,5 @@
 """Try variants one by one against the base, then all that were faster together."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress

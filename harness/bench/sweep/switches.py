@@ -1,7 +1,5 @@
 """List the settings, and their values, that a sweep tries when no variants are named."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

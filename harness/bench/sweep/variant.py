@@ -1,7 +1,5 @@
 """A variant of a run: other settings, another Python environment, another commit; from --arm."""
 
-from __future__ import annotations
-
 import io
 import os
 import shlex

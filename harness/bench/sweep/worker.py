@@ -4,8 +4,6 @@ Started by `VariantProcess`, under torchrun or alone. Each rank has its own conn
 so that no collective waits, and holds the device, while another variant is measured.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

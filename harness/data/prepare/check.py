@@ -3,8 +3,6 @@
 It reads the headers, or with `decode` all bytes, and reports all findings, not only the first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

@@ -5,8 +5,6 @@ name once it is complete and on the disk, and is then listed in pack.json; a kil
 from there.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

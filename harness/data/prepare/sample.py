@@ -1,7 +1,5 @@
 """Pick some random images of a folder without reading all of it, for `harness doctor`."""
 
-from __future__ import annotations
-
 import os
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Print the report of `harness data check`, and write it as JSON."""
 
-from __future__ import annotations
-
 import json
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare the folders of a run that was killed and of an undisturbed run."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Kill runs at random moments, in every way in which they are killed on a cluster."""
 
-from __future__ import annotations
-
 import math
 import random
 import signal

@@ -1,7 +1,5 @@
 """Plan the runs of a trial: check the command and settle its config before a process starts."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Ranks and their helpers run in sessions of their own and lose their parent when 
 they keep the environment that they were started with. Run as a script, this file is the guard.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

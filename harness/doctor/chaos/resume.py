@@ -1,7 +1,5 @@
 """Check that a run that is killed any number of times ends in the bits of an undisturbed one."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import tempfile

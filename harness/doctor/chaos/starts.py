@@ -150,11 +150,10 @@ class Watch:
     def new_step(self) -> int | None:
         """The step of the last row, if this start wrote it, or None."""
         # Old rows are cut off when the start opens the file, some time after it took the folder.
-        complete, _, _torn = self._read("rows.jsonl", last=8192).rpartition(b"\n")
-        line = complete.rpartition(b"\n")[2]
-        if not line or line in self._old_rows:
+        rows = self._read("rows.jsonl", last=8192).split(b"\n")[:-1]
+        if not rows or rows[-1] in self._old_rows:
             return None
-        return int(json.loads(line)["step"])
+        return int(json.loads(rows[-1])["step"])
 
     @property
     def last_step(self) -> int | None:
@@ -178,9 +177,10 @@ class Watch:
         return tuple(times)
 
     def _read(self, name: str, last: int | None = None) -> bytes:
-        """Return a file, or its last bytes; empty if it does not exist."""
+        """Return a file, or the lines within its last bytes; empty if it does not exist."""
         with suppress(FileNotFoundError), (self.path / name).open("rb") as file:
-            if last is not None:
-                file.seek(-min(last, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            return file.read()
+            start = 0 if last is None else max(file.seek(0, os.SEEK_END) - last, 0)
+            file.seek(start)
+            # What comes before the first newline may be the rest of a line.
+            return file.read().partition(b"\n")[2] if start else file.read()
         return b""

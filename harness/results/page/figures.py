@@ -1,7 +1,5 @@
 """Build the figures of a page from runs; None where the runs lack what a figure shows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

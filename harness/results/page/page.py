@@ -1,7 +1,5 @@
 """Write a comparison, or a report of runs, as an HTML page: one file that needs no network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path

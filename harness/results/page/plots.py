@@ -1,7 +1,5 @@
 """Draw curves, histograms, bars and intervals as SVG with matplotlib."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

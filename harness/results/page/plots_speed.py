@@ -1,7 +1,5 @@
 """Draw rates with their limits, and efficiency over the number of ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

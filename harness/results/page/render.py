@@ -1,7 +1,5 @@
 """Render page.html to one file that contains page.css and all pictures."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reduce long columns of rows to as many points as a picture can show."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -15,8 +15,6 @@ The time between attempts counts, as it lies between their rows. The division is
 harness has no schedule that decays like the closed division's. These are not submissions.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import math

@@ -1,7 +1,5 @@
 """Save a W&B workspace whose panels compare runs over time, over epochs and by speed."""
 
-from __future__ import annotations
-
 from harness.errors import BadInput
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 from harness.results.wandb import api as wandb_api

@@ -10,8 +10,6 @@ run that is restarted under its old id may keep old rows next to new ones (wandb
 - If W&B has other rows, which would stay, publishing is refused; another project is free of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path

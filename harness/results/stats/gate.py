@@ -1,7 +1,5 @@
 """Checks on a comparison that serve as a gate in CI: exit codes and JUnit XML."""
 
-from __future__ import annotations
-
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence

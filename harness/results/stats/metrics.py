@@ -1,7 +1,5 @@
 """The metrics by which runs are compared: how to read each from a run, and its margin."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

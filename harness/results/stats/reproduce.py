@@ -1,7 +1,5 @@
 """Compare runs with a published result: does a recipe reproduce it?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 The folder that its client writes offline is read by the client's own command.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

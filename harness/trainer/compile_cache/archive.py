@@ -3,8 +3,6 @@
 compile/KEY-CHECKSUM.tar.gz     the name says what it must hold: one rename makes it, or nothing
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -7,8 +7,6 @@ Only a finished warm-up gives a folder the name under which others look for it: 
 libraries that are cut short, which inductor takes as they are, to end with SIGBUS.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -5,8 +5,6 @@ and gives NaN without an error. What `graphs` leaves out makes nothing wrong; a 
 what it lacks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 An ImageFolder tree, the tars of ILSVRC2012, Kaggle's layout, a torchvision data set, shards.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from harness.data.files import shard_paths

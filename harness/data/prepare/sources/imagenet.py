@@ -5,8 +5,6 @@ Kaggle's "ImageNet Object Localization Challenge" has folders, ILSVRC/Data/CLS-L
 validation images and their labels in a CSV.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import tarfile

@@ -1,7 +1,5 @@
 """Source: the images of one split, to be read one by one; sources of trees and tar shards."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
