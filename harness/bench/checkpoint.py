@@ -30,21 +30,15 @@ SAVES = 2
 
 @dataclass
 class Times:
-    """Times of the checkpoints, measured on rank 0.
+    """Times of the checkpoints, measured on rank 0."""
 
-    Attributes:
-        stall_s: the time of the account `checkpoint`, per checkpoint.
-        copy_s: the time of the copy from the device alone, measured between turns.
-        on_disk_s: from the start of a save until the checkpoint is published.
-    """
-
-    stall_s: list[float] = field(default_factory=list)
-    copy_s: list[float] = field(default_factory=list)
-    on_disk_s: list[float] = field(default_factory=list)
+    stall_s: list[float] = field(default_factory=list)  # of the account `checkpoint`
+    copy_s: list[float] = field(default_factory=list)  # from the device, measured between turns
+    on_disk_s: list[float] = field(default_factory=list)  # from a save's start to its publication
     bytes: int = 0
 
 
-def measure(work: Work, folder: Path, minutes: float) -> float:
+def measure(work: Work, folder: Path, minutes: float) -> None:
     """Measure training with and without checkpoints in turns, and print both rates, images/s.
 
     A turn with checkpoints begins with the save that ends an epoch and has another one halfway. Its
@@ -52,12 +46,8 @@ def measure(work: Work, folder: Path, minutes: float) -> float:
     disk.
 
     Args:
-        folder: an existing folder on the disk to measure; checkpoints are written to a temporary
-            folder in it.
+        folder: on the disk to measure; checkpoints are written to a temporary folder in it.
         minutes: time for all, compiling included; one turn of each is measured in any case.
-
-    Returns:
-        The ratio with / without, median over turns.
 
     Raises:
         BadInput: the folder cannot be written.
@@ -65,11 +55,8 @@ def measure(work: Work, folder: Path, minutes: float) -> float:
     """
     until, world, steps = end_of(minutes), world_of_bench(), work.steps // SAVES
     with _temporary(folder, world) as root:
-        config = work.config(
-            world,
-            run=cfg.Run(name="bench", root=str(root)),
-            checkpoint=cfg.Checkpoint(every_minutes=0, keep=SAVES),
-        )
+        saving = cfg.Checkpoint(every_minutes=0, keep=SAVES)
+        config = work.config(world, run=cfg.Run(name="bench", root=str(root)), checkpoint=saving)
         with opened(config, world) as run, ExitStack() as closing:
             turns = _Turns(run, steps, closing)
             both = {
@@ -81,10 +68,9 @@ def measure(work: Work, folder: Path, minutes: float) -> float:
             turns.times = Times()
             rates = interleave(both, work.turns, until, world.from_main)
             title = f"training on synthetic images, a checkpoint every {steps} steps into {folder}"
-            ratio = report(rates, title, work.turns)
+            report(rates, title, work.turns)
             if world.is_main:
                 _print_stalls(turns.times, run.t.clock.step_ms(50) or 0.0)
-            return ratio
 
 
 @contextmanager
@@ -94,22 +80,17 @@ def _temporary(folder: Path, world: World) -> Iterator[Path]:
         yield folder
         return
     try:
-        temporary = TemporaryDirectory(
-            prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True
-        )
+        made = TemporaryDirectory(prefix=".harness-bench-", dir=folder, ignore_cleanup_errors=True)
     except OSError as error:
         raise BadInput(
             f"--folder: {folder}: {error.strerror}; name an existing folder you can write"
         ) from None
-    with temporary as name:
+    with made as name:
         yield Path(name)
 
 
 class _Turns:
-    """A run in its folder, trained epoch by epoch as run.py does, without validation.
-
-    With and without checkpoints rows are recorded, but not printed.
-    """
+    """A run in its folder, trained by epochs as run.py does, without validation; prints no rows."""
 
     def __init__(self, run: Opened, every: int, closing: ExitStack) -> None:
         self.t, self.batches, self.train_set = run.t, run.batches(), run.train_set
@@ -168,14 +149,12 @@ class _Turns:
     def _check_published(self) -> None:
         published, self.watchers = {watcher.result() for watcher in self.watchers}, []
         if self.report.writes:
-            if len(published) < SAVES or self.checkpoints.last is None:
-                raise RunFailed(
-                    "a checkpoint could not be written, so that its cost cannot be measured"
-                )
-            self.times.bytes = self.checkpoints.last.stat().st_size
+            if len(published) < SAVES or (last := self.checkpoints.last) is None:
+                why = "a checkpoint could not be written, so that its cost cannot be measured"
+                raise RunFailed(why)
+            self.times.bytes = last.stat().st_size
 
     def _time_copy(self) -> None:
-        """Time the copy that each checkpoint makes, by itself."""
         t = self.t
         state = {"model": t.model.net.state_dict(), "optimizer": t.optimizer.state_dict()}
         wait_for(t.resolved.world.device)
@@ -186,20 +165,17 @@ class _Turns:
 
 
 def _print_stalls(times: Times, step_ms: float) -> None:
-    stall, copy = (1000 * np.array(s) for s in (times.stall_s, times.copy_s))
-    beyond = stall - np.median(copy)
+    stall, copy, on_disk = map(np.array, (times.stall_s, times.copy_s, times.on_disk_s))
     table = right_table("per checkpoint", "p50, ms", "most, ms", "p50, % of a step")
     rows = {
         "stall: training is held up": stall,
         "of which the copy off the device": copy,
-        "beyond the copy": beyond,
-        "until it is on the disk": 1000 * np.array(times.on_disk_s),
+        "beyond the copy": stall - np.median(copy),
+        "until it is on the disk": on_disk,
     }
-    for name, times_ms in rows.items():
-        middle = float(np.median(times_ms))
-        table.add_row(
-            name, f"{middle:,.1f}", f"{times_ms.max():,.1f}", f"{100 * middle / step_ms:.1f}"
-        )
+    for name, times_s in rows.items():
+        middle, most = 1000 * np.median(times_s), 1000 * times_s.max()
+        table.add_row(name, f"{middle:,.1f}", f"{most:,.1f}", f"{100 * middle / step_ms:.1f}")
     out.print(table)
     out.print(
         f"{len(stall)} checkpoints of {times.bytes / 1e6:,.1f} MB, a step takes {step_ms:,.1f} ms; "

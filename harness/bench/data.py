@@ -20,10 +20,8 @@ from harness.errors import BadInput
 from harness.system import pagecache
 from harness.system.console import out
 
-_PYTHON_BATCHES = 20
 
-
-def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool, minutes: float) -> float:
+def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool, minutes: float) -> None:
     """Measure the loaders in turns, and print a table of their images per second.
 
     Each turn is a new process, which makes 3 batches, then times `load.batches` of them: DALI's
@@ -37,30 +35,24 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool, minut
             with and without read-ahead.
         minutes: time for all; one turn of each is measured in any case.
 
-    Returns:
-        The ratio of the first loader to the last, median over turns.
-
     Raises:
         BadInput: a folder that cannot be read, or with fewer images than one batch.
     """
     until, folders = end_of(minutes), [load.folder, *others]
     sets = {folder: open_folder(folder) for folder in folders}
+    loaders: dict[str, Callable[[], float]] = {}
     for folder, dataset in sets.items():
         if len(dataset) < load.batch:
             raise BadInput(f"{folder}: {len(dataset)} images are fewer than --batch {load.batch}")
         _describe(folder, dataset, load)
-    loaders: dict[str, Callable[[], float]] = {}
-    for folder, dataset in sets.items():
         name = f"{OURS}, {folder}" if others else OURS
-        own = replace(load, folder=folder)
-        if cold:
-            for ahead in (load.read_ahead_batches or 4, 0):
-                title = f"{name}, {f'{ahead} batches ahead' if ahead else 'no read-ahead'}"
-                loaders[title] = partial(
-                    _in_process, OURS, replace(own, read_ahead_batches=ahead), drop=dataset
-                )
-        else:
-            loaders[name] = partial(_in_process, OURS, own)
+        if not cold:
+            loaders[name] = partial(_in_process, OURS, replace(load, folder=folder))
+            continue
+        for ahead in (load.read_ahead_batches or 4, 0):
+            title = f"{name}, {f'{ahead} batches ahead' if ahead else 'no read-ahead'}"
+            own = replace(load, folder=folder, read_ahead_batches=ahead)
+            loaders[title] = partial(_in_process, OURS, own, drop=dataset)
     trees = [folder for folder in folders if isinstance(sets[folder].files, TreeFiles)]
     if trees and not cold:
         on_tree = replace(load, folder=trees[-1])
@@ -70,19 +62,18 @@ def measure(load: Load, others: Sequence[Path], turns: int, *, cold: bool, minut
     title = f"loader alone, training crops, file cache {'cold' if cold else 'warm'}"
     if torch.cuda.is_available():
         title += ", decoded on the CPU (harness bench ladder measures split and gpu)"
-    return report(interleave(loaders, turns, until), title, turns)
+    report(interleave(loaders, turns, until), title, turns)
 
 
-def python_ms(dataset: Dataset, load: Load) -> float:
+def _python_ms(dataset: Dataset, load: Load) -> float:
     """Return the median of Python's time per batch: order, reading, inputs of the graph."""
     from harness.data.dali import inputs
     from harness.data.files import read_ahead
 
-    steps = law_of(load).steps
     read = dataset.reader(load.read, soon=bool(load.read_ahead_batches))
     batches = read_ahead(training_samples(dataset, load), read, load.read_ahead_batches)
-    times_s = []
-    for _ in range(_PYTHON_BATCHES):
+    steps, times_s = law_of(load).steps, []
+    for _ in range(20):
         began = time.perf_counter()
         samples, encoded = next(batches)
         inputs(samples, encoded, steps)
@@ -95,11 +86,10 @@ def _describe(folder: Path, dataset: Dataset, load: Load) -> None:
     facts = dataset.facts()
     cached = facts["cached_pct"]
     out.print(
-        f"{folder}: {len(dataset):,} images, {facts['kind']}, "
-        f"{facts['kb_per_image']:,.0f} KB each, "
-        f"{'?' if cached is None else f'{cached:.0f}'} % in memory; {load.image_px} px, "
+        f"{folder}: {len(dataset):,} images, {facts['kind']}, {facts['kb_per_image']:,.0f} KB "
+        f"each, {'?' if cached is None else f'{cached:.0f}'} % in memory; {load.image_px} px, "
         f"batch {load.batch}, {load.threads} threads or workers, {load.batches} batches a turn; "
-        f"Python {python_ms(dataset, load):.2f} ms per batch"
+        f"Python {_python_ms(dataset, load):.2f} ms per batch"
     )
 
 

@@ -31,24 +31,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Load:
-    """What each loader has to do: random training crops with flips, of one folder's images.
-
-    Attributes:
-        image_px: size of a crop.
-        batch: images per batch.
-        threads: threads or worker processes.
-        batches: number of batches that are timed.
-        slow_read_ms: extra time for the first read of each image, as on a network disk.
-    """
+    """What each loader has to do: random training crops with flips, of one folder's images."""
 
     folder: Path
     image_px: int
-    batch: int
-    threads: int
-    batches: int
+    batch: int  # images
+    threads: int  # or worker processes
+    batches: int  # that are timed
     read: Read = "mmap"
     read_ahead_batches: int = 4
-    slow_read_ms: float = 0.0
+    slow_read_ms: float = 0.0  # extra, for the first read of each image, as on a network disk
 
 
 def rate(name: str, load: Load) -> float:
@@ -79,10 +71,7 @@ def law_of(load: Load) -> augment.Augmentation:
 
 
 def _slow_files(files: TreeFiles | ShardFiles, ms: float) -> Any:
-    """Return the files as on a slow disk: the first read of each image takes `ms` longer.
-
-    The page cache does not decide, since the kernel reads far ahead of a local file.
-    """
+    # By image, not by the page cache, since the kernel reads far ahead of a local file.
     slow, waited_for = copy(files), set()
 
     def slowed(read: Callable[..., Bytes], sample: int, **options: bool) -> Bytes:

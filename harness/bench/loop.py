@@ -36,20 +36,13 @@ class Work:
     compiled: bool
 
     def config(self, world: World, **sections: cfg.Section) -> cfg.Config:
-        """Return the config of a run with enough epochs for 3 times all turns, warm-up included.
-
-        Args:
-            sections: sections of the config that replace these.
-        """
+        """Return a config with enough epochs for 3 times all turns; `sections` replace its own."""
         global_batch = self.batch * world.size
+        images = global_batch * self.steps
         plain: dict[str, Any] = {
             "run": cfg.Run(name="bench"),
             "model": cfg.Model(name=self.model),  # type: ignore[arg-type]
-            "data": cfg.Data(
-                source="synthetic",
-                image_px=self.image_px,
-                synthetic_images=global_batch * self.steps,
-            ),
+            "data": cfg.Data(source="synthetic", image_px=self.image_px, synthetic_images=images),
             "train": cfg.Train(global_batch=global_batch),
             "schedule": cfg.Schedule(epochs=3 * (self.turns + 1), decay="constant"),
             "engine": cfg.Engine(compile=self.compiled, threads=self.threads),
@@ -74,8 +67,7 @@ class Opened:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the training batches of all epochs, from the first one on."""
-        r = self.resolved
-        epochs = r.config.schedule.epochs
+        r, epochs = self.resolved, self.resolved.config.schedule.epochs
         return r.loader.train(self.train_set, r.split, epoch=0, step=0, epochs=epochs)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.system.console import out
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 
 
 def make_folder(folder: Path, inner: str = "") -> Path:
@@ -25,7 +25,7 @@ def make_folder(folder: Path, inner: str = "") -> Path:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file."""
-    write_atomic(path, lambda part: part.write_text(json.dumps(content, indent=1)))
+    write_text(path, json.dumps(content, indent=1))
 
 
 def write_both(stem: Path, content: dict[str, Any], make_page: Callable[[], str]) -> None:
@@ -33,8 +33,7 @@ def write_both(stem: Path, content: dict[str, Any], make_page: Callable[[], str]
     as_json, as_page = (stem.with_suffix(suffix) for suffix in (".json", ".html"))
     write_json(as_json, content)
     try:
-        html = make_page()
-        write_atomic(as_page, lambda part: part.write_text(html, encoding="utf-8"))
+        write_text(as_page, make_page())
         page = f"{as_page}: the same as a page"
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":

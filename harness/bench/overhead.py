@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness.bench.loop import TIMEOUT_S, Opened, Work, opened, wait_for, world_of_bench
 from harness.bench.turns import end_of, interleave, ratios, report
@@ -18,7 +18,7 @@ from harness.trainer.control import Outcome, StepControl, Vote
 from harness.trainer.loop import Training, train_epoch
 
 
-def measure(work: Work, minutes: float) -> float:
+def measure(work: Work, minutes: float) -> None:
     """Measure three loops in turns, and print their images per second over all ranks.
 
     They are the whole of `train_epoch` (DDP, counts, digests, rows); the same without the ranks'
@@ -28,38 +28,32 @@ def measure(work: Work, minutes: float) -> float:
     Args:
         minutes: time for all, compiling included; one turn of each is measured in any case.
 
-    Returns:
-        The ratio harness / bare, median over turns.
-
     Raises:
         BadInput: as world_of_bench does.
     """
     until, world = end_of(minutes), world_of_bench()
     with opened(work.config(world), world) as run:
-        t, batches = run.t, run.batches()
-        voting = t.control
+        t, batches, voting = run.t, run.batches(), run.t.control
         silent = replace(voting, vote=_NoVote(TIMEOUT_S))
         loops: dict[str, Callable[[], float]] = {
-            "harness": lambda: _harness(t, batches, voting),
-            "harness, no vote": lambda: _harness(t, batches, silent),
-            "bare loop": _Bare(run, next(batches), work.steps),
+            "harness": partial(_harness, t, batches, voting),
+            "harness, no vote": partial(_harness, t, batches, silent),
+            "bare loop": _bare(run, next(batches), work.steps),
         }
         _explain(world.size)
         for name in ("harness", "bare loop"):
             loops[name]()  # not measured: memory is first allocated here
         rates = interleave(loops, work.turns, until, world.from_main)
         title = f"training on synthetic images, {work.steps} steps a turn"
-        ratio = report(rates, title, work.turns)
+        report(rates, title, work.turns)
         low, middle, high = 100 * (1 - np.quantile(ratios(rates, *list(rates)[:2]), (1, 0.5, 0)))
         out.print(
             f"the vote of {count(world.size, 'rank')} costs {middle:.2f} % of the throughput "
             f"(turn by turn {low:.2f} to {high:.2f})"
         )
-    return ratio
 
 
 def _explain(ranks: int) -> None:
-    """Print what each loop is."""
     ddp = "nothing else" if ranks == 1 else "DDP as the harness sets it up, nothing else"
     out.print(
         "harness: the loop of a run, with DDP (of several ranks), counts, digests, rows, and a "
@@ -84,28 +78,24 @@ def _harness(t: Training, batches: Iterator[Batch], control: StepControl) -> flo
         return (t.images_seen - before) / (t.clock.train_s - before_s)
 
 
-class _Bare:
-    """The shortest training loop: forward, loss, backward, optimizer step."""
+def _bare(run: Opened, batch: Batch, steps: int) -> Callable[[], float]:
+    r = run.resolved
+    model = setup.data_parallel(setup.place(setup.network(r, run.train_set.classes), r), r).train()
+    loss_of, device = criterion(r.config.train.label_smoothing), r.world.device
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
+    )
 
-    def __init__(self, run: Opened, batch: Batch, steps: int) -> None:
-        self.resolved, self.batch, self.steps = run.resolved, batch, steps
-        model = setup.place(setup.network(run.resolved, run.train_set.classes), run.resolved)
-        self.model: nn.Module = setup.data_parallel(model, run.resolved).train()
-        self.criterion = criterion(run.resolved.config.train.label_smoothing)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True
-        )
-
-    def __call__(self) -> float:
-        device = self.resolved.world.device
+    def turn() -> float:
         wait_for(device)
         began = time.perf_counter()
-        for _ in range(self.steps):
-            with setup.autocast(self.resolved):
-                logits = self.model(self.batch.images)
-            loss = self.criterion(logits.float(), self.batch.labels)
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(steps):
+            with setup.autocast(r):
+                logits = model(batch.images)
+            loss_of(logits.float(), batch.labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         wait_for(device)
-        return self.resolved.split.global_batch * self.steps / (time.perf_counter() - began)
+        return r.split.global_batch * steps / (time.perf_counter() - began)
+
+    return turn

@@ -44,8 +44,7 @@ def interleave(
 
     Args:
         turns_of: name -> runs it once, and returns images per second.
-        turns: the largest number of turns of each.
-        until, agree: as for `rounds`.
+        turns, until, agree: as for `rounds`.
 
     Returns:
         Name -> images per second in each turn.
@@ -57,13 +56,9 @@ def interleave(
     return rates
 
 
-def report(rates: Mapping[str, list[float]], title: str, turns: int) -> float:
-    """Print each rate and its ratio to the last one; return the median ratio of the first one.
-
-    Args:
-        turns: the number of turns that were to be measured.
-    """
-    first, *_, base = rates
+def report(rates: Mapping[str, list[float]], title: str, planned: int) -> None:
+    """Print each rate and its ratio to the last one, and whether there was time for all turns."""
+    *_, base = rates
     table = right_table("", "images/s, median", "least", "most", f"ratio to {base}", "from", "to")
     for name, of_turns in rates.items():
         low, middle, high = np.quantile(ratios(rates, name, base), [0, 0.5, 1])
@@ -73,13 +68,12 @@ def report(rates: Mapping[str, list[float]], title: str, turns: int) -> float:
         )  # fmt: skip
     out.print(title)
     wide.print(table)
-    if (done := len(rates[base])) < turns:
+    if (done := len(rates[base])) < planned:
         spread = "" if done > 1 else ", which say nothing of how much turns vary"
         out.print(
-            f"the time was over after {count(done, 'turn')} of each, of {turns}{spread}; "
+            f"the time was over after {count(done, 'turn')} of each, of {planned}{spread}; "
             "give more --minutes to know the ratio better"
         )
-    return float(np.median(ratios(rates, first, base)))
 
 
 def ratios(rates: Mapping[str, list[float]], name: str, base: str) -> NDArray[np.float64]:

@@ -1,7 +1,5 @@
 """The verb `harness bench`: measure the loop, the loader, the parts of a step, and scaling."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import socket
@@ -17,6 +15,7 @@ from harness.system.process import rank_cores
 
 if TYPE_CHECKING:
     from harness.bench.sweep.variant import Variant
+    from harness.config import Config
 
 LADDER = """\
 The parts of a training step: reading, decoding, the loader, forward, backward, optimizer, sums
@@ -163,10 +162,7 @@ def ladder(
     out: Path = Option(Path("bench/ladder"), metavar="DIR", help="for ladder.json and ladder.html"),
 ) -> None:
     """Measure each part of a step and its limit on this machine."""
-    from harness.config import load
-
-    # Check the config before torch is imported, which takes seconds.
-    config = load.load(context.args, prog="harness bench ladder")
+    config = _config(context)
     from harness.bench.ladder import show_ladder
 
     show_ladder.run(config, context.args, minutes=minutes, folder=out)
@@ -188,16 +184,11 @@ def sweep(
     host: str | None = HOST,
 ) -> None:  # fmt: skip
     """Compare variants of a config in turns, and write the fastest."""
-    from harness.config import load
-
-    # Check the config before torch is imported, which takes seconds.
-    load.load(context.args, prog="harness bench sweep")
+    _config(context)
     from harness.bench.sweep import show_sweep
 
-    show_sweep.run(
-        _base(context.args, ranks or _gpus() or 1, launch, host), arm,
-        minutes=minutes, folder=out, may_change_result=may_change_result,
-    )  # fmt: skip
+    base = _base(context.args, ranks or _gpus() or 1, launch, host)
+    show_sweep.run(base, arm, minutes=minutes, folder=out, may_change_result=may_change_result)
 
 
 @verb(app, SCALING, passes_flags=True)
@@ -214,21 +205,26 @@ def scaling(
     host: str | None = HOST,
 ) -> None:  # fmt: skip
     """Measure weak and strong scaling on 1, 2, 4 ... ranks."""
-    from harness.config import load
-
     numbers = _numbers(ranks) if ranks else []
-    # Check the config before torch is imported, which takes seconds.
-    load.load(context.args, prog="harness bench scaling")
+    _config(context)
     from harness.bench.sweep import show_scaling
 
-    numbers = numbers or _doubling(_gpus() or rank_cores())
-    show_scaling.run(
-        _base(context.args, max(numbers), launch, host), numbers,
-        minutes=minutes, folder=out, per_node=per_node or max(numbers),
-    )  # fmt: skip
+    if not numbers:  # 1, 2, 4 ... up to and including the largest
+        largest = _gpus() or rank_cores()
+        numbers = sorted({*(2**n for n in range(largest.bit_length())), largest})
+    base = _base(context.args, max(numbers), launch, host)
+    per_node = per_node or max(numbers)
+    show_scaling.run(base, numbers, minutes=minutes, folder=out, per_node=per_node)
 
 
-def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> Variant:
+def _config(context: Context) -> "Config":
+    """Check the config of a verb before torch is imported, which takes seconds."""
+    from harness.config import load
+
+    return load.load(context.args, prog=context.command_path)
+
+
+def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) -> "Variant":
     from harness.bench.sweep.variant import Variant
 
     if "RANK" in os.environ:
@@ -240,7 +236,6 @@ def _base(flags: list[str], ranks: int, launch: str | None, host: str | None) ->
 
 
 def _numbers(text: str) -> list[int]:
-    """Return the numbers of a text such as `1,2,4`, sorted."""
     try:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -248,11 +243,6 @@ def _numbers(text: str) -> list[int]:
     if numbers[0] < 1:
         raise BadInput(f"--ranks: write numbers from 1 on, as 1,2,4, not {text}")
     return numbers
-
-
-def _doubling(largest: int) -> list[int]:
-    """Return 1, 2, 4 ... up to and including the largest number."""
-    return sorted({*(2**n for n in range(largest.bit_length())), largest})
 
 
 def _gpus() -> int:

@@ -24,7 +24,7 @@ from harness.bench.sweep.scaling import Cell
 from harness.bench.sweep.variant import Variant
 from harness.bench.turns import TIME_OVER, interleave, report
 from harness.distributed import World
-from harness.system.console import out
+from harness.system.console import out, wide
 
 TINY = ["--model", "resnet20", "--image-px", "32", "--batch", "8", "--eager", "--turns", "2"]
 TINY += ["--threads", "1"]
@@ -149,8 +149,9 @@ def test_a_report_says_what_the_time_was_too_short_for(capsys: pytest.CaptureFix
         (2, "the time was over after 2 turns of each, of 3; give more --minutes"),
         (3, None),
     ):
-        with out.capture() as printed:
-            assert report({"a": [2.0] * measured, "b": [1.0] * measured}, "title", 3) == 2
+        with out.capture() as printed, wide.capture() as table:
+            report({"a": [2.0] * measured, "b": [1.0] * measured}, "title", 3)
+        assert table_row(table.get(), "a")[3:] == [2, 2, 2]
         assert (message or "title") in printed.get()
         assert ("over" in printed.get()) == (message is not None)
 

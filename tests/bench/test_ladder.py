@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -51,11 +52,11 @@ def test_shared_parts_add_up_and_overlapped_ones_do_not(parts: dict[Part, float]
     assert shared.whole_s(parts) == pytest.approx(sum(parts.values()))
     assert overlapped.whole_s(parts) == max(parts.values())
     for law in (shared, overlapped):
-        binds = law.binds(parts)
-        assert parts[binds] == max(parts.values())
-        assert law.without_s(binds, parts) <= law.whole_s(parts)
-        for part in parts:
-            assert law.without_s(binds, parts) <= law.without_s(part, parts) * (1 + 1e-9)
+        whole = replace(ladder("data"), law=law, parts_s=parts)
+        assert parts[whole.binds] == max(parts.values())
+        rates = {part: whole.without(part) or math.inf for part in parts}
+        assert rates[whole.binds] >= 1 / law.whole_s(parts)
+        assert rates[whole.binds] >= max(rates.values()) * (1 - 1e-9)
 
 
 def test_a_turn_sets_the_network_to_training_once(
@@ -89,8 +90,9 @@ def test_steps_that_cannot_be_told_apart_are_not(photos: Path) -> None:
 def test_cores_are_shared_where_they_are_too_few(
     on_gpu: bool, loader: int, compute: int, cores: int, shared: bool
 ) -> None:
-    law = law_of(on_gpu=on_gpu, loader_threads=loader, compute_threads=compute, cores=cores)
-    assert law.shared == shared
+    machine = SimpleNamespace(on_gpu=on_gpu, cores=lambda: cores)
+    run = SimpleNamespace(world=machine, loader=SimpleNamespace(threads=loader), threads=compute)
+    assert law_of(cast(Resolved, run)).shared == shared
 
 
 def ladder(binds: Part, *, cold: float = 1e6, fits: bool = True) -> Ladder:

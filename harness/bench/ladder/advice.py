@@ -15,25 +15,16 @@ SLOW_READ = 1.5
 
 @dataclass(frozen=True)
 class Change:
-    """A change to try.
+    """A change to try."""
 
-    Attributes:
-        text: for the user.
-        arm: argument of `harness bench sweep --arm` that measures its effect, if there is one.
-    """
-
-    text: str
-    arm: str | None = None
+    text: str  # for the user
+    arm: str | None = None  # of `harness bench sweep`, to measure its effect, if there is one
 
 
 def first_change(ladder: Ladder, resolved: Resolved, kb_per_image: float | None) -> Change:
-    """Return the first change to try.
-
-    Args:
-        kb_per_image: mean size of an encoded image; None without files.
-    """
+    """Return the first change to try; an encoded image has so many kB, None without files."""
     changes: dict[Part, list[tuple[bool, Change]]] = {
-        "data": _data(ladder, resolved, kb_per_image),
+        "data": _data(ladder, resolved, kb_per_image or 0.0),
         "compute": _compute(resolved),
         "all-reduce": _all_reduce(resolved),
     }
@@ -44,20 +35,18 @@ def _set(key: str, value: object, why: str) -> Change:
     return Change(f"--{key.replace('_', '-')} {value}: {why}", f"{key}={value}")
 
 
-def _data(
-    ladder: Ladder, resolved: Resolved, kb_per_image: float | None
-) -> list[tuple[bool, Change]]:
+def _data(ladder: Ladder, resolved: Resolved, kb_per_image: float) -> list[tuple[bool, Change]]:
     data, world, loader = resolved.config.data, resolved.world, resolved.loader
     rate = ladder[rungs.LOADER].images_per_second or 0.0
     cold = ladder[rungs.READ_COLD].images_per_second or float("inf")
     reads = not ladder.fits_in_memory and cold < SLOW_READ * rate
-    large = (kb_per_image or 0) > LARGE_KB and data.image_px <= 256
+    large = kb_per_image > LARGE_KB and data.image_px <= 256
     packed = Change(
         "the disk: pack the images into shards on a local disk (harness data pack), or raise "
         "--data.read-ahead-batches"
     )
     smaller = Change(
-        f"smaller images: {kb_per_image or 0:,.0f} KB each; harness data pack --shorter-px 256 "
+        f"smaller images: {kb_per_image:,.0f} KB each; harness data pack --shorter-px 256 "
         "(this may change the accuracy)"
     )
     return [
@@ -71,17 +60,15 @@ def _data(
         (world.on_gpu and loader.decode == "split",
          _set("data.decode", "gpu", "the GPU's decoder")),
         (large, smaller),
-        (world.on_gpu, Change(
-            "more CPU cores per GPU (sbatch --cpus-per-task), as decoding is limited by them")),
-        (True, Change(
-            "no setting of the loader is left: the cores limit decoding and resizing")),
+        (world.on_gpu,
+         Change("more CPU cores per GPU (sbatch --cpus-per-task), as decoding is limited by them")),
+        (True, Change("no setting of the loader is left: the cores limit decoding and resizing")),
     ]  # fmt: skip
 
 
 def _compute(resolved: Resolved) -> list[tuple[bool, Change]]:
-    engine, world = resolved.config.engine, resolved.world
+    engine, world, local_batch = resolved.config.engine, resolved.world, resolved.split.local_batch
     best = resolve_precision("auto", on_gpu=world.on_gpu)
-    local_batch = resolved.split.local_batch
     larger = Change(
         f"a larger local batch than {local_batch}: raise --train.global-batch or "
         "--train.max-local-batch"
@@ -97,8 +84,7 @@ def _compute(resolved: Resolved) -> list[tuple[bool, Change]]:
          _set("engine.deterministic", "false", "the fastest kernels, not the deterministic ones")),
         (resolved.threads < world.cores(),
          _set("engine.threads", world.cores(), "some cores are idle")),
-        (True, Change(
-            "harness bench sweep: the common settings are in use, so try the others")),
+        (True, Change("harness bench sweep: the common settings are in use, so try the others")),
     ]  # fmt: skip
 
 

@@ -35,8 +35,9 @@ MOST_STEPS = 1000
 def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | None:
     """Time all rungs of a run's step, and choose what to change first; a collective call.
 
+    Nothing is written to the run's folder.
+
     Args:
-        config: of the run to measure; writes nothing to its run folder.
         minutes: time for all, setup and compilation included; one round is done in any case.
 
     Returns:
@@ -82,8 +83,7 @@ def _in_rounds(timed: Sequence[Rung], world: World, until: float) -> dict[str, l
         now = time.perf_counter()
         if now - printed > EVERY_S:
             known = f"known to within {max(widths_pct.values()):.1f} %, " if done else ""
-            left = duration(max(0, until - now))
-            out.print(f"round {done + 1}: {known}at most {left} left")
+            out.print(f"round {done + 1}: {known}at most {duration(max(0, until - now))} left")
             printed = now
     return turns
 
@@ -101,8 +101,7 @@ def _plan(timed: Sequence[Rung], world: World, until: float) -> dict[str, int]:
     if FEW_ROUNDS * round_s > left_s:
         few = f"{FEW_ROUNDS} rounds take about {duration(FEW_ROUNDS * round_s)}"
         out.print(f"{few}, more than --minutes gives: intervals will be wide or unknown")
-    plan: dict[str, int] = world.from_main(steps)
-    return plan
+    return dict(world.from_main(steps))
 
 
 def _pace(rung: Rung, world: World) -> tuple[float, float]:
@@ -121,8 +120,5 @@ def _turn(rung: Rung, steps: int, world: World) -> AllRanksTurn:
     local = rung.turn(steps)
     turns = world.gather(local)
     seconds = max(turn.seconds for turn in turns)
-    return AllRanksTurn(
-        rung.images * steps / seconds,
-        sum(turn.cpu_s for turn in turns) / seconds,
-        local.steps_ms,
-    )
+    cores = sum(turn.cpu_s for turn in turns) / seconds
+    return AllRanksTurn(rung.images * steps / seconds, cores, local.steps_ms)

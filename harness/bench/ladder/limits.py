@@ -15,20 +15,12 @@ LARGE_BYTES = 64 * probes.MIB
 
 @dataclass(frozen=True)
 class Limits:
-    """The peaks of this machine, and the costs of this network.
+    """The peaks of this machine, and the costs of this network."""
 
-    Attributes:
-        costs: operations and bytes of the network, per image.
-        peak: peaks of one rank's device: the vendor's, or if unknown the measured ones.
-        measured: measured peaks of the same device.
-        all_reduce_bytes_per_s: bandwidth of a large all-reduce; None with one rank.
-        ranks: number of ranks.
-    """
-
-    costs: Costs
-    peak: peaks.Peaks
-    measured: peaks.Peaks
-    all_reduce_bytes_per_s: float | None
+    costs: Costs  # per image
+    peak: peaks.Peaks  # of one rank's device: the vendor's, or if unknown the measured ones
+    measured: peaks.Peaks  # of the same device
+    all_reduce_bytes_per_s: float | None  # of a large all-reduce; None with one rank
     ranks: int
 
     def images_per_second(self, name: str, *, fused: bool = True) -> float | None:
@@ -44,12 +36,6 @@ class Limits:
 
     def _seconds(self, ops: Any, fused: bool) -> float:
         return roofline_s(ops, self.peak.flops_per_s, self.peak.bytes_per_s, fused=fused)
-
-    def all_reduce(self, size_bytes: float, images: int) -> float | None:
-        """Return the images per second at which all-reduces would need the full bandwidth."""
-        if self.all_reduce_bytes_per_s is None:
-            return None
-        return images * self.all_reduce_bytes_per_s / size_bytes
 
     def in_words(self, precision: str) -> str:
         """Describe the peaks of one rank's device."""
@@ -70,14 +56,8 @@ def find(resolved: Resolved, classes: int) -> Limits:
     """Count the network's operations and measure this machine's peaks; a collective call."""
     world, costs = resolved.world, costs_of(resolved, classes)
     measured = peaks.measured(world.device, resolved.precision)
+    peak = peaks.printed_for(world.device, resolved.precision) or measured
     all_reduce_bytes_per_s = None
     if world.size > 1:
-        large_s = probes.all_reduce_s(world, LARGE_BYTES, limit_s=1)
-        all_reduce_bytes_per_s = LARGE_BYTES / large_s
-    return Limits(
-        costs,
-        peaks.printed_for(world.device, resolved.precision) or measured,
-        measured,
-        all_reduce_bytes_per_s,
-        world.size,
-    )
+        all_reduce_bytes_per_s = LARGE_BYTES / probes.all_reduce_s(world, LARGE_BYTES, limit_s=1)
+    return Limits(costs, peak, measured, all_reduce_bytes_per_s, world.size)

@@ -45,9 +45,9 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Turn:
-    """One timing of a rung: the time of each step and of all steps, and this rank's CPU time."""
+    """One timing of a rung on this rank."""
 
-    steps_ms: list[float]
+    steps_ms: list[float]  # empty if single steps cannot be timed
     seconds: float
     cpu_s: float
 
@@ -58,35 +58,35 @@ Steps = Callable[[int], Turn]
 
 @dataclass(frozen=True)
 class Rung:
-    """A part of a step.
-
-    Attributes:
-        images: per step, over all ranks.
-        size_bytes: bytes read or sent, per step and rank; None for other rungs.
-    """
+    """A part of a step."""
 
     name: str
     turn: Steps
-    images: int
-    size_bytes: float | None = None
+    images: int  # per step, over all ranks
+    size_bytes: float | None = None  # read or sent, per step and rank; None for other rungs
 
 
 def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
     """Return the rungs that can be measured here, in order, and why others cannot, by name."""
-    resolved = t.resolved
+    resolved, world, split = t.resolved, t.resolved.world, t.resolved.split
     timed, missing = _data_rungs(resolved, images)
-    n = resolved.split.local_batch * resolved.world.size
+    n, px = split.local_batch * world.size, resolved.config.data.image_px
     synthetic = SyntheticBatches(
-        _samples(resolved, images), local_batch=resolved.split.local_batch,
-        out_px=resolved.config.data.image_px, device=resolved.world.device,
-    )  # fmt: skip
-    if resolved.world.on_gpu:
-        timed.append(_copy_rung(resolved, n))
+        _samples(resolved, images), local_batch=split.local_batch, out_px=px, device=world.device
+    )
+    if world.on_gpu:
+        pixels = torch.zeros((split.local_batch, px, px, 3), dtype=torch.uint8, pin_memory=True)
+        copy = _by_steps(lambda: pixels.to(world.device, non_blocking=True), resolved)
+        timed.append(Rung(COPY, copy, n, float(pixels.nbytes)))
     else:
         missing[COPY] = "no GPU: pixels are used where they are made"
     timed += _compute_rungs(t, synthetic, n)
-    if resolved.world.size > 1:
-        timed.append(_all_reduce_rung(resolved, bucket_sizes(t)))
+    if world.size > 1:
+        sizes = bucket_sizes(t)
+        buckets = [torch.zeros(size // 4, device=world.device) for size in sizes]
+        sums = _by_steps(lambda: [world.sum_(bucket) for bucket in buckets], resolved)
+        # Once per optimizer step, however many batches are accumulated.
+        timed.append(Rung(ALL_REDUCE, sums, split.global_batch, float(sum(sizes))))
     else:
         missing[ALL_REDUCE] = "one rank: nothing is sent"
     timed.append(_whole(DDP, t, synthetic))
@@ -99,15 +99,15 @@ def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
 
 def training_rung(t: Training, images: Images) -> Rung:
     """Return the rung of the whole step, on the images of the run's config."""
-    batches = _batches(t.resolved, images)
-    return _whole(EVERYTHING, t, batches, ahead=images.dataset is not None)
+    ahead = images.dataset is not None
+    return _whole(EVERYTHING, t, _batches(t.resolved, images), ahead=ahead)
 
 
 def _by_steps(
     step: Callable[[], Any],
     resolved: Resolved,
     *,
-    first: int = 0,
+    first: int = 1,
     begin: Callable[[], Any] = lambda: None,
     apart: bool = True,
 ) -> Steps:
@@ -142,23 +142,23 @@ def _by_steps(
 
 def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[str, str]]:
     """Return the rungs of reading, decoding and the loader, and why others are missing."""
-    dataset, n = images.dataset, resolved.split.local_batch * resolved.world.size
-    if dataset is None:
+    if (dataset := images.dataset) is None:
         return [], dict.fromkeys((READ_COLD, READ_WARM, DECODE, LOADER), "data.source is synthetic")
-    size = float(dataset.size_bytes.mean()) * resolved.split.local_batch
-    reading = _reading(resolved, images, dataset)
-    timed = [Rung(name, turn, n, size) for name, turn in reading.items()]
+    local_batch = resolved.split.local_batch
+    n, size = local_batch * resolved.world.size, float(dataset.size_bytes.mean()) * local_batch
+    timed = [
+        Rung(name, turn, n, size) for name, turn in _reading(resolved, images, dataset).items()
+    ]
     missing = {}
     # Batches that were prefetched while another rung was timed must not be timed.
     first = resolved.config.data.prefetch_batches + 1
-    decoding = resolved.loader.decoding(images, resolved.split)
-    if decoding is None:
-        missing[DECODE] = "data.source is not dali"
-    else:
+    if decoding := resolved.loader.decoding(images, resolved.split):
         # On a GPU only the end of all batches is waited for, so that single ones have no time.
-        on_cpu = resolved.loader.decode == "cpu"
-        turn = _by_steps(decoding.decode, resolved, first=first, apart=on_cpu)
-        timed.append(Rung(DECODE, turn, n))
+        apart = resolved.loader.decode == "cpu"
+        decode = _by_steps(decoding.decode, resolved, first=first, apart=apart)
+        timed.append(Rung(DECODE, decode, n))
+    else:
+        missing[DECODE] = "data.source is not dali"
     batches = _batches(resolved, images)
     timed.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
     return timed, missing
@@ -177,12 +177,11 @@ def _reading(resolved: Resolved, images: Images, dataset: Dataset) -> dict[str, 
         return Turn([], result.seconds, time.process_time() - began)
 
     def cold(steps: int) -> Turn:
-        """Read the next batches, after dropping them from the page cache."""
         last[:] = [id for batch in itertools.islice(samples, steps) for id in batch.ids.tolist()]
         return read(last, cold=True)
 
     def warm(steps: int) -> Turn:
-        """Read equally many images of those that `cold` read last."""
+        # As many images, of those that `cold` read last.
         ids = itertools.islice(itertools.cycle(last), steps * resolved.split.local_batch)
         return read(list(ids), cold=False)
 
@@ -197,14 +196,6 @@ def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
 
 def _batches(resolved: Resolved, images: Images) -> Iterator[Batch]:
     return resolved.loader.train(images, resolved.split, epoch=0, step=0, epochs=ENDLESS)
-
-
-def _copy_rung(resolved: Resolved, n: int) -> Rung:
-    px, device = resolved.config.data.image_px, resolved.world.device
-    shape = (resolved.split.local_batch, px, px, 3)
-    pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-    turn = _by_steps(lambda: pixels.to(device, non_blocking=True), resolved, first=1)
-    return Rung(COPY, turn, n, float(pixels.nbytes))
 
 
 def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
@@ -235,7 +226,7 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
 
     parts = {FORWARD: forward, BACKWARD: backward, OPTIMIZER: step}
     return [
-        Rung(name, _by_steps(part, t.resolved, first=1, begin=t.model.train), n)
+        Rung(name, _by_steps(part, t.resolved, begin=t.model.train), n)
         for name, part in parts.items()
     ]
 
@@ -246,20 +237,7 @@ def bucket_sizes(t: Training) -> list[int]:
         return []
     text = t.ddp._get_ddp_logging_data().get("rebuilt_bucket_sizes", "")
     sizes = [int(size) for size in str(text).split(",") if size.strip()]
-    bucket_mb = t.resolved.config.engine.bucket_mb
-    return sizes or probes.bucket_bytes(t.model.parameters(), bucket_mb)
-
-
-def _all_reduce_rung(resolved: Resolved, sizes: list[int]) -> Rung:
-    """Return the all-reduce rung: once per optimizer step, however many batches are accumulated."""
-    buckets = [torch.zeros(size // 4, device=resolved.world.device) for size in sizes]
-
-    def step() -> None:
-        for bucket in buckets:
-            resolved.world.sum_(bucket)
-
-    turn = _by_steps(step, resolved, first=1)
-    return Rung(ALL_REDUCE, turn, resolved.split.global_batch, float(sum(sizes)))
+    return sizes or probes.bucket_bytes(t.model.parameters(), t.resolved.config.engine.bucket_mb)
 
 
 def _whole(name: str, t: Training, batches: Iterator[Batch], *, ahead: bool = False) -> Rung:

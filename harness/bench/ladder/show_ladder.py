@@ -19,26 +19,20 @@ def run(config: cfg.Config, argv: Sequence[str], *, minutes: float, folder: Path
 
     Args:
         argv: the command line of the config.
-        minutes: see measure.
 
     Raises:
         BadInput: the config cannot be run here, or the folder cannot be written.
     """
     make_folder(folder)
-    measured = measure(config, minutes=minutes)
-    if measured is not None:
-        show(*measured, argv, folder)
-
-
-def show(ladder: Ladder, change: Change, argv: Sequence[str], folder: Path) -> None:
-    """Print a ladder, and write both files."""
+    if (measured := measure(config, minutes=minutes)) is None:
+        return
+    ladder, change = measured
     table = right_table(*HEAD)
     for rung in ladder.rungs:
         table.add_row(*_cells(rung))
     wide.print(table)
     report = lines(ladder, change, argv)
-    for line in report:
-        out.print(line)
+    out.print("\n".join(report))
     content = ladder.as_json() | {"first_change": change.text, "lines": report}
     write_both(folder / "ladder", content, lambda: _page(ladder, report))
 
@@ -66,14 +60,12 @@ def _number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
 
 def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
     """Return the report: the bottleneck, headroom, law, limits, and what to change first."""
-    rate, binds = ladder.rate, ladder.binds
-    without = ladder.without(binds)
-    off_pct = 100 * (ladder.predicted / rate - 1)
+    rate, without = ladder.rate, ladder.without(ladder.binds)
     report = [
-        f"binds: {binds}, {_bound_by(ladder)}"
+        f"binds: {ladder.binds}, {_bound_by(ladder)}"
         + (f"; without it: {without:,.0f} images/s" if without else ""),
         f"law: {ladder.law.in_words()}: {ladder.predicted:,.0f} images/s from the parts, "
-        f"{rate:,.0f} measured ({off_pct:+.1f} %)",
+        f"{rate:,.0f} measured ({100 * (ladder.predicted / rate - 1):+.1f} %)",
         f"limits: {ladder.peak}; of that the network's operations use {ladder.mfu_pct:.1f} % "
         f"(MFU), its bytes {ladder.memory_pct:.1f} % if all is fused",
     ]
@@ -82,8 +74,7 @@ def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
         for rung in ladder.rungs
         if rung.half_width_pct is not None and rung.half_width_pct > NARROW_PCT
     ]
-    once = [rung.name for rung in ladder.rungs if not rung.missing and rung.high is None]
-    if once:
+    if once := [rung.name for rung in ladder.rungs if not rung.missing and rung.high is None]:
         uncertain.append(f"{', '.join(once)} (one turn each)")
     if uncertain:
         report.append(
@@ -104,8 +95,8 @@ def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
 def _bound_by(ladder: Ladder) -> str:
     """Return the times or the rates of all parts, slowest first."""
     parts = sorted(ladder.parts_s.items(), key=lambda part: -part[1])
-    total_s = sum(ladder.parts_s.values())
     if ladder.law.shared:
+        total_s = sum(ladder.parts_s.values())
         return ", ".join(f"{part} {100 * s / total_s:.0f} %" for part, s in parts) + " of the time"
     rates = ", ".join(f"{part} {1 / s:,.0f}" for part, s in parts)
     return f"the slowest of {rates} images/s"

@@ -22,28 +22,20 @@ ENOUGH = 0.005
 LEAST_TURN_S, MOST_TURN_S = 1.0, 20.0
 
 Pair = tuple[float, float]
-
-
+"""Images per second of base and variant."""
 Start = Callable[[Variant, Path], VariantProcess]
 """Starts a variant; the file is for the output of its ranks."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The measurement of a variant against the base.
-
-    Attributes:
-        starts: for each start of both, pairs of images per second: of base and variant.
-        together: whether both ran at the same time; else each turn is a start of its own.
-        failed: why the variant could not be measured.
-        facts: what the variant reports about itself: graphs compiled, buckets, memory.
-    """
+    """The measurement of a variant against the base."""
 
     variant: Variant
-    starts: list[list[Pair]] = field(default_factory=list)
-    together: bool = True
-    failed: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    starts: list[list[Pair]] = field(default_factory=list)  # the pairs of each start of both
+    together: bool = True  # both ran at the same time; else each turn is a start of its own
+    failed: str | None = None  # why the variant could not be measured
+    facts: dict[str, Any] = field(default_factory=dict)  # see worker.py
 
     @property
     def pairs(self) -> list[Pair]:
@@ -84,18 +76,14 @@ class Base:
     """The base, which is started again with each variant that is compared with it.
 
     Both then run equally long: a process that has run for long differs a little in speed from one
-    that has just begun.
-
-    Args:
-        folder: for the output of the ranks.
+    that has just begun. The output of the ranks is written to the folder.
 
     Raises:
         VariantFailed: the base cannot be set up.
     """
 
     def __init__(self, variant: Variant, folder: Path, start: Start = VariantProcess) -> None:
-        self._variant, self._folder, self._start = variant, folder, start
-        self._logs = 0
+        self._variant, self._folder, self._start, self._logs = variant, folder, start, 0
         self.facts: dict[str, Any] = {}
         with self._alive(variant) as (process,):
             self.facts = process.facts
@@ -198,14 +186,11 @@ def _starts_to_come(left_s: float, set_up_s: float, done: int) -> int:
 def _pairs(
     base: VariantProcess, other: VariantProcess, share_s: float, *, single: bool
 ) -> list[Pair]:
-    """Measure the pairs of a start: two, or if it is the only start, as many as are needed.
-
-    The first turn of both is not counted, as it is slow.
-    """
+    """Measure the pairs of a start: two, or if it is the only start, as many as are needed."""
     until = time.perf_counter() + share_s
     turn_s = _turn_s(share_s, PAIRS if single else 2)
     for process in (base, other):
-        process.turn(LEAST_TURN_S)
+        process.turn(LEAST_TURN_S)  # not counted: the first turn is slow
     pairs: list[Pair] = []
     while True:
         first, second = (base, other) if len(pairs) % 2 == 0 else (other, base)

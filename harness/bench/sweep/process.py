@@ -59,8 +59,7 @@ class Connection:
             raise Gone(str(error)) from None
         if not line:
             raise Gone("the other side has ended")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return dict(json.loads(line))
 
     def close(self) -> None:
         """Close it; the other side learns of it."""
@@ -72,12 +71,7 @@ class Connection:
 
 
 class VariantFailed(RunFailed):
-    """A variant cannot be measured.
-
-    Attributes:
-        why: the reason, in a line without the variant's name.
-        memory: whether it did not fit into the device's memory.
-    """
+    """A variant cannot be measured; `why` in a line; `memory`: it did not fit into the device's."""
 
     def __init__(self, variant: Variant, why: str, *, memory: bool = False) -> None:
         super().__init__(f"{variant.name}: {why}")
@@ -85,11 +79,7 @@ class VariantFailed(RunFailed):
 
 
 class VariantProcess:
-    """A variant whose ranks have been started.
-
-    Args:
-        log: file for all that they print.
-    """
+    """A variant whose ranks have been started; all that they print is written to the log."""
 
     def __init__(self, variant: Variant, log: Path) -> None:
         self.variant, self._log = variant, log
@@ -131,9 +121,7 @@ class VariantProcess:
         self.facts = self._answer()
 
     def turn(self, turn_s: float) -> float:
-        """Train for about so many seconds; return images per second.
-
-        The first turn takes four steps more.
+        """Train for about so many seconds, the first time four steps more; return images/s.
 
         Raises:
             VariantFailed: its ranks ended.
@@ -155,11 +143,10 @@ class VariantProcess:
         self._server.close()
         for connection in self._connections:
             connection.close()
-        # Ranks end by themselves with their connection; torchrun ends its ranks on a signal.
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
+        # Ranks end by themselves, with their connection; torchrun ends its ranks on a signal.
+        for number in (0, signal.SIGTERM, signal.SIGKILL):  # 0 sends none
             with suppress(ProcessLookupError):
-                if number is not None:
-                    os.killpg(self._process.pid, number)
+                os.killpg(self._process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_S)
                 return
@@ -172,9 +159,8 @@ class VariantProcess:
             raise self._failed() from None
 
     def _answer(self) -> dict[str, Any]:
-        """Return the answer of rank 0, once all ranks have answered."""
         first, *_ = [self._recv(connection) for connection in self._connections]
-        return first
+        return first  # of rank 0, once all ranks have answered
 
     def _recv(self, connection: Connection) -> dict[str, Any]:
         try:
@@ -193,8 +179,7 @@ class VariantProcess:
                 failure = message if "error" in message else failure
         if failure is None:
             time.sleep(LOOK_S)  # for what is still being written
-            printed = self._log.read_text(errors="replace").split("\n")
-            lines = [line.strip() for line in printed if line.strip()]
-            failure = {"error": lines[-1] if lines else "its processes ended"}
+            lines = self._log.read_text(errors="replace").strip().split("\n")
+            failure = {"error": lines[-1].strip() or "its processes ended"}
         why = f"{failure['error']}; see {self._log}"
         return VariantFailed(self.variant, why, memory=bool(failure.get("memory")))

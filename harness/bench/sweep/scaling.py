@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -30,19 +31,13 @@ MEASURING = 0.4
 
 @dataclass
 class Cell:
-    """A number of ranks with a global batch.
+    """A number of ranks with a global batch."""
 
-    Attributes:
-        kinds: weak, if the local batch is that of the most ranks; strong, if the global batch is.
-        rates: images per second of all ranks, for each round.
-        failed: why it could not be measured.
-    """
-
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Kind, ...]  # weak: the local batch of the most ranks; strong: their global batch
     ranks: int
     global_batch: int
-    rates: list[float] = field(default_factory=list)
-    failed: str | None = None
+    rates: list[float] = field(default_factory=list)  # images/s of all ranks, for each round
+    failed: str | None = None  # why it could not be measured
 
     @property
     def images_per_second(self) -> float:
@@ -52,14 +47,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Throughput per rank divided by that of the fewest ranks; 1 is ideal.
-
-    Attributes:
-        low, high: 95 % interval over rounds; None after a single round.
-    """
+    """Throughput per rank divided by that of the fewest ranks; 1 is ideal."""
 
     value: float
-    low: float | None
+    low: float | None  # 95 % interval over rounds; None after a single round
     high: float | None
 
 
@@ -107,7 +98,6 @@ def measure(
 
     Args:
         until: when to end, as `time.perf_counter`; one cell is measured in any case.
-        folder: for the output of the ranks.
     """
     share_s = (until - time.perf_counter()) / (len(cells) * ROUNDS)
     turn_s = min(max(MEASURING * share_s, LEAST_TURN_S), MOST_TURN_S)
@@ -121,25 +111,19 @@ def measure(
                 _once(base, cell, turn_s, folder, start)
             longest_s = max(longest_s, time.perf_counter() - began)
         left = duration(max(0, until - time.perf_counter()))
-        known = ", ".join(
-            f"{count(cell.ranks, 'rank')} {cell.images_per_second:,.0f}"
-            for cell in cells
-            if cell.rates
-        )
-        out.print(f"round {done + 1}: {known}; at most {left} left")
+        known = [f"{count(c.ranks, 'rank')} {c.images_per_second:,.0f}" for c in cells if c.rates]
+        out.print(f"round {done + 1}: {', '.join(known)}; at most {left} left")
 
 
 def _once(base: Variant, cell: Cell, turn_s: float, folder: Path, start: Start) -> None:
     name = f"{count(cell.ranks, 'rank')}, global batch {cell.global_batch}"
     flags = {**base.flags, "train.global_batch": str(cell.global_batch)}
     variant = replace(base, name=name, ranks=cell.ranks, flags=flags)
+    log = folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log"
     try:
-        process = start(variant, folder / f"{cell.ranks}-ranks-batch-{cell.global_batch}.log")
-        try:
+        with closing(start(variant, log)) as process:
             process.ready()
             cell.rates.append(process.turn(turn_s))
-        finally:
-            process.close()
     except VariantFailed as error:
         cell.failed = error.why
         out.print(f"{error}")

@@ -1,7 +1,7 @@
 """Print scaling as a table, and write it as scaling.json and as a page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def run(
         BadInput: the config cannot be run here, or the folder cannot be written.
         RunFailed: nothing could be measured.
     """
-    config, until = load.load(base.all_args, prog="harness bench scaling"), end_of(minutes)
+    config, until = load.load(base.all_args), end_of(minutes)
     cells = cells_of(config, ranks)
     base = replace(base, flags=threads_of_each(config, min(max(ranks), per_node)))
     logs = make_folder(folder, "logs")
@@ -56,8 +56,7 @@ def show(cells: Sequence[Cell], base: Variant, folder: Path) -> None:
     for row in _rows(cells):
         table.add_row(*row)
     wide.print(table)
-    for line in (report := lines(cells)):
-        out.print(line)
+    out.print("\n".join(report := lines(cells)))
     content = {
         "words": base.all_args,
         "cells": [asdict(cell) for cell in cells],
@@ -73,18 +72,13 @@ def show(cells: Sequence[Cell], base: Variant, folder: Path) -> None:
 def _rows(cells: Sequence[Cell]) -> list[list[str]]:
     rows = []
     for kind in KINDS:
-        known = efficiencies(cells, kind)
-        of_kind = (cell for cell in cells if kind in cell.kinds)
-        for cell in sorted(of_kind, key=lambda cell: cell.ranks):
-            if (efficiency := known.get(cell.ranks)) is None:
-                continue
-            rate, fewest = cell.images_per_second, cell.ranks == min(known)
-            interval = () if fewest else (efficiency.low, efficiency.high)
-            percent = [f"{100 * e:.1f}" if e else "" for e in (efficiency.value, *interval)]
+        cell_of = {cell.ranks: cell for cell in cells if kind in cell.kinds}
+        for number, (ranks, efficiency) in enumerate(efficiencies(cells, kind).items()):
+            cell, rate = cell_of[ranks], cell_of[ranks].images_per_second
+            percent = [f"{100 * each:.1f}" if each else "" for each in astuple(efficiency)]
             rows.append([
-                str(cell.ranks), kind, f"{cell.global_batch:,}", f"{rate:,.0f}",
-                f"{rate / cell.ranks:,.1f}", *(["100", "", ""] if fewest else percent),
-                str(len(cell.rates)),
+                str(ranks), kind, f"{cell.global_batch:,}", f"{rate:,.0f}", f"{rate / ranks:,.1f}",
+                *(percent if number else ["100", "", ""]), str(len(cell.rates)),
             ])  # fmt: skip
     return rows
 
@@ -96,7 +90,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
         known = efficiencies(cells, kind)
         if len(known) > 1:
             fewest, most = min(known), max(known)
-            value, low, high = (known[most].value, known[most].low, known[most].high)
+            value, low, high = astuple(known[most])
             interval = f" ({100 * low:.1f} to {100 * high:.1f})" if low and high else ""
             report.append(
                 f"{kind}: {count(most, 'rank')} do {most / fewest * value:.2f} times the work of "

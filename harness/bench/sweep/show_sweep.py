@@ -21,9 +21,8 @@ from harness.bench.sweep.variant import Variant, read_variant
 from harness.bench.turns import TIME_OVER, end_of
 from harness.config import Config, load
 from harness.system.console import count, out, right_table, wide
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 
-_COUNTED = ("recompiles", "breaks", "buckets", "launches_per_step")
 HEAD = ("", "of the base", "from", "to", "images/s", "starts x pairs", "recompiles", "breaks",
         "buckets", "CUDA graphs", "GiB")  # fmt: skip
 MOST_FACTOR = 16
@@ -46,7 +45,7 @@ def run(
             written.
         VariantFailed: the base cannot be measured.
     """
-    config, until = load.load(base.all_args, prog="harness bench sweep"), end_of(minutes)
+    config, until = load.load(base.all_args), end_of(minutes)
     with TemporaryDirectory(prefix="harness-arms-") as checkouts:
         parsed = [read_variant(text, base, Path(checkouts)) for text in named]
         swept = sweep(
@@ -54,7 +53,7 @@ def run(
             until=until,
             folder=make_folder(folder, "logs"), may_change_result=may_change_result,
         )  # fmt: skip
-    show(swept, config, folder)
+    _show(swept, config, folder)
 
 
 def _known(base: Variant, config: Config, until: float, running: Base) -> list[Variant]:
@@ -79,8 +78,7 @@ def _larger(base: Variant, config: Config, factor: int) -> Variant:
     return replace(base, name=" ".join(f"{k}={v}" for k, v in flags.items()), flags=flags)
 
 
-def show(swept: Swept, config: Config, folder: Path) -> None:
-    """Print a sweep, and write both files."""
+def _show(swept: Swept, config: Config, folder: Path) -> None:
     table = right_table(*HEAD)
     table.columns[0].no_wrap = True
     for trial in (*swept.trials, *swept.finals):
@@ -94,21 +92,19 @@ def show(swept: Swept, config: Config, folder: Path) -> None:
         "best": None if swept.best is None else _as_json(swept.best),
     }
     write_json(folder / "sweep.json", content)
-    text = best_yaml(swept, config)
-    write_atomic(folder / "best.yaml", lambda part: part.write_text(text, encoding="utf-8"))
-    for line in lines(swept):
-        out.print(line)
+    write_text(folder / "best.yaml", best_yaml(swept, config))
+    out.print("\n".join(lines(swept)))
     out.print(f"\n{folder / 'sweep.json'}: all measurements; to train with the best settings:")
     out.print(f"  torchrun --nproc-per-node {swept.base.ranks} launch/train.py {folder}/best.yaml")
 
 
 def _cells(trial: Trial) -> list[str]:
-    facts, (low, high) = trial.facts, trial.interval
+    counted = [trial.facts.get(k) for k in ("recompiles", "breaks", "buckets", "launches_per_step")]
     return [
-        trial.variant.name + "*" * any(map(changes_learning, trial.variant.flags)),
-        *(f"{ratio:.3f}" for ratio in (trial.ratio, low, high)),
+        trial.variant.name + "*" * changes_learning(trial.variant.flags),
+        *(f"{ratio:.3f}" for ratio in (trial.ratio, *trial.interval)),
         f"{trial.images_per_second:,.0f}", f"{len(trial.starts)} x {len(trial.starts[0])}",
-        *(_cell(facts.get(key)) for key in _COUNTED), _cell(facts.get("memory_peak_gib"), ".1f"),
+        *map(_cell, counted), _cell(trial.facts.get("memory_peak_gib"), ".1f"),
     ]  # fmt: skip
 
 
@@ -120,19 +116,16 @@ def lines(swept: Swept) -> list[str]:
     """Return the report: variants that failed, warnings, and the best settings."""
     trials = [*swept.trials, *swept.finals]
     report = [f"{t.variant.name}: {result_line(t)}" for t in trials if t.failed is not None]
-    if any(changes_learning(key) for trial in trials for key in trial.variant.flags):
+    if any(changes_learning(trial.variant.flags) for trial in trials):
         report.append("*: may change the accuracy, not only the speed")
-    apart = ", ".join(trial.variant.name for trial in trials if not trial.together)
-    if apart:
+    if apart := ", ".join(trial.variant.name for trial in trials if not trial.together):
         report.append(f"did not fit into memory together with the base, so run alone: {apart}")
     held_back = [
         f"{trial.variant.name} ({trial.ratio:.2f})"
         for trial in swept.trials
-        if trial.is_faster and any(map(changes_learning, trial.variant.flags))
+        if trial.is_faster and changes_learning(trial.variant.flags)
     ]
-    if held_back and (
-        swept.best is None or not any(map(changes_learning, swept.best.variant.flags))
-    ):
+    if held_back and not (swept.best and changes_learning(swept.best.variant.flags)):
         report.append(
             f"faster, but may change the accuracy: {', '.join(held_back)}; "
             "--may-change-result allows them among the best"
@@ -144,22 +137,17 @@ def lines(swept: Swept) -> list[str]:
 
 
 def _no_best(swept: Swept) -> str:
-    """Return why there is no best variant."""
-    unknown = [trial for trial in (*swept.trials, *swept.finals) if trial.failed == TIME_OVER]
-    among = " among those measured, which time (--minutes) did not suffice for all of" * bool(
-        unknown
-    )
-    return f"no variant is certainly faster than the base{among}"
+    among = " among those measured, which time (--minutes) did not suffice for all of"
+    unknown = any(trial.failed == TIME_OVER for trial in (*swept.trials, *swept.finals))
+    return f"no variant is certainly faster than the base{among * unknown}"
 
 
 def best_yaml(swept: Swept, config: Config) -> str:
     """Return the best variant's config as YAML, with the measured gain in a comment at the top."""
-    best = swept.best
-    flags = dict(best.variant.flags) if best is not None else {}
-    result = load.load(best.variant.all_args) if best is not None else config
-    sections = result.model_dump(mode="json")
+    best, before = swept.best, cfg.flat(config)
+    variant = best.variant if best is not None else swept.base
+    sections = load.load(variant.all_args).model_dump(mode="json")
     sections["run"]["name"] = None  # so that training begins a new run
-    before = cfg.flat(config)
     head = [
         f"harness bench sweep, {datetime.now(UTC):%Y-%m-%d}, {socket.gethostname()}, "
         f"{count(swept.base.ranks, 'rank')}",
@@ -173,8 +161,9 @@ def best_yaml(swept: Swept, config: Config) -> str:
             f"(95 %: {low:.3f} to {high:.3f}; {count(len(best.starts), 'start')}, "
             f"{len(best.pairs)} pairs of turns)"
         )
-        head += [f"{key}: {value}, was {load.as_text(before[key])}" for key, value in flags.items()]
-    if any(map(changes_learning, flags)):
+        flags = variant.flags.items()
+        head += [f"{key}: {value}, was {load.as_text(before[key])}" for key, value in flags]
+    if changes_learning(variant.flags):
         head.append("these may change the accuracy: check it again")
     return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(sections, sort_keys=False)
 

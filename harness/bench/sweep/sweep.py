@@ -23,19 +23,12 @@ FINALS = 3
 
 @dataclass(frozen=True)
 class Swept:
-    """The result of a sweep.
+    """The result of a sweep."""
 
-    Attributes:
-        base: the run that the variants are compared with.
-        trials: one for each variant, in the order in which they were tried.
-        finals: new measurements of the winners: all together, and the best one alone.
-        best: the fastest final that is certainly faster than the base, if there is one.
-    """
-
-    base: Variant
-    trials: list[Trial]
-    finals: list[Trial]
-    best: Trial | None
+    base: Variant  # the run that the variants are compared with
+    trials: list[Trial]  # one for each variant, in the order in which they were tried
+    finals: list[Trial]  # new measurements of the winners: all together, and the best one alone
+    best: Trial | None  # the fastest final that is certainly faster than the base, if there is one
 
 
 def sweep(
@@ -50,17 +43,15 @@ def sweep(
     Args:
         variants: returns the variants to try, once the base is set up and its facts are known.
         until: when to end, as `time.perf_counter`.
-        folder: for the output of the ranks.
         may_change_result: whether a setting that may change the accuracy can win.
 
     Raises:
         VariantFailed: the base fails.
     """
     out.print(f"{base.name}: setting it up")
-    running = Base(base, folder, start)
+    tried = variants(running := Base(base, folder, start))
     trials: list[Trial] = []
     durations_s: list[float] = []
-    tried = variants(running)
 
     def measure(variant: Variant, share_s: float) -> Trial:
         began = time.perf_counter()
@@ -69,7 +60,10 @@ def sweep(
         return trial
 
     def wins(trial: Trial) -> bool:
-        return _wins(trial, base, may_change_result=may_change_result)
+        variant = trial.variant
+        settings = variant.flags and (variant.code, variant.python) == (base.code, base.python)
+        allowed = may_change_result or not changes_learning(variant.flags)
+        return bool(settings) and allowed and trial.is_faster and trial.ratio > LEAST_GAIN
 
     for done, variant in enumerate(tried):
         left_s = until - time.perf_counter()
@@ -96,14 +90,6 @@ def sweep(
         out.print(f"final, {variant.name}: {result_line(trial)}")
     faster = [trial for trial in finals if trial.is_faster]
     return Swept(base, trials, finals, max(faster, key=lambda trial: trial.ratio, default=None))
-
-
-def _wins(trial: Trial, base: Variant, *, may_change_result: bool) -> bool:
-    """Return whether a variant enters the finals: only settings, allowed, and fast enough."""
-    variant = trial.variant
-    settings = bool(variant.flags) and (variant.code, variant.python) == (base.code, base.python)
-    allowed = may_change_result or not any(map(changes_learning, variant.flags))
-    return settings and allowed and trial.is_faster and trial.ratio > LEAST_GAIN
 
 
 def _finalists(winners: Sequence[Trial]) -> list[Variant]:
@@ -138,20 +124,16 @@ def result_line(trial: Trial) -> str:
 def largest_batch(
     base: Base, variant: Callable[[int], Variant], most: int, until: float
 ) -> Variant | None:
-    """Return the variant with the largest power of two as its factor that fits into memory.
+    """Return the variant with the largest power of two as its factor that fits into memory, if any.
 
     Args:
         variant: returns the variant of a factor.
         most: the largest factor to try.
         until: when to end, as `time.perf_counter`; a factor of 2 is tried in any case.
-
-    Returns:
-        None if a factor of 2 does not fit.
     """
     largest, factor = None, 1
     for _ in rounds(most.bit_length() - 1, until):
-        factor *= 2
-        tried = variant(factor)
+        tried = variant(factor := 2 * factor)
         out.print(f"does {tried.name} fit into memory?")
         try:
             if not base.fits(tried):

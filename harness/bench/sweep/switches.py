@@ -1,6 +1,6 @@
 """List the settings, and their values, that a sweep tries when no variants are named."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from harness import config as cfg
@@ -13,34 +13,24 @@ _CHANGES_LEARNING = frozenset(
 """Settings that may change the result by more than rounding."""
 
 
-def changes_learning(key: str) -> bool:
-    """Return whether a setting may change the accuracy, not only the last bits."""
-    return key in _CHANGES_LEARNING
+def changes_learning(keys: Iterable[str]) -> bool:
+    """Return whether any of the settings may change the accuracy, not only the last bits."""
+    return not _CHANGES_LEARNING.isdisjoint(keys)
 
 
 def candidates(config: cfg.Config, ranks: int, facts: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the values to try for each setting, as text, without the one in use.
-
-    Args:
-        facts: what the base reports about itself, see worker.py.
-    """
-    current = {key: load.as_text(value) for key, value in cfg.flat(config).items()} | facts[
-        "came_to"
-    ]
-    tried = {}
-    for key, values in _all(config, ranks, current, facts):
-        others = [
-            value
-            for value in dict.fromkeys(values)
-            if value != current[key] and _fits(config, key, value)
-        ]
-        if others:
-            tried[key] = others
-    return tried
+    """Return the values to try for each setting, but for the one in use; facts as of worker.py."""
+    current = {key: load.as_text(value) for key, value in cfg.flat(config).items()}
+    current |= facts["came_to"]
+    tried = {
+        key: [value for value in values if value != current[key] and _fits(config, key, value)]
+        for key, values in _all(config, ranks, current, facts)
+    }
+    return {key: values for key, values in tried.items() if values}
 
 
 def _fits(config: cfg.Config, key: str, value: str) -> bool:
-    """Return whether the value agrees with the other settings of the config."""
+    # Whether the value agrees with the other settings.
     section, name = key.split(".")
     sections = config.model_dump()
     sections[section][name] = value
@@ -71,7 +61,10 @@ def _all(
             yield "data.decode", ["cpu", "split", "gpu"]
             if current["data.decode"] == "gpu":
                 yield "data.hw_decoder_load", ["0.0", "0.65", "0.9", "1.0"]
-        yield "data.threads", [str(n) for n in (cores, max(1, cores // 2), 2 * cores)]
+        yield (
+            "data.threads",
+            [str(n) for n in dict.fromkeys((cores, max(1, cores // 2), 2 * cores))],
+        )
         yield "data.prefetch_batches", ["1", "2", "4"]
         yield "data.read_ahead_batches", ["0", "4"]
     if ranks > 1:

@@ -1,6 +1,7 @@
 """A variant of a run: other settings, another Python environment, another commit; from --arm."""
 
 import io
+import itertools
 import os
 import shlex
 import subprocess
@@ -23,28 +24,24 @@ class Variant:
     """What is measured: a run's command line, on some ranks, by some Python and some code.
 
     Attributes:
-        args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
-        flags: more settings, `section.key` -> text, which override those of `args`.
-        code: the folder that holds the package `harness`.
         launch: command that starts ranks on several nodes; it takes their number, then Python's
             arguments, see slurm/ranks.sh. None: torchrun, on this node.
-        host: the name by which ranks on other nodes reach this process.
     """
 
     name: str
-    args: tuple[str, ...]
-    flags: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[str, ...]  # [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them
+    flags: Mapping[str, str] = field(default_factory=dict)  # section.key -> text, override `args`
     ranks: int = 1
     python: Path = Path(sys.executable)
-    code: Path = ROOT
+    code: Path = ROOT  # the folder that holds the package `harness`
     launch: tuple[str, ...] | None = None
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # the name by which ranks on other nodes reach this process
 
     @property
     def all_args(self) -> list[str]:
         """All arguments of launch/train.py: `args`, then `flags`."""
         flags = ((f"--{key.replace('_', '-')}", text) for key, text in self.flags.items())
-        return [*self.args, *(arg for flag in flags for arg in flag)]
+        return [*self.args, *itertools.chain(*flags)]
 
     def command(self, argument: str) -> list[str]:
         """Return the command that starts its ranks, with this argument for each."""
@@ -68,11 +65,9 @@ def worker_in(code: Path) -> str:
 
 
 def read_variant(text: str, base: Variant, folder: Path) -> Variant:
-    """Parse one or several of `section.key=value`, `python=PATH`, `commit=REV`.
+    """Apply one or several of `section.key=value`, `python=PATH`, `commit=REV` to the base.
 
-    Args:
-        base: the variant that the changes apply to.
-        folder: where to check out commits.
+    Commits are checked out into the folder.
 
     Raises:
         BadInput: another form, an invalid setting, or no such file or commit.
@@ -115,9 +110,8 @@ def _check_out(rev: str, folder: Path) -> Path:
 
 
 def _git(*args: str, rev: str) -> bytes:
-    command = ["git", "-C", str(ROOT), *args]
     try:
-        return subprocess.run(command, capture_output=True, check=True).stdout
+        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, check=True).stdout
     except OSError as error:
         raise BadInput(f"--arm commit={rev}: git: {error.strerror}") from None
     except subprocess.CalledProcessError as error:

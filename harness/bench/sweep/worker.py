@@ -32,11 +32,14 @@ def main() -> None:
     host, _, port = task["address"].rpartition(":")
     connection = Connection(socket.create_connection((host, int(port)), timeout=60))
     try:
-        serve(task["words"], task["token"], connection)
+        _serve(task["words"], task["token"], connection)
     except Gone:
         pass
     except BaseException as error:
-        connection.send(error=_one_line(error), memory=isinstance(error, torch.OutOfMemoryError))
+        line = " ".join(str(error).split())
+        if not isinstance(error, HarnessError):
+            line = f"{type(error).__name__}: {line}"
+        connection.send(error=line, memory=isinstance(error, torch.OutOfMemoryError))
         raise
     finally:
         connection.close()
@@ -45,12 +48,8 @@ def main() -> None:
     os._exit(0)
 
 
-def serve(args: list[str], token: str, connection: Connection) -> None:
-    """Set a run up, send its facts, and answer each request for a turn.
-
-    Raises:
-        Gone: the sweep has closed the connection.
-    """
+def _serve(args: list[str], token: str, connection: Connection) -> None:
+    """Set a run up, send its facts, and answer each request for a turn."""
     config = load.load(args, prog="harness bench")
     world = world_of_bench(config.engine.backend)
     connection.send(token=token, rank=world.rank)
@@ -67,17 +66,10 @@ def serve(args: list[str], token: str, connection: Connection) -> None:
             steps = world.from_main(max(1, min(MOST_STEPS, round(turn_s / per_step_s))))
             slowest_s = max(world.gather(rung.turn(steps).seconds))
             counts = setup.graph_counts()
-            connection.send(
-                images_per_second=rung.images * steps / slowest_s,
-                recompiles=counts["graphs"] - warm, breaks=counts["breaks"],
-            )  # fmt: skip
+            recompiles, rate = counts["graphs"] - warm, rung.images * steps / slowest_s
+            connection.send(images_per_second=rate, recompiles=recompiles, breaks=counts["breaks"])
         launches = _launches(run.t, rung)
         connection.send(launches_per_step=launches, memory_peak_gib=memory_peak_gib(world))
-
-
-def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    return message if isinstance(error, HarnessError) else f"{type(error).__name__}: {message}"
 
 
 def _facts(run: Opened) -> dict[str, Any]:
