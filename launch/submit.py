@@ -109,7 +109,7 @@ def submit(argv: Sequence[str]) -> int:
     plan = sweep.plan(settings, args.sweep, args.seeds, time.strftime("%Y%m%d-%H%M%S"))
     for config in plan.runs:
         if config.run.mode == "train":
-            per_rank(config.train.global_batch, args.nodes * options.ranks_per_node(args))
+            per_rank(config.train.global_batch, args.nodes * args.ranks_per_node)
         if config.run.dry_run:
             raise BadInput("run.dry_run: --dry-run shows the plan and submits nothing")
     if args.local and args.nodes > 1:
@@ -201,7 +201,7 @@ def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
 
 def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
     """Print what was queued, its folders and logs, and what to type next."""
-    ranks = options.ranks_per_node(args)
+    ranks = args.ranks_per_node
     kind = "GPU" if args.gpus_per_node else "CPU rank"
     job = jobs[0].split("_")[0]
     rows = [
@@ -228,7 +228,7 @@ def _run_local(plan: Plan, args: argparse.Namespace) -> int:
     with _config_files(plan, args) as works:
         executor = LocalExecutor(plan.folder)
     executor.update_parameters(
-        gpus_per_node=args.gpus_per_node, tasks_per_node=options.ranks_per_node(args),
+        gpus_per_node=args.gpus_per_node, tasks_per_node=args.ranks_per_node,
         timeout_min=args.time, signal_delay_s=args.signal_delay_s, stderr_to_stdout=True,
     )  # fmt: skip
     codes = [_run_one(executor, work) for work in works]

@@ -63,8 +63,7 @@ def test_nothing_is_said_twice_or_needlessly(more: dict[str, str]) -> None:
     ],
 )
 def test_the_first_and_the_last_host_of_a_list(nodes: str, first: str, last: str) -> None:
-    assert slurm.first_host(nodes) == first
-    assert slurm.last_host(nodes) == last
+    assert slurm.end_hosts(nodes) == (first, last)
 
 
 def own_address() -> tuple[str, str]:
