@@ -58,12 +58,22 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     _add_options(parser)
     options, settings = parser.parse_known_args(argv)
-    known = [name for action in parser._actions for name in action.option_strings]
     for argument in settings:
         option = argument.split("=")[0]
         if option.startswith("--") and "." not in option:  # a setting has a section
-            raise BadInput(f"{option}: no such option{load.nearest(option, known)}")
-    _check(options)
+            nearest = load.nearest(option, list(parser._option_string_actions))
+            raise BadInput(f"{option}: no such option{nearest}")
+    if options.gpus_per_node < 0:
+        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
+    if options.gpus_per_node and options.tasks_per_node != 1:
+        raise BadInput(
+            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
+        )
+    if options.signal_delay_s >= 60 * options.time:
+        raise BadInput(
+            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
+            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
+        )
     options.ranks_per_node = options.gpus_per_node or options.tasks_per_node
     return options, settings
 
@@ -118,20 +128,6 @@ def minutes(text: str) -> int:
     if not (seconds := sum(float(number) * _SECONDS[unit] for unit, number in parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 8h, 90m or 1-12:00:00")
     return math.ceil(seconds / 60)
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.gpus_per_node < 0:
-        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
-    if options.gpus_per_node and options.tasks_per_node != 1:
-        raise BadInput(
-            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
-        )
-    if options.signal_delay_s >= 60 * options.time:
-        raise BadInput(
-            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
-            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
-        )
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:

@@ -42,7 +42,6 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     """Return all runs of a submission, each checked.
 
     Args:
-        argv: the arguments for launch/train.py.
         sweeps: `section.key=VALUE,VALUE`; several give all combinations.
         seeds: number of seeds, beginning with the run's own.
         stamp: the time, which makes names unique.

@@ -54,15 +54,14 @@ def explained(error: BaseException) -> tuple[int, str]:
     """Return the exit code and one line for an error; prints the traceback of an unknown one."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted before anything was done"
-    if known := errors.explained(error):
-        return known
-    traceback.print_exception(error)
-    return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    if (known := errors.explained(error)) is None:
+        traceback.print_exception(error)
+        known = EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    return known[0], " ".join(known[1].split())  # line breaks of a value must not break the line
 
 
 def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
     """Print the message if this rank is the first to fail, of many with the same error; exit."""
-    message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         rank_log.tell_torchrun(message)
     if first and rank_log.speaks_first():
@@ -70,9 +69,13 @@ def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> 
     elif code == EXIT_FAILED:
         rank = os.environ.get("RANK", "0")
         print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: threads of a broken process group or loader could hold sys.exit for minutes."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
     os._exit(code)
 
 
