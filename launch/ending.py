@@ -37,9 +37,6 @@ from harness.logging import rank_log
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals of Slurm, or of a user: save, and continue in a later start."""
-LAST_LINES = 20
-KILL_S = 600
-"""Time in which Slurm kills the script of a requeued job, s."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def main() -> None:
     if requeued:
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        time.sleep(KILL_S)  # an exit before Slurm's kill would complete the job
+        time.sleep(600)  # until Slurm kills this: an exit before would complete the job
     sys.exit(EXIT_GOOD if requeued else code)
 
 
@@ -216,7 +213,7 @@ def _print_end(folder: Path, job: str, note: Note | None, verdict: Verdict) -> N
         logs = [rank_log.path_of(run, note.rank), folder / f"{job}_{note.rank}_log.out"]
         newest = max(filter(Path.exists, logs), key=lambda log: log.stat().st_mtime, default=None)
         lines = newest.read_text(errors="replace").splitlines() if newest else []
-        print("\n".join(f"    {line}" for line in lines[-LAST_LINES:]))
+        print("\n".join(f"    {line}" for line in lines[-20:]))
     who = f"rank {note.rank} on {note.host}: " if note and note.rank >= 0 else ""
     print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}")
     if not verdict.again:

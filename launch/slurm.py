@@ -50,26 +50,17 @@ def end_hosts(nodes: str) -> tuple[str, str]:
 
 
 def network(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return GLOO_SOCKET_IFNAME, as it is set or from `interface`; empty if there is none.
+    """Return GLOO_SOCKET_IFNAME, if it is not set: the interface to the step's other nodes.
 
     By default gloo listens on the host name's address: on Debian 127.0.1.1, which other nodes
-    cannot reach.
-    """
-    name = environ.get("GLOO_SOCKET_IFNAME") or interface(environ)
-    return {"GLOO_SOCKET_IFNAME": name} if name else {}
-
-
-def interface(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the interface to the step's first node, or on that node itself, to its last.
-
-    Empty if there is no other node, or none can be reached.
+    cannot reach. Empty if there is no other node, or none can be reached.
     """
     nodes = environ.get("SLURM_STEP_NODELIST", "")
     first, last = end_hosts(nodes) if nodes else ("", "")
-    if first == last:
-        return ""
+    if environ.get("GLOO_SOCKET_IFNAME") or first == last:
+        return {}
     name = interface_to(last if environ.get("SLURM_NODEID") == "0" else first)
-    return "" if name == "lo" else name
+    return {} if name in ("", "lo") else {"GLOO_SOCKET_IFNAME": name}
 
 
 def interface_to(host: str) -> str:
@@ -111,4 +102,4 @@ def free_port(first: int) -> int:
 
 
 if __name__ == "__main__":
-    print(interface() if sys.argv[1:] == ["interface"] else free_port(port()))
+    print("".join(network().values()) if sys.argv[1:] == ["interface"] else free_port(port()))

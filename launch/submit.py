@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 
 # Run as a file, a checkout needs no installation of itself.
@@ -34,6 +35,7 @@ from launch.sweep import Plan
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@dataclass
 class Work(Checkpointable):  # type: ignore[misc]
     """Run one task of a job, with the rank that Slurm or the local executor gave it.
 
@@ -43,8 +45,8 @@ class Work(Checkpointable):  # type: ignore[misc]
     is still running.
     """
 
-    def __init__(self, config: Path, *, on_gpu: bool) -> None:
-        self.config, self.on_gpu = config, on_gpu
+    config: Path
+    on_gpu: bool
 
     def __call__(self) -> None:
         """Train to the end; on an error the process exits and this does not return."""
@@ -67,15 +69,6 @@ class Slurm(SlurmExecutor):  # type: ignore[misc]
     def affinity(cls) -> int:
         """Return that this executor is available; _queue checks for sbatch itself."""
         return 2
-
-
-def main() -> None:
-    """Check, then submit, print or run the job; an error is one line and an exit code."""
-    try:
-        sys.exit(submit(sys.argv[1:]))
-    except HarnessError as error:
-        err.print(f"error: {' '.join(str(error).split())}")
-        sys.exit(error.exit_code)
 
 
 def submit(argv: Sequence[str]) -> int:
@@ -182,7 +175,8 @@ def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
     ranks = count(args.ranks_per_node, "GPU" if args.gpus_per_node else "CPU rank")
     size = f"{count(len(jobs), 'run')} on {count(args.nodes, 'node')} x {ranks}"
     rows = [("job", f"{job}: {size}, up to {duration(60 * args.time)} at a time")]
-    for name, folder in zip(jobs, plan.run_folders, strict=True):
+    for name, config in zip(jobs, plan.runs, strict=True):
+        folder = Path(config.run.root, str(config.run.name))
         log = JobPaths(plan.folder, name, 0).stdout
         rows += [("run", str(folder)), ("log", str(log))]
     rows += [
@@ -254,4 +248,8 @@ if __name__ == "__main__":
     # Import by name, so that jobs can unpickle Work: pickled from here it would be __main__.Work.
     from launch import submit as by_name
 
-    by_name.main()
+    try:
+        sys.exit(by_name.submit(sys.argv[1:]))
+    except HarnessError as error:
+        err.print(f"error: {' '.join(str(error).split())}")
+        sys.exit(error.exit_code)

@@ -28,11 +28,6 @@ class Plan:
         return Path(self.runs[0].run.root) / "_submitted" / self.name
 
     @property
-    def run_folders(self) -> list[Path]:
-        """The run folder of each run."""
-        return [Path(config.run.root) / str(config.run.name) for config in self.runs]
-
-    @property
     def config_files(self) -> list[Path]:
         """The file for the checked config of each run."""
         return [self.folder.absolute() / f"config_{index}.yaml" for index in range(len(self.runs))]
@@ -70,12 +65,8 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     return Plan(stem, name if name.endswith(stamp) else f"{name}-{stamp}", runs)
 
 
-Axis = list[tuple[str, str]]
-"""The values of one setting: (section.key, value)."""
-
-
-def _axis(text: str) -> Axis:
-    """Parse `section.key=VALUE,VALUE`; `;` separates values that are lists themselves."""
+def _axis(text: str) -> list[tuple[str, str]]:
+    """Parse `section.key=VALUE,VALUE` into pairs; `;` separates values that are lists."""
     key, equals, values = text.partition("=")
     key = key.removeprefix("--").replace("-", "_")
     field = dict(fields()).get(key)

@@ -27,8 +27,7 @@ def main() -> None:
         work(sys.argv[1:])
     except Preempted as stopped:
         # torchrun restarts after any other code. Job scripts read the run folder's `state` instead.
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        code = EXIT_GOOD if under_torchrun else stopped.exit_code
+        code = EXIT_GOOD if "TORCHELASTIC_RUN_ID" in os.environ else stopped.exit_code
         _end(code, f"{stopped}; the same command goes on", kind="")
     except (Exception, KeyboardInterrupt) as error:
         code, message = explained(error)
@@ -67,8 +66,8 @@ def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> 
     if first and rank_log.speaks_first():
         rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
-        rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
+        who = f"rank {os.environ.get('RANK', '0')}"
+        print(f"{who}: ended after another rank had failed: {message}", file=sys.stderr)
     leave(code)
 
 

@@ -17,9 +17,6 @@ from harness.errors import EXIT_FAILED, BadInput, HarnessError, Preempted, Secon
 from harness.system.process import CAUGHT
 from launch import ending, slurm, train
 
-LEAVE_S = 10.0
-"""Seconds that a rank has to end by itself after another rank has ended."""
-
 
 def work(config: Path, note: Path, *, on_gpu: bool, local: bool) -> None:
     """Train to the end; on an error write the note and exit this process.
@@ -80,5 +77,5 @@ def _end_with_others(note: Path) -> None:
     """Exit this rank once another one has ended, whatever this one waits for."""
     while not note.exists():
         time.sleep(1.0)
-    time.sleep(LEAVE_S)
+    time.sleep(10.0)  # in which it may end by itself
     os._exit(EXIT_FAILED)
