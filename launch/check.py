@@ -15,17 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.config import load
 from harness.errors import HarnessError
 
-
-def main() -> None:
-    """Print the run folder, or the error and exit with its code."""
+if __name__ == "__main__":
     try:
-        config = load.load(sys.argv[1:], prog="python launch/check.py")
+        run = load.load(sys.argv[1:], prog="python launch/check.py").run
+        print(Path(run.root, str(run.name)))
     except HarnessError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    assert config.run.name is not None
-    print(Path(config.run.root) / config.run.name)
-
-
-if __name__ == "__main__":
-    main()

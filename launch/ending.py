@@ -37,38 +37,26 @@ from harness.logging import rank_log
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals of Slurm, or of a user: save, and continue in a later start."""
-LAST_LINES = 20
-KILL_S = 600
-"""Time in which Slurm kills the script of a requeued job, s."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """How the rank that ended first has ended; it writes this as JSON.
+    """How the rank that ended first has ended; it writes this as JSON."""
 
-    Attributes:
-        rank: -1 if no rank could write a note.
-        signal: the signal that stopped it, after saving; None if it failed.
-        known: whether the harness names the reason, so that another start would fail the same way.
-    """
-
-    rank: int
+    rank: int  # -1 if no rank could write a note
     host: str
     code: int
     message: str
-    signal: int | None = None
-    known: bool = False
+    signal: int | None = None  # that stopped it, after saving; None if it failed
+    known: bool = False  # whether the harness names the reason: another start would fail alike
 
 
 class Job(NamedTuple):
-    """A job: its name as submitit writes it, which of its starts this is, from 0, what Slurm says.
+    """A job, and which of its starts this is."""
 
-    `fields` are those of `scontrol show job`; empty if Slurm does not answer.
-    """
-
-    name: str
-    start: int
-    fields: Mapping[str, str]
+    name: str  # as submitit writes it: 12, or 12_3
+    start: int  # from 0
+    fields: Mapping[str, str]  # of `scontrol show job`; empty if Slurm does not answer
 
 
 class Limits(NamedTuple):
@@ -86,7 +74,7 @@ class Verdict(NamedTuple):
 
 
 def note_path(folder: Path, job: str, start: int) -> Path:
-    """Return the file of the note about one start; `job` is as submitit names it: 12, or 12_3."""
+    """Return the file of the note about one start of a job."""
     return folder / f"{job}_start-{start}.json"
 
 
@@ -108,32 +96,25 @@ def read_note(path: Path) -> Note | None:
 def decide(
     code: int, note: Note | None, job: Mapping[str, str], failures: int, limits: Limits
 ) -> Verdict:
-    """Decide whether the job is requeued.
-
-    Args:
-        code: exit code of srun.
-        job: the fields of `scontrol show job`.
-        failures: how many earlier starts failed.
-    """
-    stopped_by = note.signal if note else _killed_by(code)
-    by_cluster = stopped_by in OF_THE_CLUSTER or _preempted(job)
+    """Decide whether the job is requeued, after srun's exit code and so many failed starts."""
     if code == EXIT_GOOD:
-        return Verdict(again=False, why="finished")
+        return Verdict(False, "finished")
     if job.get("JobState") != "RUNNING":
-        return Verdict(again=False, why=f"ended by Slurm ({job.get('JobState', 'gone')})")
+        return Verdict(False, f"ended by Slurm ({job.get('JobState', 'gone')})")
     if note and note.known:
-        return Verdict(again=False, why="would end the same way again")
-    if by_cluster and int(job.get("Restarts", 0)) >= limits.requeues:
-        return Verdict(
-            again=False, why=f"requeued {limits.requeues} times already (--max-requeues)"
-        )
-    if by_cluster:
-        return Verdict(again=True, why="back into the queue, to continue")
+        return Verdict(False, "would end the same way again")
+    stopped_by = note.signal if note else _killed_by(code)
+    # Slurm itself does not requeue a preempted job that ends before its kill.
+    preempted = job.get("PreemptTime", "None")[:1].isdigit()
+    if stopped_by in OF_THE_CLUSTER or preempted:
+        if int(job.get("Restarts", 0)) >= limits.requeues:
+            return Verdict(False, f"requeued {limits.requeues} times already (--max-requeues)")
+        return Verdict(True, "back into the queue, to continue")
     if note and note.signal is not None:
-        return Verdict(again=False, why="stopped by a user's signal")
+        return Verdict(False, "stopped by a user's signal")
     if failures < limits.restarts:
-        return Verdict(again=True, why=f"restart {failures + 1} of {limits.restarts}")
-    return Verdict(again=False, why=f"failed {failures + 1} times (--max-restarts)")
+        return Verdict(True, f"restart {failures + 1} of {limits.restarts}")
+    return Verdict(False, f"failed {failures + 1} times (--max-restarts)")
 
 
 def main() -> None:
@@ -155,23 +136,26 @@ def main() -> None:
     sys.stdout.flush()  # as Slurm kills this process when it requeues the job
     requeued = job.fields.get("JobState") in ("PENDING", "REQUEUED")  # by Slurm or a user
     if again:
-        requeued = subprocess.run(["scontrol", "requeue", job.name], check=False).returncode == 0
+        requeued = subprocess.run(["scontrol", "requeue", job.name]).returncode == 0
     if requeued:
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        time.sleep(KILL_S)  # an exit before Slurm's kill would complete the job
+        time.sleep(600)  # until Slurm kills this: an exit before would complete the job
     sys.exit(EXIT_GOOD if requeued else code)
 
 
 def _end_submitted(folder: Path, code: int, job: Job, limits: Limits) -> tuple[int, bool]:
     """Print how a job of submit.py ended; return its exit code, and whether to requeue it."""
-    notes = [read_note(note_path(folder, job.name, number)) for number in range(job.start + 1)]
-    note = notes.pop()
-    failures = sum(past is not None and past.signal is None for past in notes)
-    if note is None and code and _killed_by(code) not in OF_THE_CLUSTER:
-        note = _of_killed(code)
-        # Later starts count it as a failure.
-        write_note(note_path(folder, job.name, job.start), note)
+    paths = [note_path(folder, job.name, number) for number in range(job.start + 1)]
+    *earlier, note = map(read_note, paths)
+    failures = sum(past is not None and past.signal is None for past in earlier)
+    killer = _killed_by(code)
+    if note is None and code and killer not in OF_THE_CLUSTER:
+        how = f"killed by {killer.name}" if killer else f"exit code {code}"
+        out_of_memory = " (out of memory? see sacct)" if killer == signal.SIGKILL else ""
+        # In place of the rank's own, whom srun's lines in the log name.
+        note = Note(-1, "", code, f"a rank ended without a message: {how}{out_of_memory}")
+        write_note(paths[-1], note)  # later starts count it as a failure
     verdict = decide(code, note, job.fields, failures, limits)
     if note and code:
         code = note.code  # srun's is the highest, often that of a rank that was killed afterwards
@@ -207,14 +191,9 @@ def _this_job() -> Job:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "show", "job", "--oneliner", job]
-    shown = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    fields = dict(field.split("=", 1) for field in shown.stdout.split() if "=" in field)
+    words = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.split()
+    fields = dict(word.split("=", 1) for word in words if "=" in word)
     return Job(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0), fields)
-
-
-def _preempted(job: Mapping[str, str]) -> bool:
-    """Return whether the job is preempted: Slurm does not requeue one that ends before its kill."""
-    return job.get("PreemptTime", "None")[:1].isdigit()
 
 
 def _killed_by(code: int) -> signal.Signals | None:
@@ -223,38 +202,23 @@ def _killed_by(code: int) -> signal.Signals | None:
     return None
 
 
-def _of_killed(code: int) -> Note:
-    """Return a note in place of the rank that was killed; srun's lines in the log name it."""
-    by = f"killed by {killer.name}" if (killer := _killed_by(code)) else f"exit code {code}"
-    out_of_memory = " (out of memory? see sacct)" if killer == signal.SIGKILL else ""
-    return Note(-1, "", code or EXIT_FAILED, f"a rank ended without a message: {by}{out_of_memory}")
-
-
 def _print_end(folder: Path, job: str, note: Note | None, verdict: Verdict) -> None:
     """Print which rank ended first and how, with its last lines, at the end of the job's log."""
-    run = _run_folder(folder)
+    config = folder / f"config_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}.yaml"
+    named = load.read_yaml(config)["run"]
+    run = Path(named["root"], named["name"])
     if note and note.rank > 0 and note.signal is None:
         print(f"--- rank {note.rank} on {note.host} failed first; its last lines:")
         # A rank has its own log once there is a run folder; earlier output is in submitit's.
         logs = [rank_log.path_of(run, note.rank), folder / f"{job}_{note.rank}_log.out"]
         newest = max(filter(Path.exists, logs), key=lambda log: log.stat().st_mtime, default=None)
         lines = newest.read_text(errors="replace").splitlines() if newest else []
-        print("\n".join(f"    {line}" for line in lines[-LAST_LINES:]))
+        print("\n".join(f"    {line}" for line in lines[-20:]))
     who = f"rank {note.rank} on {note.host}: " if note and note.rank >= 0 else ""
     print(f"job {job}: {who}{note.message + ': ' if note else ''}{verdict.why}")
     if not verdict.again:
         print(f"to see the run: harness show {run}")
-        print(f"to continue in its run folder, submit it again: {_config(folder)}")
-
-
-def _config(folder: Path) -> Path:
-    """Return the config file written at submission for this job, or this task of an array."""
-    return folder / f"config_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}.yaml"
-
-
-def _run_folder(folder: Path) -> Path:
-    run = load.read_yaml(_config(folder))["run"]
-    return Path(str(run["root"]), str(run["name"]))
+        print(f"to continue in its run folder, submit it again: {config}")
 
 
 if __name__ == "__main__":

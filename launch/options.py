@@ -30,8 +30,15 @@ requeued, and continues in the same run folder and W&B run. `scancel JOB` saves 
 `scancel --signal USR2 JOB` saves and requeues it.
 """
 
-_UNITS = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
-_SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_TIMES = (
+    # 8h, 1d12h, 1.5h; then Slurm's forms: 90, 30:30; 8:00:00; 1-12, 1-12:30, 1-12:30:00
+    "".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?){unit})?" for unit in "dhms"),
+    r"(?P<m>\d+)(?::(?P<s>\d+))?",
+    r"(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)",
+    r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+))?(?::(?P<s>\d+))?",
+)
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_AS_SBATCH = ("partition", "account", "qos", "constraint", "exclude")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -49,19 +56,46 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_resources(parser)
     _add_options(parser)
     options, settings = parser.parse_known_args(argv)
-    known = [name for action in parser._actions for name in action.option_strings]
     for argument in settings:
         option = argument.split("=")[0]
         if option.startswith("--") and "." not in option:  # a setting has a section
-            raise BadInput(f"{option}: no such option{load.nearest(option, known)}")
-    _check(options)
+            nearest = load.nearest(option, list(parser._option_string_actions))
+            raise BadInput(f"{option}: no such option{nearest}")
+    if options.gpus_per_node < 0:
+        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
+    if options.gpus_per_node and options.tasks_per_node != 1:
+        raise BadInput(
+            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
+        )
+    if options.signal_delay_s >= 60 * options.time:
+        raise BadInput(
+            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
+            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
+        )
+    options.ranks_per_node = options.gpus_per_node or options.tasks_per_node
     return options, settings
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("resources").add_argument
+    add("--nodes", type=count, default=1, metavar="N", help="number of nodes (default 1)")
+    add("--gpus-per-node", type=int, default=8, metavar="N",
+        help="GPUs per node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
+    add("--tasks-per-node", type=count, default=1, metavar="N",
+        help="ranks per node without GPUs (default 1)")  # fmt: skip
+    add("--time", type=minutes, default=24 * 60, metavar="TIME",
+        help="time limit of one start, before which the job saves and is requeued: 8h, 90m, "
+        "1d12h, or as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
+    add("--cpus-per-task", type=count, metavar="N",
+        help="CPU cores per rank, on nodes shared with other jobs; by default the job has its "
+        "nodes to itself, with all their cores and memory")  # fmt: skip
+    add("--mem", metavar="SIZE", help="memory per node, such as 200G")
+    for name in _AS_SBATCH:
+        add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
+    add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
+        help="any other option of sbatch, such as --slurm reservation=may; repeatable")  # fmt: skip
     add = parser.add_argument_group("several runs").add_argument
     add("--seeds", type=count, default=1, metavar="N",
         help="number of runs, with seeds from run.seed on")  # fmt: skip
@@ -83,97 +117,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--local", action="store_true", help="run on this machine, now, without Slurm")
 
 
-def _add_resources(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("resources").add_argument
-    add("--nodes", type=count, default=1, metavar="N", help="number of nodes (default 1)")
-    add("--gpus-per-node", type=int, default=8, metavar="N",
-        help="GPUs per node, with one rank each (default 8); 0: ranks on the CPU")  # fmt: skip
-    add("--tasks-per-node", type=count, default=1, metavar="N",
-        help="ranks per node without GPUs (default 1)")  # fmt: skip
-    add("--time", type=minutes, default=24 * 60, metavar="TIME",
-        help="time limit of one start, before which the job saves and is requeued: 8h, 90m, "
-        "1d12h, or as Slurm writes it, 1-12:00:00 (default 24h)")  # fmt: skip
-    add("--cpus-per-task", type=count, metavar="N",
-        help="CPU cores per rank, on nodes shared with other jobs; by default the job has its "
-        "nodes to itself, with all their cores and memory")  # fmt: skip
-    add("--mem", metavar="SIZE", help="memory per node, such as 200G")
-    for name in ("partition", "account", "qos", "constraint", "exclude"):
-        add(f"--{name}", metavar=name.upper(), help=f"as sbatch's --{name}")
-    add("--slurm", action="append", default=[], metavar="KEY[=VALUE]",
-        help="any other option of sbatch, such as --slurm reservation=may; repeatable")  # fmt: skip
-
-
 def minutes(text: str) -> int:
     """Parse a time limit into minutes, rounded up: `8h`, `90m`, `1d12h`, or any form of Slurm's.
 
     Raises:
         ArgumentTypeError: it has neither form, or is 0.
     """
-    if text and (units := _UNITS.fullmatch(text)):
-        days, hours, mins, seconds = (float(part or 0) for part in units.groups())
-    elif slurm := _SLURM.fullmatch(text):
-        days, hours, mins, seconds = _from_slurm(*slurm.groups())
-    else:
-        days = hours = mins = seconds = 0
-    if not (total := math.ceil(days * 24 * 60 + hours * 60 + mins + seconds / 60)):
+    found = next(filter(None, (re.fullmatch(form, text) for form in _TIMES)), None)
+    parts = found.groupdict(default="0").items() if found else ()
+    if not (seconds := sum(float(number) * _SECONDS[unit] for unit, number in parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 8h, 90m or 1-12:00:00")
-    return total
-
-
-def _from_slurm(
-    days: str | None, first: str, second: str | None, third: str | None
-) -> tuple[float, float, float, float]:
-    """Return days, hours, minutes, seconds of MIN, MIN:SEC, H:MIN:SEC, DAY-H[:MIN[:SEC]]."""
-    numbers = [float(part) for part in (first, second, third) if part is not None]
-    if days is None and len(numbers) < 3:
-        numbers.insert(0, 0)
-    hours, mins, seconds = (*numbers, 0, 0)[:3]
-    return float(days or 0), hours, mins, seconds
-
-
-def ranks_per_node(options: argparse.Namespace) -> int:
-    """Return the ranks per node: one per GPU, or without GPUs --tasks-per-node."""
-    return int(options.gpus_per_node or options.tasks_per_node)
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Check that the options do not contradict each other.
-
-    Raises:
-        BadInput: they do.
-    """
-    if options.gpus_per_node < 0:
-        raise BadInput(f"--gpus-per-node: must be at least 0, not {options.gpus_per_node}")
-    if options.gpus_per_node and options.tasks_per_node != 1:
-        raise BadInput(
-            "--tasks-per-node: there is one rank per GPU; without GPUs add --gpus-per-node 0"
-        )
-    if options.signal_delay_s >= 60 * options.time:
-        raise BadInput(
-            f"--signal-delay-s: a job of {options.time} min cannot be told to save "
-            f"{options.signal_delay_s} s before its end; give a longer --time, or a shorter delay"
-        )
+    return math.ceil(seconds / 60)
 
 
 def parameters(options: argparse.Namespace) -> dict[str, Any]:
     """Return sbatch's parameters, named as in submitit's SlurmExecutor."""
-    tasks = ranks_per_node(options)
     other = dict(text.split("=", 1) if "=" in text else (text, True) for text in options.slurm)
     exclusive = options.cpus_per_task is None
-    named = {
-        "nodes": options.nodes,
-        "ntasks_per_node": tasks,
+    same = ("nodes", "cpus_per_task", "time", "signal_delay_s", *_AS_SBATCH)
+    named = {name: getattr(options, name) for name in same} | {
+        "ntasks_per_node": options.ranks_per_node,
         "gpus_per_node": options.gpus_per_node or None,
-        "cpus_per_task": options.cpus_per_task,
         "exclusive": exclusive or None,
         "mem": options.mem or ("0" if exclusive else None),  # 0: all memory of the node
-        "time": options.time,
-        "signal_delay_s": options.signal_delay_s,
-        "partition": options.partition,
-        "account": options.account,
-        "qos": options.qos,
-        "constraint": options.constraint,
-        "exclude": options.exclude,
         # Some sites do not requeue a job after a node failure by default.
         "additional_parameters": {"requeue": True, **other},
     }

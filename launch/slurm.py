@@ -12,11 +12,10 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 FIRST_PORT, PORTS = 20_000, 12_000
 """The range of ports to use: below those of outgoing connections, which begin at 32,768."""
-SIOCGIFADDR = 0x8915
-"""Linux's request for an interface's IPv4 address: netdevice(7)."""
 
 
 def identity(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -30,7 +29,7 @@ def identity(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         "LOCAL_RANK": environ["SLURM_LOCALID"],
         "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
         "LOCAL_WORLD_SIZE": str(tasks[int(environ["SLURM_NODEID"])]),
-        "MASTER_ADDR": first_host(environ["SLURM_STEP_NODELIST"]),
+        "MASTER_ADDR": end_hosts(environ["SLURM_STEP_NODELIST"])[0],
         "MASTER_PORT": str(port(environ)),
     }
 
@@ -41,62 +40,46 @@ def tasks_per_node(text: str) -> list[int]:
     return [int(tasks) for tasks, times in parts for _ in range(int(times or 1))]
 
 
-def first_host(nodes: str) -> str:
-    """Return the first node of Slurm's list: gpu07 of `gpu[07-09,12],login1`."""
-    # A name ends at a comma outside brackets; the first number in brackets at a comma, - or ].
-    name = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
-    assert name, f"SLURM_STEP_NODELIST: {nodes!r} names no node"
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", name[0])
-
-
-def last_host(nodes: str) -> str:
-    """Return the last node of the same list: login1."""
-    name = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes)[-1]
-    return re.sub(r"\[(?:[^\]]*[,-])?([^\],-]+)\]", r"\1", name)
+def end_hosts(nodes: str) -> tuple[str, str]:
+    """Return the first and last node of Slurm's list: gpu07, login1 of `gpu[07-09,12],login1`."""
+    # A name ends at a comma outside brackets; a number in brackets at a comma, - or ].
+    names = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    assert names, f"SLURM_STEP_NODELIST: {nodes!r} names no node"
+    first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", names[0])
+    return first, re.sub(r"\[(?:[^\]]*[,-])?([^\],-]+)\]", r"\1", names[-1])
 
 
 def network(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return GLOO_SOCKET_IFNAME, as it is set or from `interface`; empty if there is none.
+    """Return GLOO_SOCKET_IFNAME, if it is not set: the interface to the step's other nodes.
 
     By default gloo listens on the host name's address: on Debian 127.0.1.1, which other nodes
-    cannot reach.
-    """
-    name = environ.get("GLOO_SOCKET_IFNAME") or interface(environ)
-    return {"GLOO_SOCKET_IFNAME": name} if name else {}
-
-
-def interface(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the interface to the step's first node, or on that node itself, to its last.
-
-    Empty if there is no other node, or none can be reached.
+    cannot reach. Empty if there is no other node, or none can be reached.
     """
     nodes = environ.get("SLURM_STEP_NODELIST", "")
-    first, last = (first_host(nodes), last_host(nodes)) if nodes else ("", "")
-    if first == last:
-        return ""
+    first, last = end_hosts(nodes) if nodes else ("", "")
+    if environ.get("GLOO_SOCKET_IFNAME") or first == last:
+        return {}
     name = interface_to(last if environ.get("SLURM_NODEID") == "0" else first)
-    return "" if name == "lo" else name
+    return {} if name in ("", "lo") else {"GLOO_SOCKET_IFNAME": name}
 
 
 def interface_to(host: str) -> str:
     """Return the name of the interface that IPv4 uses for a host; empty if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, FIRST_PORT))  # sends nothing
-        except OSError:
-            return ""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, FIRST_PORT))  # sends nothing
         source = probe.getsockname()[0]
         names = (name for _, name in socket.if_nameindex())
         return next((name for name in names if address(probe, name) == source), "")
+    return ""
 
 
 def address(probe: socket.socket, name: str) -> str:
     """Return an interface's IPv4 address; empty if it has none."""
-    try:
-        reply = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("40s", name.encode()))
-    except OSError:
-        return ""
-    return socket.inet_ntoa(reply[20:24])
+    siocgifaddr = 0x8915  # Linux's request for it: netdevice(7)
+    with suppress(OSError):
+        reply = fcntl.ioctl(probe, siocgifaddr, struct.pack("40s", name.encode()))
+        return socket.inet_ntoa(reply[20:24])
+    return ""
 
 
 def port(environ: Mapping[str, str] = os.environ) -> int:
@@ -112,16 +95,11 @@ def port(environ: Mapping[str, str] = os.environ) -> int:
 def free_port(first: int) -> int:
     """Return the first port from `first` on that is free on this node; exit if 100 are taken."""
     for candidate in range(first, first + 100):
-        with socket.socket() as probe:
-            # As servers do, so that connections in TIME_WAIT do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", candidate))
-            except OSError:
-                continue
+        # A server's connections in TIME_WAIT do not count.
+        with suppress(OSError), socket.create_server(("", candidate)):
             return candidate
     sys.exit(f"error: ports {first} to {first + 99} are all taken on {socket.gethostname()}")
 
 
 if __name__ == "__main__":
-    print(interface() if sys.argv[1:] == ["interface"] else free_port(port()))
+    print("".join(network().values()) if sys.argv[1:] == ["interface"] else free_port(port()))

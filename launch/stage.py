@@ -24,7 +24,7 @@ from filelock import FileLock
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness.config import Config, load
+from harness.config import load
 from harness.errors import BadInput, HarnessError, RunFailed
 from harness.system.console import count, out
 from harness.system.progress import in_parallel
@@ -76,15 +76,12 @@ def stage(source: Path, root: Path) -> Path:
 
 def _changes(source: Path, copy: Path, names: Sequence[str]) -> list[int | None]:
     """Return, for each change that rsync would make, the bytes to copy; None if there are none."""
-
-    def changes_in(name: str) -> list[str]:
-        return _rsync(source, copy, name, "--dry-run", "--out-format=%i %l").splitlines()
-
+    look = partial(_rsync, ("--dry-run", "--out-format=%i %l"), source, copy)
     try:
-        listed = in_parallel(changes_in, names, threads=THREADS, what=f"looking at {source}")
-        changes = [line.split() for lines in listed for line in lines]
+        listed = [*in_parallel(look, names, threads=THREADS, what=f"looking at {source}")]
     except RunFailed as error:
         raise BadInput(f"{error}; cannot be staged") from None
+    changes = (line.split() for lines in listed for line in lines.splitlines())
     return [int(size) if kind.startswith(">f") else None for kind, size in changes]
 
 
@@ -97,20 +94,16 @@ def _copy(source: Path, part: Path, names: Sequence[str]) -> None:
             "free some space, or unset HARNESS_STAGE"
         )
     began = time.monotonic()
-    copy = partial(_rsync, source, part)
+    copy = partial(_rsync, (), source, part)
     list(in_parallel(copy, names, threads=THREADS, what=f"copying {source}"))
     # Then delete what the source no longer has, and set the folder's time, a key of the index.
-    _rsync(source, part, "", "--no-recursive", "--dirs")
+    _rsync(("--no-recursive", "--dirs"), source, part, "")
     rate = needed / 2**20 / max(time.monotonic() - began, 1e-3)
     out.print(f"{source}: {count(len(sizes), 'file')} copied, {rate:,.0f} MiB/s")
 
 
-def _rsync(source: Path, copy: Path, name: str, *options: str) -> str:
-    """Copy a file or folder of the source, or all of it if `name` is empty; return rsync's output.
-
-    Raises:
-        RunFailed: rsync failed; its first line says why.
-    """
+def _rsync(options: tuple[str, ...], source: Path, copy: Path, name: str) -> str:
+    """Copy a file or folder of the source, or all of it without a name; return rsync's output."""
     paths = [os.path.abspath(source / name) + ("" if name else "/"), f"{os.path.abspath(copy)}/"]
     command = [*RSYNC, *options, "--", *paths]
     done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape")
@@ -141,14 +134,6 @@ def _differing(source: Path, copy: Path) -> list[str]:
     return [path for path, result in zip(files, results, strict=True) if result]
 
 
-def _folders_of(config: Config) -> dict[str, Path]:
-    """Return the folders of images that the run reads, by their flags."""
-    if config.data.source == "synthetic":
-        return {}
-    given = {"--data.train": config.data.train, "--data.val": config.data.val}
-    return {flag: Path(name) for flag, name in given.items() if name and name != "demo"}
-
-
 def main() -> None:
     """Stage the images, and print the flags for training on the copies."""
     argv = sys.argv[1:]
@@ -158,7 +143,11 @@ def main() -> None:
         root, argv, flags_to = Path(argv[0]), argv[1:], None
         if argv[:1] == ["--flags-to"]:
             flags_to, argv = Path(argv[1]), argv[2:]
-        folders = _folders_of(load.load(argv, prog="python launch/stage.py FOLDER"))
+        data = load.load(argv, prog="python launch/stage.py FOLDER").data
+        given = {"--data.train": data.train, "--data.val": data.val}
+        if data.source == "synthetic":
+            given = {}
+        folders = {flag: Path(name) for flag, name in given.items() if name and name != "demo"}
         copies = {path: stage(path, root) for path in set(folders.values())}
         flags = [part for flag, path in folders.items() for part in (flag, str(copies[path]))]
     except HarnessError as error:

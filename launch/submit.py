@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 
 # Run as a file, a checkout needs no installation of itself.
@@ -26,13 +27,7 @@ from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
 from harness.config import load
 from harness.config.rules import per_rank
-from harness.errors import (
-    EXIT_FAILED,
-    EXIT_GOOD,
-    EXIT_INTERRUPTED,
-    BadInput,
-    HarnessError,
-)
+from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, BadInput, HarnessError
 from harness.system.console import count, duration, err, out
 from launch import ending, options, slurm, sweep, worker
 from launch.sweep import Plan
@@ -40,6 +35,7 @@ from launch.sweep import Plan
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@dataclass
 class Work(Checkpointable):  # type: ignore[misc]
     """Run one task of a job, with the rank that Slurm or the local executor gave it.
 
@@ -49,36 +45,25 @@ class Work(Checkpointable):  # type: ignore[misc]
     is still running.
     """
 
-    def __init__(self, config: Path, *, on_gpu: bool) -> None:
-        self.config, self.on_gpu = config, on_gpu
+    config: Path
+    on_gpu: bool
 
     def __call__(self) -> None:
         """Train to the end; on an error the process exits and this does not return."""
         job = JobEnvironment()
         start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        note = ending.note_path(job.paths.folder, job.job_id, start)
         # Each job and each of its starts gets another port, below those of outgoing connections.
-        environ = {**os.environ, "SLURM_JOB_ID": job.raw_job_id}
-        os.environ["MASTER_PORT"] = str(slurm.port(environ))
+        port = slurm.port({**os.environ, "SLURM_JOB_ID": job.raw_job_id})
+        os.environ["MASTER_PORT"] = str(port)
         # All GPUs stay visible, as NCCL needs it; World picks the one of this rank. Overwrite, as
         # Slurm passes on the environment of the submitting shell, which may be in another job.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        worker.work(
-            self.config,
-            ending.note_path(job.paths.folder, job.job_id, start),
-            rank=job.global_rank,
-            on_gpu=self.on_gpu,
-            watch=job.cluster == "local",
-        )
+        worker.work(self.config, note, on_gpu=self.on_gpu, local=job.cluster == "local")
 
 
 class Slurm(SlurmExecutor):  # type: ignore[misc]
-    """Submitit's executor, which can also show what it would submit, without Slurm too."""
-
-    def script(self, runs: int) -> str:
-        """Return the script that sbatch would get for so many runs."""
-        copy = Slurm(self.folder)
-        copy.parameters = self.parameters | ({"map_count": runs} if runs > 1 else {})
-        return str(copy._make_submission_file_text(copy._submitit_command_str, ""))
+    """Submitit's executor, which can be had without Slurm too, for --dry-run."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -86,21 +71,8 @@ class Slurm(SlurmExecutor):  # type: ignore[misc]
         return 2
 
 
-def main() -> None:
-    """Check, then submit, print or run the job; an error is one line and an exit code."""
-    try:
-        code = submit(sys.argv[1:])
-    except HarnessError as error:
-        err.print(f"error: {' '.join(str(error).split())}")
-        code = error.exit_code
-    sys.exit(code)
-
-
 def submit(argv: Sequence[str]) -> int:
-    """Submit the runs of a command line, or with --dry-run or --local print or run them.
-
-    Returns:
-        The exit code.
+    """Submit, print (--dry-run) or run (--local) a command line's runs; return the exit code.
 
     Raises:
         BadInput: something is wrong; nothing has been queued, and no file is left behind.
@@ -109,16 +81,19 @@ def submit(argv: Sequence[str]) -> int:
     plan = sweep.plan(settings, args.sweep, args.seeds, time.strftime("%Y%m%d-%H%M%S"))
     for config in plan.runs:
         if config.run.mode == "train":
-            per_rank(config.train.global_batch, args.nodes * options.ranks_per_node(args))
+            per_rank(config.train.global_batch, args.nodes * args.ranks_per_node)
         if config.run.dry_run:
             raise BadInput("run.dry_run: --dry-run shows the plan and submits nothing")
     if args.local and args.nodes > 1:
         raise BadInput("--local: runs on this machine only; leave out --nodes")
     executor = _executor(plan, args)
     if args.dry_run:
-        out.print(executor.script(len(plan.runs)))
-        one = len(plan.runs) == 1
-        _print_jobs(plan, args, ["JOB"] if one else [f"JOB_{n}" for n in range(len(plan.runs))])
+        jobs = ["JOB"]
+        if len(plan.runs) > 1:
+            jobs = [f"JOB_{index}" for index in range(len(plan.runs))]
+            executor.parameters["map_count"] = len(jobs)
+        out.print(executor._make_submission_file_text(executor._submitit_command_str, ""))
+        _print_jobs(plan, args, jobs)
         return EXIT_GOOD
     if args.local:
         return _run_local(plan, args)
@@ -126,12 +101,11 @@ def submit(argv: Sequence[str]) -> int:
 
 
 def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
-    """Return the executor, with all parameters of sbatch and srun; writes nothing to disk."""
     end = shlex.join([
         sys.executable, str(ROOT / "launch" / "ending.py"), str(plan.folder.absolute()),
         f"--max-restarts={args.max_restarts}", f"--max-requeues={args.max_requeues}",
     ])  # fmt: skip
-    executor = Slurm(plan.folder)
+    executor = Slurm(plan.folder)  # writes nothing to disk
     executor.update_parameters(
         job_name=plan.stem,
         array_parallelism=args.parallel,
@@ -160,9 +134,8 @@ def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
 def _queue(plan: Plan, args: argparse.Namespace, executor: Slurm) -> int:
     """Queue one job, or one job array; remove all files again if Slurm refuses it."""
     if shutil.which("sbatch") is None:
-        raise BadInput(
-            "sbatch: not found; submit on a login node, or run on this machine with --local"
-        )
+        advice = "submit on a login node, or run on this machine with --local"
+        raise BadInput(f"sbatch: not found; {advice}")
     with _config_files(plan, args) as works:
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints there what it also raises
@@ -182,14 +155,11 @@ def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
     """
     try:
         plan.folder.mkdir(parents=True)
-    except FileExistsError:
-        raise BadInput(
-            f"{plan.folder}: already submitted in this second; submit it again"
-        ) from None
     except OSError as error:
-        raise BadInput(
-            f"{plan.folder}: {error.strerror}; set --run.root to a folder you can write"
-        ) from None
+        why = f"{error.strerror}; set --run.root to a folder you can write"
+        if isinstance(error, FileExistsError):
+            why = "already submitted in this second; submit it again"
+        raise BadInput(f"{plan.folder}: {why}") from None
     try:
         for config, file in zip(plan.runs, plan.config_files, strict=True):
             file.write_text(load.dump(config), encoding="utf-8")
@@ -201,14 +171,12 @@ def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
 
 def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
     """Print what was queued, its folders and logs, and what to type next."""
-    ranks = options.ranks_per_node(args)
-    kind = "GPU" if args.gpus_per_node else "CPU rank"
     job = jobs[0].split("_")[0]
-    rows = [
-        ("job", f"{job}: {count(len(jobs), 'run')} on {count(args.nodes, 'node')} x "
-         f"{count(ranks, kind)}, up to {duration(60 * args.time)} at a time"),
-    ]  # fmt: skip
-    for name, folder in zip(jobs, plan.run_folders, strict=True):
+    ranks = count(args.ranks_per_node, "GPU" if args.gpus_per_node else "CPU rank")
+    size = f"{count(len(jobs), 'run')} on {count(args.nodes, 'node')} x {ranks}"
+    rows = [("job", f"{job}: {size}, up to {duration(60 * args.time)} at a time")]
+    for name, config in zip(jobs, plan.runs, strict=True):
+        folder = Path(config.run.root, str(config.run.name))
         log = JobPaths(plan.folder, name, 0).stdout
         rows += [("run", str(folder)), ("log", str(log))]
     rows += [
@@ -222,13 +190,12 @@ def _print_jobs(plan: Plan, args: argparse.Namespace, jobs: list[str]) -> None:
 
 def _run_local(plan: Plan, args: argparse.Namespace) -> int:
     """Run the runs in turn by submitit's local executor; return the first nonzero exit code."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    )
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     with _config_files(plan, args) as works:
         executor = LocalExecutor(plan.folder)
     executor.update_parameters(
-        gpus_per_node=args.gpus_per_node, tasks_per_node=options.ranks_per_node(args),
+        gpus_per_node=args.gpus_per_node, tasks_per_node=args.ranks_per_node,
         timeout_min=args.time, signal_delay_s=args.signal_delay_s, stderr_to_stdout=True,
     )  # fmt: skip
     codes = [_run_one(executor, work) for work in works]
@@ -247,9 +214,8 @@ def _run_one(executor: LocalExecutor, work: Work) -> int:
         _follow(job, note)
         ended = ending.read_note(note)
         if ended is None:
-            tasks = range(job.num_tasks)
-            good = all(job.task(task).paths.result_pickle.exists() for task in tasks)
-            return EXIT_GOOD if good else EXIT_FAILED
+            results = [job.task(rank).paths.result_pickle for rank in range(job.num_tasks)]
+            return EXIT_GOOD if all(map(Path.exists, results)) else EXIT_FAILED
         err.print(f"rank {ended.rank}: {ended.message}")
         if ended.signal not in ending.OF_THE_CLUSTER:
             err.print(f"to continue in its run folder, submit {work.config} with the same options")
@@ -259,31 +225,31 @@ def _run_one(executor: LocalExecutor, work: Work) -> int:
 def _follow(job: Job[None], note: Path) -> None:
     """Print rank 0's log until all ranks have ended; pass signals on to the ranks."""
     signal.signal(signal.SIGTERM, lambda number, _: os.kill(int(job.job_id), number))
-    log, offset, interrupted = job.paths.stdout, 0, False
-    while True:
-        ended = job.done()
-        try:
-            if log.exists():
-                with log.open("rb") as file:
-                    file.seek(offset)
-                    out.file.write(file.read().decode(errors="replace"))
-                    offset = file.tell()
-            if ended:
-                return
-            time.sleep(0.2)
-        except KeyboardInterrupt:
-            if interrupted:  # the second Ctrl-C: ranks end without saving when they see the note
-                ending.write_note(
-                    note, ending.Note(0, "", EXIT_INTERRUPTED, "interrupted", signal.SIGINT)
-                )
-            err.print(
-                "stopping once the ranks have saved; press Ctrl-C again to end them without saving"
-            )
-            interrupted = True
+    job.paths.stdout.touch()  # submitit appends to it
+    interrupted = False
+    with job.paths.stdout.open(errors="replace", newline="") as log:
+        while True:
+            try:
+                ended = job.done()
+                out.file.write(log.read())
+                if ended:
+                    return
+                time.sleep(0.2)
+            except KeyboardInterrupt:
+                if interrupted:  # the second Ctrl-C: ranks end without saving, seeing the note
+                    by_hand = ending.Note(0, "", EXIT_INTERRUPTED, "interrupted", signal.SIGINT)
+                    ending.write_note(note, by_hand)
+                err.print("stopping once the ranks have saved; "
+                          "press Ctrl-C again to end them without saving")  # fmt: skip
+                interrupted = True
 
 
 if __name__ == "__main__":
     # Import by name, so that jobs can unpickle Work: pickled from here it would be __main__.Work.
     from launch import submit as by_name
 
-    by_name.main()
+    try:
+        sys.exit(by_name.submit(sys.argv[1:]))
+    except HarnessError as error:
+        err.print(f"error: {' '.join(str(error).split())}")
+        sys.exit(error.exit_code)

@@ -10,19 +10,15 @@ from typing import get_origin
 from harness.config import Config, fields, load
 from harness.errors import BadInput
 
+PROG = "python launch/submit.py"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of one submission.
+    """All runs of one submission, each as its checked config."""
 
-    Attributes:
-        stem: the config's name, which all runs share.
-        name: of this submission and its folder.
-        runs: the checked config of each run.
-    """
-
-    stem: str
-    name: str
+    stem: str  # of the config's file, which all runs share
+    name: str  # of this submission and its folder
     runs: list[Config]
 
     @property
@@ -30,11 +26,6 @@ class Plan:
         """The folder of the submitted configs and logs, next to the run folders."""
         # Names of runs cannot begin with `_`.
         return Path(self.runs[0].run.root) / "_submitted" / self.name
-
-    @property
-    def run_folders(self) -> list[Path]:
-        """The run folder of each run."""
-        return [Path(config.run.root) / str(config.run.name) for config in self.runs]
 
     @property
     def config_files(self) -> list[Path]:
@@ -46,7 +37,6 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     """Return all runs of a submission, each checked.
 
     Args:
-        argv: the arguments for launch/train.py.
         sweeps: `section.key=VALUE,VALUE`; several give all combinations.
         seeds: number of seeds, beginning with the run's own.
         stamp: the time, which makes names unique.
@@ -59,52 +49,41 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     if seeds > 1:
         first = base.run.seed
         axes.append([("run.seed", str(seed)) for seed in range(first, first + seeds)])
-    _check_axes(axes)
-    runs = [_run(argv, point, stamp) for point in itertools.product(*axes)]
+    keys = [axis[0][0] for axis in axes]
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        raise BadInput(f"--sweep {repeated[0]}: is varied twice (--seeds varies run.seed)")
+    points = [*itertools.product(*axes)]
+    runs = [_run(argv, point, stamp) for point in points]
     if len({config.run.name for config in runs}) < len(runs):  # run.name was given: make it unique
-        runs = [
-            _named(config, f"{config.run.name}-{_label(point, seed=True)}")
-            for config, point in zip(runs, itertools.product(*axes), strict=True)
-        ]
-    if len({config.run.name for config in runs}) < len(runs):
-        raise BadInput("--sweep: gives the same run twice; give every value once")
+        names = [f"{base.run.name}-{_label(point, seed=True)}" for point in points]
+        if len(set(names)) < len(names):
+            raise BadInput("--sweep: gives the same run twice; give every value once")
+        runs = [_run([*argv, f"--run.name={name}"], point, stamp)
+                for name, point in zip(names, points, strict=True)]  # fmt: skip
     stem = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "quickstart"
     name = str(runs[0].run.name) if len(runs) == 1 else stem
     return Plan(stem, name if name.endswith(stamp) else f"{name}-{stamp}", runs)
 
 
-PROG = "python launch/submit.py"
-
-Axis = list[tuple[str, str]]
-"""The values of one setting: (section.key, value)."""
-
-
-def _axis(text: str) -> Axis:
-    """Parse `section.key=VALUE,VALUE`; `;` separates values that are lists themselves."""
+def _axis(text: str) -> list[tuple[str, str]]:
+    """Parse `section.key=VALUE,VALUE` into pairs; `;` separates values that are lists."""
     key, equals, values = text.partition("=")
     key = key.removeprefix("--").replace("-", "_")
-    known = dict(fields())
+    field = dict(fields()).get(key)
     if not equals or not values:
         raise BadInput(f"--sweep {text}: write it as section.key=VALUE,VALUE")
-    if key in known and get_origin(known[key].annotation) is tuple and ";" not in values:
+    if field and get_origin(field.annotation) is tuple and ";" not in values:
         raise BadInput(f"--sweep {key}: is a list; separate its values with ;, as in '30,60;40,80'")
+    if key in ("run.name", "run.root"):
+        raise BadInput(
+            f"--sweep {key}: runs are named by the varied settings; vary another setting"
+        )
     return [(key, value) for value in values.split(";" if ";" in values else ",")]
-
-
-def _check_axes(axes: Sequence[Axis]) -> None:
-    keys = [axis[0][0] for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise BadInput(f"--sweep {key}: is varied twice (--seeds varies run.seed)")
-        if key in ("run.name", "run.root"):
-            raise BadInput(
-                f"--sweep {key}: runs are named by the varied settings; vary another setting"
-            )
 
 
 def _run(argv: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> Config:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in point]
-    label = "-".join([*filter(None, [_label(point)]), stamp])
+    label = "-".join(filter(None, [_label(point), stamp]))
     return load.load([*argv, *flags], prog=PROG, label=label)
 
 
@@ -116,7 +95,3 @@ def _label(point: Sequence[tuple[str, str]], *, seed: bool = False) -> str:
         if seed or key != "run.seed"
     ]
     return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
-
-
-def _named(config: Config, name: str) -> Config:
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})

@@ -27,8 +27,7 @@ def main() -> None:
         work(sys.argv[1:])
     except Preempted as stopped:
         # torchrun restarts after any other code. Job scripts read the run folder's `state` instead.
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        code = EXIT_GOOD if under_torchrun else stopped.exit_code
+        code = EXIT_GOOD if "TORCHELASTIC_RUN_ID" in os.environ else stopped.exit_code
         _end(code, f"{stopped}; the same command goes on", kind="")
     except (Exception, KeyboardInterrupt) as error:
         code, message = explained(error)
@@ -54,25 +53,28 @@ def explained(error: BaseException) -> tuple[int, str]:
     """Return the exit code and one line for an error; prints the traceback of an unknown one."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted before anything was done"
-    if known := errors.explained(error):
-        return known
-    traceback.print_exception(error)
-    return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    if (known := errors.explained(error)) is None:
+        traceback.print_exception(error)
+        known = EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    return known[0], " ".join(known[1].split())  # line breaks of a value must not break the line
 
 
 def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
     """Print the message if this rank is the first to fail, of many with the same error; exit."""
-    message = " ".join(message.split())  # a value given with line breaks must not break the line
     if code:
         rank_log.tell_torchrun(message)
     if first and rank_log.speaks_first():
         rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
-        rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: ended after another rank had failed: {message}", file=sys.stderr)
+        who = f"rank {os.environ.get('RANK', '0')}"
+        print(f"{who}: ended after another rank had failed: {message}", file=sys.stderr)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: threads of a broken process group or loader could hold sys.exit for minutes."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: threads of a broken process group or loader could hold the process for minutes.
     os._exit(code)
 
 

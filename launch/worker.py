@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import NoReturn
 
 from harness.config import load
@@ -15,24 +17,18 @@ from harness.errors import EXIT_FAILED, BadInput, HarnessError, Preempted, Secon
 from harness.system.process import CAUGHT
 from launch import ending, slurm, train
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-LEAVE_S = 10.0
-"""Seconds that a rank has to end by itself after another rank has ended."""
 
-
-def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> None:
+def work(config: Path, note: Path, *, on_gpu: bool, local: bool) -> None:
     """Train to the end; on an error write the note and exit this process.
 
     Args:
-        config: the file written when the job was submitted.
         note: the file for how the rank that ends first has ended (see ending.Note).
         on_gpu: whether a GPU was requested, so that a missing one is an error.
-        watch: end this rank when another one ends, where no srun does so: in a local run, which
-            also skips the doctor.
+        local: whether no srun is there to end all ranks when one ends; the doctor is left out.
     """
     for number in CAUGHT:  # until the harness handles them, and saves first
-        signal.signal(number, lambda number, _: _end_early(note, rank, number))
-    if watch:
+        signal.signal(number, partial(_end_early, note))
+    if local:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
     os.environ.update(slurm.network())
     try:
@@ -42,35 +38,23 @@ def work(config: Path, note: Path, *, rank: int, on_gpu: bool, watch: bool) -> N
 
             # Raises without a GPU: on the CPU this would train for days.
             distributed.from_environment("cuda", backend=engine.backend)
-        if not watch and os.environ.get("HARNESS_PREFLIGHT") != "off":
-            _check_nodes(config)
+        if not local and os.environ.get("HARNESS_PREFLIGHT") != "off":
+            # On all ranks together, as in slurm/common.sh, whose PYTHONPATH the job has. In its own
+            # process, so that GPU and memory are unused when training begins.
+            doctor = [sys.executable, "-m", "harness", "doctor", str(config)]
+            if subprocess.run(doctor).returncode:  # rank 0 has printed why
+                raise BadInput(
+                    "the doctor is red, see above; HARNESS_PREFLIGHT=off goes without it"
+                )
         train.work([str(config)])
     except (Exception, KeyboardInterrupt) as error:
-        _end(note, rank, error)
+        _end(note, error)
 
 
-def _check_nodes(config: Path) -> None:
-    """Run the doctor before training, on all ranks together, as the scripts in slurm/ do.
-
-    It runs in its own process, so that GPU and memory are unused when training begins.
-
-    Raises:
-        BadInput: the doctor is red; rank 0 has printed why.
-    """
-    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "harness", "doctor", str(config)]
-    if subprocess.run(command, env=environ).returncode:
-        raise BadInput("the doctor is red, see above; HARNESS_PREFLIGHT=off goes without it")
-
-
-def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
-    """Write the note, if this rank is the first to end, and exit the process at once.
-
-    os._exit, as threads of a broken process group could hold the process for minutes.
-    """
+def _end(note: Path, error: BaseException) -> NoReturn:
+    """Write the note, if this rank is the first to end, and exit the process at once."""
     code, message = train.explained(error)
-    message = " ".join(message.split())
+    rank = int(os.environ["RANK"])
     stopped_by = error.number if isinstance(error, Preempted) else None
     known = isinstance(error, HarnessError) and stopped_by is None
     ended = ending.Note(rank, socket.gethostname(), code, message, stopped_by, known)
@@ -78,22 +62,20 @@ def _end(note: Path, rank: int, error: BaseException) -> NoReturn:
     if stopped_by is None:
         how = "error" if first else f"rank {rank}: ended after another rank had failed"
         print(f"{how}: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    train.leave(code)
 
 
-def _end_early(note: Path, rank: int, number: int) -> NoReturn:
+def _end_early(note: Path, number: int, _: FrameType | None) -> NoReturn:
     """Exit because of a signal that came before training began."""
     if number == signal.SIGTERM:
         os._exit(128 + number)  # no note: srun sends it, too, after a rank died without a note
     name = signal.Signals(number).name
-    _end(note, rank, Preempted(f"stopped by {name} before anything was done", number))
+    _end(note, Preempted(f"stopped by {name} before anything was done", number))
 
 
 def _end_with_others(note: Path) -> None:
     """Exit this rank once another one has ended, whatever this one waits for."""
     while not note.exists():
         time.sleep(1.0)
-    time.sleep(LEAVE_S)
+    time.sleep(10.0)  # in which it may end by itself
     os._exit(EXIT_FAILED)

@@ -63,8 +63,7 @@ def test_nothing_is_said_twice_or_needlessly(more: dict[str, str]) -> None:
     ],
 )
 def test_the_first_and_the_last_host_of_a_list(nodes: str, first: str, last: str) -> None:
-    assert slurm.first_host(nodes) == first
-    assert slurm.last_host(nodes) == last
+    assert slurm.end_hosts(nodes) == (first, last)
 
 
 def own_address() -> tuple[str, str]:
@@ -85,8 +84,7 @@ def test_gloo_gets_the_interface_to_the_other_nodes(monkeypatch: pytest.MonkeyPa
     assert slurm.network(STEP) == {"GLOO_SOCKET_IFNAME": "ib0"}
     assert slurm.identity(STEP)["GLOO_SOCKET_IFNAME"] == "ib0"
     assert slurm.network(STEP | {"SLURM_NODEID": "0"}) == {"GLOO_SOCKET_IFNAME": "ib1"}, "not to me"
-    set_ = {"GLOO_SOCKET_IFNAME": "eth9"}
-    assert slurm.network(STEP | set_) == set_
+    assert slurm.network(STEP | {"GLOO_SOCKET_IFNAME": "eth9"}) == {}, "as it is set"
     assert slurm.network(STEP | {"SLURM_STEP_NODELIST": "gpu07"}) == {}, "nobody else"
     assert slurm.network(STEP | {"SLURM_STEP_NODELIST": "a[1-2]"}) == {}, "a small Slurm's"
     assert slurm.network({}) == {}

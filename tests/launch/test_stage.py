@@ -125,8 +125,8 @@ def test_a_disk_that_gives_back_other_bytes_is_a_failure(
 ) -> None:
     rsync = staging._rsync
 
-    def spoil(source: Path, copy: Path, name: str, *options: str) -> str:
-        said = rsync(source, copy, name, *options)
+    def spoil(options: tuple[str, ...], source: Path, copy: Path, name: str) -> str:
+        said = rsync(options, source, copy, name)
         if "--dirs" in options:  # the last of them
             for path in copy.rglob("*.jpg"):
                 times = path.stat()

@@ -84,7 +84,6 @@ def test_a_run_is_named_when_it_is_submitted(monkeypatch: pytest.MonkeyPatch) ->
     of = plan()
     assert names(of) == [f"resnet50_90ep-s0-{STAMP}"]
     assert of.folder == Path(f"runs/_submitted/resnet50_90ep-s0-{STAMP}")
-    assert of.run_folders == [Path(f"runs/resnet50_90ep-s0-{STAMP}")]
     named = plan("--run.name", "mine", "--run.root", "there")
     assert names(named) == ["mine"]
     assert named.folder == Path(f"there/_submitted/mine-{STAMP}")

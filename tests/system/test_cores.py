@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,32 +123,36 @@ def test_quotas_of_both_kinds_of_control_group(tmp_path: Path) -> None:
     assert process.cpu_quota(tmp_path / "none") is None
 
 
-def node(root: Path, number: int, cpus: str, gpus: int) -> None:
+def node(root: Path, number: int, cpus: Iterable[int], gpus: int) -> None:
     """A NUMA node as Linux shows it."""
     (folder := root / f"devices/system/node/node{number}").mkdir(parents=True)
-    (folder / "cpulist").write_text(f"{cpus}\n")
+    for name in ("cpulist", "cpumap", *(f"cpu{core}" for core in cpus)):
+        (folder / name).touch()
     for gpu in range(gpus):
         (folder := root / f"bus/pci/drivers/nvidia/0000:{number}{gpu}:00.0").mkdir(parents=True)
         (folder / "numa_node").write_text(f"{number}\n")
 
 
+EVEN, ODD, LOW, HIGH = range(0, 16, 2), range(1, 16, 2), range(8), range(8, 16)
+
+
 @pytest.mark.parametrize(
     ("nodes", "ranks", "allowed", "binds"),
     [
-        ([("0-3,8-11", 4), ("4-7,12-15", 4)], 8, 16, True),
-        ([("0-3,8-11", 4), ("4-7,12-15", 4), ("", 0)], 8, 16, True),  # the third: memory alone
-        ([("0-15", 8)], 8, 16, False),
-        ([("0-7", 8), ("8-15", 0)], 8, 16, False),  # half of the cores would lie idle
-        ([("0-7", 6), ("8-15", 2)], 8, 16, False),  # six ranks would have less than two
-        ([("0-7", 4), ("8-15", 4)], 4, 16, False),  # the four may all be on one of them
-        ([("0-7", 4), ("8-15", 4)], 8, 8, False),  # Slurm gave the cores of one of them
-        ([("0-7", 0), ("8-15", 0)], 8, 16, False),
-        ([("0-15", 0)], 2, 16, False),
+        ([(EVEN, 4), (ODD, 4)], 8, 16, True),
+        ([(EVEN, 4), (ODD, 4), ((), 0)], 8, 16, True),  # the third: memory alone
+        ([(range(16), 8)], 8, 16, False),
+        ([(LOW, 8), (HIGH, 0)], 8, 16, False),  # half of the cores would lie idle
+        ([(LOW, 6), (HIGH, 2)], 8, 16, False),  # six ranks would have less than two
+        ([(LOW, 4), (HIGH, 4)], 4, 16, False),  # the four may all be on one of them
+        ([(LOW, 4), (HIGH, 4)], 8, 8, False),  # Slurm gave the cores of one of them
+        ([(LOW, 0), (HIGH, 0)], 8, 16, False),
+        ([(range(16), 0)], 2, 16, False),
     ],
 )
 def test_ranks_are_bound_only_where_each_keeps_its_part_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    nodes: list[tuple[str, int]], ranks: int, allowed: int, binds: bool,
+    nodes: list[tuple[Iterable[int], int]], ranks: int, allowed: int, binds: bool,
 ) -> None:  # fmt: skip
     for number, (cpus, gpus) in enumerate(nodes):
         node(tmp_path, number, cpus, gpus)
