@@ -34,10 +34,10 @@ THREADS = 16
 VERIFY_S = 10.0
 """Time limit, s, for comparing files in random order; a large copy is only sampled."""
 RSYNC = (
-    *("rsync", "-rtL", "--whole-file", "--delete", "--chmod=ugo=rwX"),
+    *("rsync", "-rtL", "--whole-file", "--delete", "--chmod=ugo=rwX", "--modify-window=-1"),
     *("--exclude=*.lock", "--exclude=*.part.npz"),
 )
-"""Recursive, with modification times (keys of the index), and following links."""
+"""Recursive, following links, with modification times to the nanosecond (keys of the index)."""
 
 
 def stage(source: Path, root: Path) -> Path:

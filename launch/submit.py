@@ -51,7 +51,8 @@ class Work(Checkpointable):  # type: ignore[misc]
     def __call__(self) -> None:
         """Train to the end; on an error the process exits and this does not return."""
         job = JobEnvironment()
-        start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        local = job.cluster == "local"  # perhaps within a job of Slurm, which may be requeued
+        start = 0 if local else int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         note = ending.note_path(job.paths.folder, job.job_id, start)
         # Each job and each of its starts gets another port, below those of outgoing connections.
         port = slurm.port({**os.environ, "SLURM_JOB_ID": job.raw_job_id})
@@ -59,7 +60,7 @@ class Work(Checkpointable):  # type: ignore[misc]
         # All GPUs stay visible, as NCCL needs it; World picks the one of this rank. Overwrite, as
         # Slurm passes on the environment of the submitting shell, which may be in another job.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        worker.work(self.config, note, on_gpu=self.on_gpu, local=job.cluster == "local")
+        worker.work(self.config, note, on_gpu=self.on_gpu, local=local)
 
 
 class Slurm(SlurmExecutor):  # type: ignore[misc]
