@@ -35,18 +35,12 @@ SORTS = ("name", "state", "epoch", "top1", "images_per_second", "left", "active"
 
 
 class Line(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        sorts: the values of the run by the keys of --sort; None stands for what is unknown.
-        texts: its values by the keys of --only.
-        cells: as they are shown, after the name.
-    """
+    """A line of the table."""
 
     path: Path
-    sorts: Mapping[str, Any]
-    texts: Mapping[str, tuple[str, ...]]
-    cells: list[str]
+    sorts: Mapping[str, Any]  # values by the keys of --sort; None stands for what is unknown
+    texts: Mapping[str, tuple[str, ...]]  # values by the keys of --only
+    cells: list[str]  # as they are shown, after the name
 
 
 def show_runs(
@@ -70,8 +64,7 @@ def show_runs(
     if sort not in SORTS:
         raise BadInput(f"--sort {sort}: no such key{nearest(sort, [*SORTS])}")
     conditions = [_condition(text) for text in only]
-    lines: list[Line] = []
-    errors: list[BadInput] = []
+    lines, errors = list[Line](), list[BadInput]()
     # One by one, so that only one run's rows are in memory at a time.
     for path in run_folders([path for address in addresses for path in _folders(address)]):
         try:
@@ -87,9 +80,8 @@ def show_runs(
     ]  # fmt: skip
     known = [line for line in chosen if line.sorts[sort] is not None]
     known.sort(key=lambda line: line.sorts[sort], reverse=reverse)
-    chosen = known + [line for line in chosen if line.sorts[sort] is None]
     if chosen:
-        _print(chosen, markdown)
+        _print(known + [line for line in chosen if line.sorts[sort] is None], markdown)
     for reason in errors if lines else errors[:-1]:
         err.print(Text(f"left out: {' '.join(str(reason).split())}"))
     if not lines:
@@ -105,9 +97,7 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
     before the first validation, they count as 0 s.
     """
     last = rows[-1] if rows else None
-    if last is None or not (last.step and last.epoch and last.train_s):
-        return None
-    if set(last.events or ()) & set(ENDS):
+    if not (last and last.step and last.epoch and last.train_s) or {*(last.events or ())} & {*ENDS}:
         return None
     step_s, steps_per_epoch = last.train_s / last.step, round(last.step / last.epoch)
     schedule = config.schedule
@@ -115,13 +105,12 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
     if schedule.max_minutes is not None:
         remaining_s = max(0.0, 60 * schedule.max_minutes - last.train_s)
         end = min(end, last.step + math.ceil(remaining_s / step_s))
-    scored = [row for row in rows if row.val_s is not None]
+    scored = ((row.step, row.val_s) for row in reversed(rows) if row.val_s is not None)
+    scored_step, val_s = next(scored, (0, 0.0))
     every = config.eval.every_epochs * steps_per_epoch
     validations = math.ceil(end / every) - last.step // every if last.step < end else 0
     due_now = last.step % every == 0 or last.step >= end
-    if due_now and not (scored and scored[-1].step == last.step):
-        validations += 1
-    val_s = scored[-1].val_s or 0.0 if scored else 0.0
+    validations += due_now and scored_step != last.step
     return max(0, end - last.step) * step_s + validations * val_s
 
 
@@ -131,15 +120,13 @@ def _folders(address: str) -> list[Path]:
     try:
         return source.folders_at(address)
     except BadInput:
-        raise BadInput(
-            f"{address}: no such folder; runs lie in --run.root, by default runs/"
-        ) from None
+        message = f"{address}: no such folder; runs lie in --run.root, by default runs/"
+        raise BadInput(message) from None
 
 
 def _line(run: LoadedRun) -> Line:
     config, result, active = config_of(run.path), run.result, run.active_at
     last = run.rows[-1] if run.rows else None
-    epoch = last.epoch if last else None
     top1 = next((row.val_top1_pct for row in reversed(run.rows) if row.kind == "val"), None)
     rate = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
     rate = result.images_per_second if result else rate
@@ -148,7 +135,7 @@ def _line(run: LoadedRun) -> Line:
     devices, device = _devices(run)
     # Numbers in names count as numbers: seed 2 comes before seed 10.
     name = [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", run.path.name))]
-    values = (name, run.state, epoch, top1, rate, left, active)
+    values = (name, run.state, last and last.epoch, top1, rate, left, active)
     settings = {key: (as_text(value),) for key, value in flat(config).items()}
     return Line(
         run.path, dict(zip(SORTS, values, strict=True)),
@@ -165,7 +152,6 @@ def _line(run: LoadedRun) -> Line:
 
 
 def _progress(config: Config, last: Row | None) -> str:
-    """Return the epochs done and planned, such as `2.0/90`; empty for an evaluation."""
     if config.run.mode == "eval":
         return ""
     planned, max_steps = float(config.schedule.epochs), config.schedule.max_steps
@@ -177,11 +163,10 @@ def _progress(config: Config, last: Row | None) -> str:
 
 def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
     """Return the devices as the table shows them, and all names of one of them."""
-    about = environment(run.path)
-    recorded = about.get("device")
-    device = recorded if isinstance(recorded, dict) else {}
-    kind = run.result.device if run.result else str(device.get("type") or "")
-    ranks = run.result.world_size if run.result else about.get("world_size")
+    about, result = environment(run.path), run.result
+    device = about["device"] if isinstance(about.get("device"), dict) else {}
+    kind = result.device if result else str(device.get("type") or "")
+    ranks = result.world_size if result else about.get("world_size")
     if not kind:
         return "", ()
     name = str(device.get("name") or kind)
@@ -191,7 +176,6 @@ def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
 
 
 def _condition(text: str) -> tuple[str, str]:
-    """Return key and value of a `KEY=VALUE` of --only."""
     key, equals, value = text.partition("=")
     if not equals:
         raise BadInput(f"--only {text}: write KEY=VALUE, such as model=resnet50")

@@ -45,18 +45,16 @@ def read_sides(
         cells = [_cell([address], runs_at(address)) for address in named[0]]
     else:
         kinds: dict[str, list[Measured]] = {}
-        for run in (runs := runs_at(*named[0])):
+        for run in runs_at(*named[0]):
             kinds.setdefault(identity(run), []).append(run)
         cells = [_cell([run.address for run in kind], kind) for kind in kinds.values()]
-        if len(cells) == 1 and not references and not report:
-            raise BadInput(
-                f"compare: these {count(len(runs), 'run')} are all of one kind; say which to "
-                "compare with which: harness compare A... vs B..."
-            )
     if len(cells) == 1 and not references and not report:
         raise BadInput(
             f"compare: {cells[0].label} has nothing to be compared with; name a second address or "
             "ref:ID, or give --html FILE for its report"
+            if len(named[0]) == 1
+            else f"compare: these {count(len(cells[0].runs), 'run')} are all of one kind; say "
+            "which to compare with which: harness compare A... vs B..."
         )
     return cells, references
 

@@ -39,18 +39,17 @@ def runs_at(*addresses: str) -> list[Measured]:
     Raises:
         BadInput: there is none, one has not finished or cannot be read, or W&B does not answer.
     """
-    return list({run.address: run for address in addresses for run in _read(address)}.values())
-
-
-def _read(address: str) -> list[Measured]:
-    if address.startswith(REF):
-        raise BadInput(f"{address}: is a published result, where runs are needed")
-    if address.startswith(api.ADDRESS):
-        return api.runs_at(address)
-    return [
-        rows.read_offline(path) if is_of_wandb(path) else measured(load_run(path))
-        for path in folders_at(address)
-    ]
+    runs: list[Measured] = []
+    for address in addresses:
+        if address.startswith(REF):
+            raise BadInput(f"{address}: is a published result, where runs are needed")
+        if address.startswith(api.ADDRESS):
+            runs += api.runs_at(address)
+        else:
+            for path in folders_at(address):
+                offline = is_of_wandb(path)
+                runs.append(rows.read_offline(path) if offline else measured(load_run(path)))
+    return list({run.address: run for run in runs}.values())
 
 
 def is_of_wandb(folder: Path) -> bool:
@@ -108,8 +107,7 @@ def measured(run: LoadedRun) -> Measured:
         if run.failure is not None:
             why = f"has failed{at} ({run.failure.message}): start it again, then compare"
         elif run.state in ENDED:
-            again = "give its command again to finish it, then compare"
-            why = f"was {ENDED[run.state]}{at}: {again}"
+            why = f"was {ENDED[run.state]}{at}: give its command again to finish it, then compare"
         raise BadInput(f"{path}: {why}")
     config = load.last_config(load.config_of(path), run.result.attempts)
     return Measured(

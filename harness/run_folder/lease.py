@@ -4,8 +4,6 @@
 space. A dead owner on this machine is recognized by its process, elsewhere by its silence.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket
@@ -37,7 +35,7 @@ class Lease:
     None in a new folder or if lease.json was damaged.
     """
 
-    def __init__(self, file: Path, owner: _Owner, last_seen: float | None) -> None:
+    def __init__(self, file: Path, owner: "_Owner", last_seen: float | None) -> None:
         self.last_seen = last_seen
         self._file, self._token, self._mine = file, owner.token.encode(), True
         self._stop = Event()
@@ -47,7 +45,7 @@ class Lease:
     @staticmethod
     def take(
         folder: Path, *, environ: Mapping[str, str] = os.environ, heartbeat_s: float = 5.0
-    ) -> Lease:
+    ) -> "Lease":
         """Take the lease on a folder, which is created if missing.
 
         Raises:
@@ -222,7 +220,7 @@ def _read(file: Path) -> _Snapshot | None:
 
 
 def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
-    boot_id, pid_namespace, started_ticks = _process_identity()
+    boot_id, pid_namespace, ticks = _process_identity()
     restarts = environ.get("SLURM_RESTART_COUNT", "")
     return _Owner(
         host=socket.gethostname(),
@@ -230,7 +228,7 @@ def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
         pid_namespace=pid_namespace,
         uid=os.getuid(),
         pid=os.getpid(),
-        started_ticks=started_ticks,
+        started_ticks=ticks,
         slurm_job=environ.get("SLURM_JOB_ID"),
         slurm_restarts=int(restarts) if restarts.isdecimal() else 0,
         taken_at=time.time(),

@@ -28,8 +28,7 @@ class Metric:
         read: returns its value in a run, in `unit`; None if the run does not have it.
         per_seed: whether it depends on the seed, so that repeats with the same seed count once.
         within: returns its standard error from the variation within a run; 0 if unknown.
-        drift: returns the standard deviation of its values in the two halves of a run; 0 if
-            unknown.
+        drift: returns the standard deviation of the values of a run's two halves; 0 if unknown.
     """
 
     name: str
@@ -71,8 +70,7 @@ def field(name: str, part: str | None = None) -> Callable[[Measured], float | No
 
     def read(run: Measured) -> float | None:
         value = run.result.get(name)
-        if part and value:
-            value = value[part]
+        value = value[part] if part and value else value
         return None if value is None else float(value)
 
     return read
@@ -102,7 +100,6 @@ def steady(run: Measured) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rate_within(run: Measured) -> float:
-    """Return the standard error of the logarithm of the steady rate."""
     images, seconds = steady(run)
     return log_rate(images, seconds)[1] if len(images) >= STEADY_PERIODS else 0.0
 
@@ -120,18 +117,12 @@ def _drift(values: np.ndarray, center: Callable[[np.ndarray], Any]) -> float:
     """Return the standard deviation of the logarithms of the centers of a run's two halves."""
     if values.shape[-1] < STEADY_PERIODS:
         return 0.0
-    half = values.shape[-1] // 2
-    first, second = math.log(center(values[..., :half])), math.log(center(values[..., half:]))
-    return abs(first - second) / math.sqrt(2)
+    first, second = np.split(values, [values.shape[-1] // 2], axis=-1)
+    return abs(math.log(center(first)) - math.log(center(second))) / math.sqrt(2)
 
 
 def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
-    """Return a reader of the seconds of training to an accuracy.
-
-    Args:
-        top1_pct: the accuracy; None: the one at which the run was set to stop.
-    """
-
+    """Return a reader of the seconds of training to an accuracy; None: the run's own target."""
     if top1_pct is None:
         return field("target", "train_s")
 
@@ -174,12 +165,10 @@ def sample(metric: Metric, runs: Sequence[Measured]) -> Sample | None:
             return None
         key = run.config.run.seed if metric.per_seed else number
         values.setdefault(key, []).append(metric.transform(value))
-    if not values:
-        return None
     means = [sum(repeats) / len(repeats) for repeats in values.values()]
-    if len(runs) > 1:
-        return Sample.of(means)
-    return Sample.of(means, metric.within(runs[0]), metric.drift(runs[0]))
+    if len(runs) == 1:
+        return Sample.of(means, metric.within(runs[0]), metric.drift(runs[0]))
+    return Sample.of(means) if means else None
 
 
 def with_settings(
@@ -195,12 +184,9 @@ def with_settings(
             raise BadInput(f"{name}: no such metric; known: {', '.join(known)}")
     if primary not in known:
         raise BadInput(f"--primary: {primary}: no such metric; known: {', '.join(known)}")
-    return {
-        name: replace(
-            known[name],
-            margin=margins.get(name, known[name].margin),
-            assumed_std=stds.get(name, known[name].assumed_std),
-            drift=(lambda run: 0.0) if name in stds else known[name].drift,
-        )
-        for name in dict.fromkeys([primary, *known])
-    }
+    changed = dict(known)
+    for name, margin in margins.items():
+        changed[name] = replace(changed[name], margin=margin)
+    for name, std in stds.items():
+        changed[name] = replace(changed[name], assumed_std=std, drift=lambda run: 0.0)
+    return {primary: changed[primary]} | changed

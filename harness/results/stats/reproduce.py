@@ -29,13 +29,12 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
         metric = replace(metric, margin=margin)
     ours, base = sample(metric, cell.runs), Cell(f"ref:{reference.id}", reference=reference)
     if ours is None:
-        raise BadInput(
-            f"{cell.label}: its runs have no {metric.title}, which {base.label} is about"
-        )
-    spread = reference.std
-    if spread is not None and metric.scale == "relative":
-        spread = spread / reference.value
-    theirs = Sample(metric.transform(reference.value), spread, reference.n or 1)
+        what = f"{metric.title}, which {base.label} is about"
+        raise BadInput(f"{cell.label}: its runs have no {what}")
+    std = reference.std
+    if std is not None and metric.scale == "relative":
+        std /= reference.value
+    theirs = Sample(metric.transform(reference.value), std, reference.n or 1)
     return Comparison(
         cell, base, tuple(_differences(cell.runs[0], reference)),
         (*doubts(cell), *_unlike(cell.runs[0], reference, metric)),
@@ -68,17 +67,12 @@ def _metric(reference: Reference) -> Metric:
 
 
 def _minutes(run: Measured) -> float | None:
-    """Return the wall time to the target, else of the whole run, with start-up and validations."""
     return (field("target", "wall_s")(run) or float(run.result["wall_s"])) / 60
 
 
 def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
-    """Yield the published settings that differ from those of the run."""
     result = run.result
-    settings = {
-        "global_batch": result.get("global_batch"),
-        "epochs": result.get("epochs"),
-        "precision": result.get("precision"),
+    settings = {key: result.get(key) for key in ("global_batch", "epochs", "precision")} | {
         "gpus": result["world_size"] if result["device"] == "cuda" else 0,
         "gpu": (run.environment.get("device") or {}).get("name"),
     }
@@ -103,7 +97,7 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
         )
     if reference.statistic == "median_last5" and result.get(MEDIAN) is None:
         yield "the publication takes the median of the last 5 epochs, which were not all validated"
-    if metric.per_seed and reference.protocol != (protocol := short_protocol(run.config)):
+    if metric.per_seed and reference.protocol != (protocol := _protocol(run.config)):
         yield f"validated in another way: {protocol} | {reference.protocol}"
     if metric.name == "images_per_second":
         differing = {difference.key for difference in _differences(run, reference)}
@@ -111,11 +105,9 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
             yield f"measured on other hardware ({', '.join(hardware)})"
 
 
-def short_protocol(config: Config) -> str:
+def _protocol(config: Config) -> str:
     """Return the validation protocol as references.yaml writes it."""
-    data = config.data
+    px, resize_px = config.data.image_px, config.data.eval_resize_px
     if config.eval.views == "ten_crop":
-        return f"10 crops of {data.image_px} px"
-    if data.eval_resize_px:
-        return f"centre crop {data.image_px} px of {data.eval_resize_px}"
-    return f"single view of {data.image_px} px"
+        return f"10 crops of {px} px"
+    return f"centre crop {px} px of {resize_px}" if resize_px else f"single view of {px} px"
