@@ -89,14 +89,13 @@ def compare(
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, float]:
-    """Return name and value of each text such as `top1=0.25`."""
     pairs = {}
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
         try:
             pairs[name] = float(value)
         except ValueError:
             pairs[name] = -1.0
-        if not equals or not pairs[name] > 0:
+        if not pairs[name] > 0:
             raise BadInput(f"{option}: write METRIC=VALUE with a value above 0, not {text}")
     return pairs

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from harness.config import Config, load
+from harness.config import Config
 from harness.errors import BadInput
 from harness.logging import rank_log
 from harness.logging.schema import Result, Row
@@ -85,26 +85,12 @@ def run_folders(roots: Iterable[Path]) -> list[Path]:
     return list(folders.values())
 
 
-def config_of(path: Path) -> Config:
-    """Return the config of a run's first attempt.
-
-    Raises:
-        BadInput: the config is of another version, or cannot be read.
-    """
-    try:
-        return Config.model_validate(load.read_yaml(path / "config.yaml"))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise BadInput(f"{path}/config.yaml: {where}: was written by another version") from None
-
-
 def last_config(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
     """Return the config of a run's last attempt: that of the first with all later changes."""
-    changed = attempts[-1].get("changed") if attempts else None
-    if not changed:
+    if not attempts:
         return config
     sections = config.model_dump(mode="json")
-    for key, value in changed.items():
+    for key, value in attempts[-1].get("changed", {}).items():
         section, _, name = key.partition(".")
         sections[section][name] = value
     return Config.model_validate(sections)

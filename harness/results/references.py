@@ -14,10 +14,6 @@ from harness.system.console import count
 
 REFERENCES = Path(__file__).with_name("references.yaml")
 
-Metric = Literal[
-    "top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
-    "scaling_efficiency_pct",
-]  # fmt: skip
 ACCURACIES = ("top1", "top5")
 DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
 """Number of classes and of validation images."""
@@ -26,49 +22,43 @@ DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (10
 class Reference(BaseModel):
     """A published number, and what is needed to compare runs with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, str_min_length=1
+    )
 
     id: str = Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", description="Safe in a URL.")
     model: ModelName
-    variant: str | None = Field(None, min_length=1, description="How it differs from ours.")
+    variant: str | None = Field(None, description="How it differs from ours.")
     dataset: Literal["imagenet", "cifar10", "cifar100"]
-    protocol: str | None = Field(
-        None, min_length=1, description="Crop, size and averaging; or what was timed."
-    )
-    metric: Metric
+    protocol: str | None = Field(None, description="Crop, size and averaging; or what was timed.")
+    metric: Literal["top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
+                    "scaling_efficiency_pct"]  # fmt: skip
     value: float = Field(gt=0, description="Accuracies in percent; of all GPUs together.")
-    statistic: Literal["last", "median_last5"] = Field(
-        "last", description="Which accuracy of a run: the last, or the median of 5 epochs."
-    )
+    statistic: Literal["last", "median_last5"] = "last"  # which accuracy of a run
     std: float | None = Field(None, ge=0, description="Standard deviation over n runs.")
     n: int | None = Field(None, ge=1, description="Number of runs; null: not published.")
     gpus: int | None = Field(None, ge=1)
-    gpu: str | None = Field(None, min_length=1)
+    gpu: str | None = None
     precision: Literal["fp32", "tf32", "fp16", "mixed"] | None = None
     global_batch: int | None = Field(None, ge=1, description="Images per step.")
     epochs: float | None = Field(None, gt=0)
     target_top1_pct: float | None = Field(None, gt=0, lt=100, description="What ended the run.")
-    recipe: str | None = Field(None, min_length=1)
-    note: str | None = Field(None, min_length=1)
+    recipe: str | None = None
+    note: str | None = None
     source: str = Field(min_length=8, description="Publication and place in it.")
-    evidence: Literal["primary", "copy", "derived"] = Field(
-        description="The number was read in the source, in a copy of it, or derived from it."
-    )
+    evidence: Literal["primary", "copy", "derived"]  # read in the source, in a copy, or derived
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        metric, target = self.metric, self.target_top1_pct
+        kind, target = self.metric, self.target_top1_pct
         rules = [
-            (metric in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
-            (metric in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
+            (kind in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
+            (kind in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
             (self.std is not None and self.n == 1, "one run has no std"),
-            (metric == "images_per_second" and not self.gpus, "a throughput needs its gpus"),
+            (kind == "images_per_second" and not self.gpus, "a throughput needs its gpus"),
+            (kind == "epochs_to_target" and not target, "epochs to a target need target_top1_pct"),
             (
-                metric == "epochs_to_target" and not target,
-                "epochs to a target need target_top1_pct",
-            ),
-            (
-                metric == "minutes_to_train" and not (self.epochs or target),
+                kind == "minutes_to_train" and not (self.epochs or target),
                 "a time to train needs epochs or target_top1_pct",
             ),
         ]

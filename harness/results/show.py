@@ -134,12 +134,11 @@ def _facts(r: Result) -> dict[str, str]:
         ),
     }
     if r.images_per_second is not None:
-        if r.mfu_pct is not None and r.memory_pct is not None:
-            facts["of the peak"] = (
-                f"{r.mfu_pct:.1f} % of the GPUs' operations (MFU), {r.memory_pct:.1f} % of their "
-                "memory bandwidth if all were fused"
-            )
         facts |= {
+            "of the peak": f"{r.mfu_pct:.1f} % of the GPUs' operations (MFU), {r.memory_pct:.1f} % "
+            "of their memory bandwidth if all were fused"
+            if r.mfu_pct is not None and r.memory_pct is not None
+            else "",
             "images/s": f"{r.images_per_second:,.1f}  ({ranks}, waiting for data "
             "included; start-up, warm-up, validation and checkpoints not)",
             "step": f"p50 {r.step_ms_p50:.1f} ms, p95 {r.step_ms_p95:.1f} ms, "

@@ -18,11 +18,11 @@ from harness.config.load import as_text, nearest
 from harness.errors import BadInput
 from harness.logging.schema import Row
 from harness.results import source
-from harness.results.load import SILENT, LoadedRun, config_of, environment, load_run, run_folders
+from harness.results.load import SILENT, LoadedRun, environment, load_run, run_folders
+from harness.run_folder.folder import config_of
 from harness.schedule import ENDS
 from harness.system.console import count, duration, err, out
 
-UNFINISHED = ("running", "stopped", SILENT)
 SHORT = {"model": "model.name", "seed": "run.seed"}
 """Short names of settings in --only."""
 
@@ -51,12 +51,10 @@ def show_runs(
     reverse: bool = False,
     markdown: bool = False,
 ) -> None:
-    """Show a line for each run; runs that cannot be read are named on stderr.
+    """Show a line for each run at the addresses: folders of runs, run folders, or globs of either.
 
-    Args:
-        addresses: folders of runs, run folders, or globs of either.
-        only: `KEY=VALUE` conditions, which must all hold.
-        sort: one of SORTS; unknown values come last, also in reverse.
+    All `KEY=VALUE` conditions of `only` must hold. What is unknown is sorted last, also in reverse.
+    Runs that cannot be read are named on stderr.
 
     Raises:
         BadInput: no such folder or key, no run can be read, or no run matches.
@@ -130,7 +128,7 @@ def _line(run: LoadedRun) -> Line:
     top1 = next((row.val_top1_pct for row in reversed(run.rows) if row.kind == "val"), None)
     rate = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
     rate = result.images_per_second if result else rate
-    left = left_s(run.rows, config) if run.state in UNFINISHED else None
+    left = left_s(run.rows, config) if run.state in ("running", "stopped", SILENT) else None
     may_end_earlier = "< " if config.schedule.stop_at_top1_pct is not None else ""
     devices, device = _devices(run)
     # Numbers in names count as numbers: seed 2 comes before seed 10.
@@ -193,8 +191,11 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         for line in lines
     ]
     if markdown:
+        # With escapes where Markdown would read markup or the end of a column.
+        markup = re.compile(r"[\\`*|<>\[\]]")
+        rows = [[markup.sub(r"\\\g<0>", " ".join(cell.split())) for cell in row] for row in rows]
         rule = ["--:" if i in NUMBERS else "---" for i in range(len(TITLES))]
-        for row in (TITLES, rule, *(map(_escaped, row) for row in rows)):
+        for row in (TITLES, rule, *rows):
             out.print(Text(f"| {' | '.join(row)} |"))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -204,8 +205,3 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         table.add_row(*map(Text, row))
     # Without a limit on the width, as a truncated name could not be used in a command.
     Console(width=10_000, soft_wrap=True, highlight=False).print(table)
-
-
-def _escaped(cell: str) -> str:
-    """Return the text with escapes where Markdown would read markup or the end of a column."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(cell.split()))

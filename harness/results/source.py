@@ -17,6 +17,7 @@ from harness.results.load import LoadedRun, load_run
 from harness.results.measured import TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 from harness.results.references import Reference, find, load_references
 from harness.results.wandb import api, rows
+from harness.run_folder.folder import config_of
 
 REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
@@ -60,11 +61,8 @@ def is_of_wandb(folder: Path) -> bool:
 def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
     """Return the finished runs of the given folders, without duplicates, in both forms.
 
-    Args:
-        to: the value of --to, for error messages.
-
     Raises:
-        BadInput: an address is not a run folder, or a run has not finished.
+        BadInput: an address is not a run folder, or a run has not finished; names --to.
     """
     paths = {}
     for address in addresses:
@@ -109,7 +107,7 @@ def measured(run: LoadedRun) -> Measured:
         elif run.state in ENDED:
             why = f"was {ENDED[run.state]}{at}: give its command again to finish it, then compare"
         raise BadInput(f"{path}: {why}")
-    config = load.last_config(load.config_of(path), run.result.attempts)
+    config = load.last_config(config_of(path), run.result.attempts)
     return Measured(
         str(path), path.name, config, load.environment(path), run.result.model_dump(),
         columns((row.__dict__ for row in run.rows if row.kind == "train"), TRAIN_COLUMNS),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from harness.config import Config, differing, fingerprint, flat, load, recorded
 from harness.errors import BadInput
 from harness.run_folder.lease import Lease
@@ -59,9 +61,8 @@ class RunFolder:
 def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -> bool:
     """Return whether this run has finished already; if not, it may start or resume here.
 
-    Args:
-        digests: of the images, by their names in the Result. Paths may differ between attempts,
-            images may not.
+    The digests are of the images, by their names in the Result: paths may differ between attempts,
+    images may not.
 
     Raises:
         BadInput: the folder holds something else, or another run.
@@ -70,8 +71,11 @@ def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -
         raise BadInput(f"{path}: is a file; choose another --run.name")
     if not path.exists() or asks_restart(config) or _is_new(path):
         return False
+    if not (path / "config.yaml").exists():
+        raise BadInput(f"{path}: is not empty and holds no run; choose another --run.name")
     instead = "choose another --run.name, or --run.restart to move it aside"
-    if differences := differing(_config_of(path), config, "result"):
+    before = config_of(path, f" of the harness; {instead}")
+    if differences := differing(before, config, "result"):
         raise BadInput(f"{path}: holds a run with another {', '.join(differences[:3])}; {instead}")
     if changed := _changed(path, config, digests):
         raise BadInput(f"{path}: holds this run on other {changed}; {instead}")
@@ -154,14 +158,24 @@ def attempts(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def config_of(path: Path, what_then: str = "") -> Config:
+    """Return the config of a run's first attempt; `what_then` ends the message on another version.
+
+    Raises:
+        BadInput: the config is of another version, or cannot be read.
+    """
+    try:
+        return Config.model_validate(load.read_yaml(path / "config.yaml"))
+    except ValidationError as error:
+        where = f"{path}/config.yaml: {'.'.join(map(str, error.errors()[0]['loc']))}"
+        raise BadInput(f"{where}: was written by another version{what_then}") from None
+
+
 def changed_since(path: Path, config: Config) -> dict[str, Any]:
     """Return the settings that differ from the first attempt's; none of them affects the result."""
-    first, current = flat(_config_of(path)), flat(config)
-    return {
-        key: value
-        for key, value in current.items()
-        if first[key] != value and not key.startswith("run.")
-    }
+    first = flat(config_of(path))
+    changed = {key: value for key, value in flat(config).items() if first[key] != value}
+    return {key: value for key, value in changed.items() if not key.startswith("run.")}
 
 
 def asks_restart(config: Config) -> bool:
@@ -217,19 +231,6 @@ def _changed(path: Path, config: Config, digests: Mapping[str, str | None]) -> s
             "crops images otherwise"
         )
     return None
-
-
-def _config_of(path: Path) -> Config:
-    file = path / "config.yaml"
-    if not file.exists():
-        raise BadInput(f"{path}: is not empty and holds no run; choose another --run.name")
-    try:
-        return Config.model_validate(load.read_yaml(file))
-    except ValueError:
-        raise BadInput(
-            f"{file}: was written by another version of the harness; choose another --run.name, "
-            "or --run.restart to move it aside"
-        ) from None
 
 
 def _rename_stacks(run_folder: Path, attempt: int) -> None:

@@ -220,7 +220,7 @@ def _read(file: Path) -> _Snapshot | None:
 
 
 def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
-    boot_id, pid_namespace, ticks = _process_identity()
+    boot_id, pid_namespace, started_ticks = _process_identity()
     restarts = environ.get("SLURM_RESTART_COUNT", "")
     return _Owner(
         host=socket.gethostname(),
@@ -228,7 +228,7 @@ def _this_process(environ: Mapping[str, str], heartbeat_s: float) -> _Owner:
         pid_namespace=pid_namespace,
         uid=os.getuid(),
         pid=os.getpid(),
-        started_ticks=ticks,
+        started_ticks=started_ticks,
         slurm_job=environ.get("SLURM_JOB_ID"),
         slurm_restarts=int(restarts) if restarts.isdecimal() else 0,
         taken_at=time.time(),

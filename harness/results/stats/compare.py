@@ -90,8 +90,7 @@ class Finding:
     def interval(self, level: float | None = None) -> tuple[float, float] | None:
         """Return the confidence interval of `difference`, not adjusted for other metrics.
 
-        Args:
-            level: by default that of the test: 95 %, or 90 % if it is one-sided.
+        By default at the level of the test: 95 %, or 90 % if it is one-sided.
         """
         if self.estimate is None:
             return None
@@ -120,12 +119,7 @@ class Comparison:
 
 
 def compare_cells(new: Cell, base: Cell, known: Mapping[str, Metric], primary: str) -> Comparison:
-    """Compare two cells of runs.
-
-    Args:
-        known: the metrics, by name.
-        primary: the name of the metric whose test is not adjusted for the others.
-    """
+    """Compare two cells by the known metrics; the test of the primary one is not adjusted."""
     findings = [
         Finding.of(metric, ours, theirs, primary=metric.name == primary)
         for metric in known.values()
@@ -182,7 +176,6 @@ def _doubts_of(run: Measured) -> Iterable[str]:
 
 
 def _unlike(new: Cell, base: Cell) -> Iterable[str]:
-    """Yield the reasons why two cells cannot be compared with each other."""
     ours, theirs = new.runs[0].result, base.runs[0].result
     if "synthetic" in (ours["source"], theirs["source"]):
         if ours["source"] != theirs["source"]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.errors import BadInput
 from harness.results.measured import Measured
-from harness.results.stats.statistics import Sample, log_rate
+from harness.results.stats.statistics import Sample, rate_error
 
 STEADY_PERIODS = 4
 """Below this many log periods after the first, the throughput of the whole run is used."""
@@ -19,16 +19,8 @@ STEADY_PERIODS = 4
 class Metric:
     """A quantity by which runs are compared.
 
-    Attributes:
-        scale: `points`: values are compared as they are; `relative`: as logarithms, with
-            differences in percent of the base.
-        margin: differences smaller than this count as none; points or percent.
-        assumed_std: standard deviation between runs if neither side has repeats, in points or
-            percent; None: no verdict without repeats.
-        read: returns its value in a run, in `unit`; None if the run does not have it.
-        per_seed: whether it depends on the seed, so that repeats with the same seed count once.
-        within: returns its standard error from the variation within a run; 0 if unknown.
-        drift: returns the standard deviation of the values of a run's two halves; 0 if unknown.
+    In `points`, values are compared as they are; `relative`, as logarithms, with differences in
+    percent of the base. `margin` and `assumed_std` are in points or percent.
     """
 
     name: str
@@ -36,12 +28,12 @@ class Metric:
     unit: str
     scale: Literal["points", "relative"]
     better: Literal["higher", "lower"]
-    margin: float
-    assumed_std: float | None
-    read: Callable[[Measured], float | None]
-    per_seed: bool = False
-    within: Callable[[Measured], float] = lambda run: 0.0
-    drift: Callable[[Measured], float] = lambda run: 0.0
+    margin: float  # differences smaller than this count as none
+    assumed_std: float | None  # between runs, if no side has repeats; None: then no verdict
+    read: Callable[[Measured], float | None]  # its value, in `unit`; None if the run has none
+    per_seed: bool = False  # it depends on the seed: repeats with the same seed count once
+    within: Callable[[Measured], float] = lambda run: 0.0  # its standard error, 0 if unknown
+    drift: Callable[[Measured], float] = lambda run: 0.0  # standard deviation of a run's halves
 
     def transform(self, value: float) -> float:
         """Return a value on the scale on which it is averaged and compared."""
@@ -99,11 +91,6 @@ def steady(run: Measured) -> tuple[np.ndarray, np.ndarray]:
     return images[counts], seconds[counts]
 
 
-def _rate_within(run: Measured) -> float:
-    images, seconds = steady(run)
-    return log_rate(images, seconds)[1] if len(images) >= STEADY_PERIODS else 0.0
-
-
 def _rate_drift(run: Measured) -> float:
     return _drift(np.stack(steady(run)), lambda part: part[0].sum() / part[1].sum())
 
@@ -121,16 +108,11 @@ def _drift(values: np.ndarray, center: Callable[[np.ndarray], Any]) -> float:
     return abs(math.log(center(first)) - math.log(center(second))) / math.sqrt(2)
 
 
-def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
-    """Return a reader of the seconds of training to an accuracy; None: the run's own target."""
+def _to_target(run: Measured, top1_pct: float | None) -> float | None:
     if top1_pct is None:
-        return field("target", "train_s")
-
-    def read(run: Measured) -> float | None:
-        reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
-        return float(reached[0]) if len(reached) else None
-
-    return read
+        return field("target", "train_s")(run)
+    reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
+    return float(reached[0]) if len(reached) else None
 
 
 def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
@@ -140,9 +122,9 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
         Metric("top1", "top-1", "%", "points", "higher", 0.25, None, accuracy("val_top1_pct"),
                per_seed=True),
         Metric("images_per_second", "throughput", "images/s", "relative", "higher", 2, 2,
-               steady_rate, within=_rate_within, drift=_rate_drift),
+               steady_rate, within=lambda run: rate_error(*steady(run)), drift=_rate_drift),
         Metric("train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
-               to_target(target_top1_pct)),
+               lambda run: _to_target(run, target_top1_pct)),
         Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, field("step_ms_p50"),
                drift=_step_drift),
         Metric("memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,

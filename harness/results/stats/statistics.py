@@ -21,41 +21,33 @@ MOST_RUNS = 1000
 
 @dataclass(frozen=True)
 class Sample:
-    """Summary of a quantity that was measured in n runs.
-
-    Attributes:
-        std: standard deviation between runs; None for a single run, or if a publication gives none.
-        within: standard error of a single run's value, from its variation over time; 0 if n > 1.
-        drift: standard deviation of the values of a single run's two halves; 0 if n > 1.
-    """
+    """Summary of a quantity that was measured in n runs."""
 
     mean: float
-    std: float | None
+    std: float | None  # between runs; None for a single run, or if a publication gives none
     n: int
-    within: float = 0.0
-    drift: float = 0.0
+    within: float = 0.0  # standard error of a single run's value, from its variation over time
+    drift: float = 0.0  # standard deviation of the values of a single run's two halves
 
     @staticmethod
     def of(values: Sequence[float], within: float = 0.0, drift: float = 0.0) -> "Sample":
         """Summarize the values of some runs, one value per run."""
-        std = stdev(values) if len(values) > 1 else None
-        return Sample(mean(values), std, len(values), within, drift)
+        n = len(values)
+        return Sample(mean(values), stdev(values) if n > 1 else None, n, within, drift)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A difference of two means with its standard error and degrees of freedom.
 
-    Attributes:
-        degrees: of Student's t; infinite for a normal distribution.
-        basis: the source of the spread between runs: `welch` if both sides have repeats; `one side`
-            if only one has; `assumed` if neither has; `drift` if neither has and the halves of a
-            run differ by more than the assumed spread.
+    The basis is the source of the spread between runs: `welch` if both sides have repeats; `one
+    side` if only one has; `assumed` if neither has; `drift` if neither has and the halves of a run
+    differ by more than the assumed spread.
     """
 
     difference: float
     error: float
-    degrees: float
+    degrees: float  # of Student's t; infinite for a normal distribution
     basis: str
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
@@ -133,15 +125,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the logarithm of a run's images per second, and the standard error of it.
+def rate_error(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
+    """Return the standard error of the logarithm of a run's images per second.
 
-    The error comes from a bootstrap over blocks of neighboring log periods, as the speeds of
-    neighbors are correlated; it is nan if there are fewer than four periods.
+    It comes from a bootstrap over blocks of neighboring log periods, as the speeds of neighbors
+    are correlated; 0 if there are fewer than four periods, which do not tell it.
     """
-    rate = math.log(images.sum() / seconds.sum())
     if len(images) < 4:
-        return rate, math.nan
+        return 0.0
     blocks = min(20, max(4, round(len(images) ** 0.5)))
     cuts = np.linspace(0, len(images), blocks + 1).astype(int)[:-1]
     parts = np.add.reduceat(images, cuts), np.add.reduceat(seconds, cuts)
@@ -152,7 +143,7 @@ def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple
         n_resamples=2000, method="percentile", rng=0,
     )  # fmt: skip
     # A bootstrap of k blocks divides by k where k - 1 would be unbiased.
-    return rate, float(result.standard_error) * math.sqrt(blocks / (blocks - 1))
+    return float(result.standard_error) * math.sqrt(blocks / (blocks - 1))
 
 
 def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
