@@ -24,7 +24,6 @@ other side is compared.
 A single run says little: start each side three times or more. With a gate, the exit code is 0 if
 it holds, 1 if it does not, 3 if that cannot be decided."""
 
-
 app = group()
 
 
@@ -64,8 +63,7 @@ def compare(
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise BadInput("--html needs matplotlib: pip install 'imagenet-harness[page]'") from None
-    margins = _pairs("--margin", margin)
-    stds = _pairs("--assume-std", assume_std)
+    margins, stds = _pairs("--margin", margin), _pairs("--assume-std", assume_std)
     known = metrics.with_settings(metrics.metrics(target_top1_pct), margins, stds, primary)
     cells, references = read_sides(addresses, report=bool(html))
     check_testing(testing, cells)
@@ -91,14 +89,13 @@ def compare(
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, float]:
-    """Return name and value of each text such as `top1=0.25`."""
     pairs = {}
     for text in texts:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
         try:
             pairs[name] = float(value)
         except ValueError:
             pairs[name] = -1.0
-        if not equals or not pairs[name] > 0:
+        if not pairs[name] > 0:
             raise BadInput(f"{option}: write METRIC=VALUE with a value above 0, not {text}")
     return pairs

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from harness.config import Config, load
+from harness.config import Config
 from harness.errors import BadInput
 from harness.logging import rank_log
 from harness.logging.schema import Result, Row
@@ -39,19 +39,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """The content of a run folder; `result` is None until the run has finished.
-
-    Attributes:
-        state: content of the file `state`; `silent` instead of `running` if no heartbeat comes.
-        active_at: time of its end or of its last heartbeat, in Unix seconds; None if unknown.
-    """
+    """The content of a run folder; `result` is None until the run has finished."""
 
     path: Path
-    state: str
+    state: str  # content of the file `state`; `silent` instead of `running` without a heartbeat
     rows: list[Row]
     result: Result | None
     failure: Failure | None
-    active_at: float | None
+    active_at: float | None  # its end or last heartbeat, in Unix seconds; None if unknown
 
 
 def load_run(path: Path) -> LoadedRun:
@@ -62,12 +57,10 @@ def load_run(path: Path) -> LoadedRun:
     """
     if not _is_run(path):
         raise BadInput(f"{path}: is not a run folder; list them with: harness show runs")
-    result, failure = None, None
+    file = path / "result.json"
     try:
-        if (path / "result.json").exists():
-            result = _parse(Result, (path / "result.json").read_bytes(), path / "result.json")
-        if (path / "failure.json").exists():
-            failure = _failure(path)
+        result = _parse(Result, file.read_bytes(), file) if file.exists() else None
+        failure = _failure(path) if (path / "failure.json").exists() else None
         state, rows = read_state(path), _rows(path / "rows.jsonl")
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror}; make it readable") from None
@@ -85,34 +78,19 @@ def run_folders(roots: Iterable[Path]) -> list[Path]:
     """
     given, folders = list(roots), dict[Path, Path]()
     for root in given:
-        for path in [root] if _is_run(root) else sorted(root.glob("*")):
-            if _is_run(path):
-                folders.setdefault(path.resolve(), path)  # a run that is named twice is one run
+        for path in filter(_is_run, [root] if _is_run(root) else sorted(root.glob("*"))):
+            folders.setdefault(path.resolve(), path)  # a run that is named twice is one run
     if not folders:
         raise BadInput(f"{', '.join(map(str, given))}: holds no run; start one: launch/train.py")
     return list(folders.values())
 
 
-def config_of(path: Path) -> Config:
-    """Return the config of a run's first attempt.
-
-    Raises:
-        BadInput: the config is of another version, or cannot be read.
-    """
-    try:
-        return Config.model_validate(load.read_yaml(path / "config.yaml"))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise BadInput(f"{path}/config.yaml: {where}: was written by another version") from None
-
-
 def last_config(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config:
     """Return the config of a run's last attempt: that of the first with all later changes."""
-    changed = attempts[-1].get("changed") if attempts else None
-    if not changed:
+    if not attempts:
         return config
     sections = config.model_dump(mode="json")
-    for key, value in changed.items():
+    for key, value in attempts[-1].get("changed", {}).items():
         section, _, name = key.partition(".")
         sections[section][name] = value
     return Config.model_validate(sections)
@@ -120,11 +98,10 @@ def last_config(config: Config, attempts: Sequence[Mapping[str, Any]]) -> Config
 
 def environment(path: Path) -> Mapping[str, Any]:
     """Return the content of environment.json; empty if the file is missing or damaged."""
-    try:
-        content = json.loads((path / "environment.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with suppress(OSError, ValueError):
+        if isinstance(content := json.loads((path / "environment.json").read_bytes()), dict):
+            return content
+    return {}
 
 
 def _is_run(path: Path) -> bool:
@@ -176,7 +153,5 @@ def _parse(model: type[M], text: bytes, where: Path | str) -> M:
         return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "JSON"
-        raise BadInput(
-            f"{where}: {field}: {first['msg'].lower()}; was it written by another version?"
-        ) from None
+        what = f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg'].lower()}"
+        raise BadInput(f"{where}: {what}; was it written by another version?") from None

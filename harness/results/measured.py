@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from harness.config import Config, changing, flat
 
 Column = NDArray[np.float64]
-Facts = dict[str, dict[str, Any]]
 
 TRAIN_COLUMNS = (
     "attempt", "epoch", "step", "images_seen", "train_s", "loss", "images_per_second",
@@ -37,25 +36,15 @@ RESOLVED = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        address: from which it can be read again.
-        name: of the run.
-        config: its settings.
-        environment: software and hardware, as in environment.json; may be empty.
-        result: fields of schema.Result; without those that the source does not hold.
-        train: columns of the rows that end a log period; nan where a row has no value.
-        val: columns of the rows that end a validation, likewise.
-    """
-
-    address: str
+    address: str  # from which it can be read again
     name: str
     config: Config
-    environment: Mapping[str, Any]
-    result: Mapping[str, Any]
-    train: Mapping[str, Column]
-    val: Mapping[str, Column]
+    environment: Mapping[str, Any]  # software and hardware, as in environment.json; may be empty
+    result: Mapping[str, Any]  # fields of schema.Result; without those that the source lacks
+    train: Mapping[str, Column]  # of the rows that end a log period; nan where one has no value
+    val: Mapping[str, Column]  # of the rows that end a validation, likewise
 
 
 def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
@@ -65,34 +54,30 @@ def columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str
     return dict(zip(names, values.T, strict=True))
 
 
-def facts(run: Measured) -> Facts:
+def facts(run: Measured) -> dict[str, dict[str, Any]]:
     """Return all that may explain a difference, in groups; not the seed, paths and names."""
     about, result = run.environment, run.result
-    values = flat(run.config) | {
-        key: result[field] for key, field in RESOLVED.items() if field in result
-    }
+    used = {key: result[field] for key, field in RESOLVED.items() if field in result}
+    values = flat(run.config) | used
     keys = dict.fromkeys(changing(run.config, "result") + changing(run.config, "speed"))
-    settings = {key: values[key] for key in keys if key != "run.seed"}
-    software = _part(about, "harness") | _part(about, "versions") | _part(about, "variables")
-    ranks = {name: result.get(name) for name in ("world_size", "accumulate", "local_batch")}
+    ranks = ("world_size", "accumulate", "local_batch")
     devices = {
         f"{name} {key}": value for name in ("device", "cpu")
         for key, value in _part(about, name).items()
     }  # fmt: skip
-    names = ("classes", "train_images", "train_digest", "val_images", "val_digest", "protocol")
+    data = ("classes", "train_images", "train_digest", "val_images", "val_digest", "protocol")
     return {
-        "setting": settings,
-        "software": software,
-        "hardware": ranks | devices,
-        "data": {name: result.get(name) for name in names},
+        "setting": {key: values[key] for key in keys if key != "run.seed"},
+        "software": _part(about, "harness") | _part(about, "versions") | _part(about, "variables"),
+        "hardware": {name: result.get(name) for name in ranks} | devices,
+        "data": {name: result.get(name) for name in data},
     }
 
 
 def identity(run: Measured) -> str:
     """Return a key that is equal for runs that may be averaged: a cell."""
-    return repr(
-        sorted((group, sorted(part.items(), key=str)) for group, part in facts(run).items())
-    )
+    groups = facts(run).items()
+    return repr(sorted((group, sorted(part.items(), key=str)) for group, part in groups))
 
 
 def _part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Published results with their protocols and sources, read from references.yaml."""
 
-from __future__ import annotations
-
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,10 +14,6 @@ from harness.system.console import count
 
 REFERENCES = Path(__file__).with_name("references.yaml")
 
-Metric = Literal[
-    "top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
-    "scaling_efficiency_pct",
-]  # fmt: skip
 ACCURACIES = ("top1", "top5")
 DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (100, 10_000)}
 """Number of classes and of validation images."""
@@ -28,49 +22,43 @@ DATASETS = {"imagenet": (1000, 50_000), "cifar10": (10, 10_000), "cifar100": (10
 class Reference(BaseModel):
     """A published number, and what is needed to compare runs with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, str_min_length=1
+    )
 
     id: str = Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", description="Safe in a URL.")
     model: ModelName
-    variant: str | None = Field(None, min_length=1, description="How it differs from ours.")
+    variant: str | None = Field(None, description="How it differs from ours.")
     dataset: Literal["imagenet", "cifar10", "cifar100"]
-    protocol: str | None = Field(
-        None, min_length=1, description="Crop, size and averaging; or what was timed."
-    )
-    metric: Metric
+    protocol: str | None = Field(None, description="Crop, size and averaging; or what was timed.")
+    metric: Literal["top1", "top5", "images_per_second", "minutes_to_train", "epochs_to_target",
+                    "scaling_efficiency_pct"]  # fmt: skip
     value: float = Field(gt=0, description="Accuracies in percent; of all GPUs together.")
-    statistic: Literal["last", "median_last5"] = Field(
-        "last", description="Which accuracy of a run: the last, or the median of 5 epochs."
-    )
+    statistic: Literal["last", "median_last5"] = "last"  # which accuracy of a run
     std: float | None = Field(None, ge=0, description="Standard deviation over n runs.")
     n: int | None = Field(None, ge=1, description="Number of runs; null: not published.")
     gpus: int | None = Field(None, ge=1)
-    gpu: str | None = Field(None, min_length=1)
+    gpu: str | None = None
     precision: Literal["fp32", "tf32", "fp16", "mixed"] | None = None
     global_batch: int | None = Field(None, ge=1, description="Images per step.")
     epochs: float | None = Field(None, gt=0)
     target_top1_pct: float | None = Field(None, gt=0, lt=100, description="What ended the run.")
-    recipe: str | None = Field(None, min_length=1)
-    note: str | None = Field(None, min_length=1)
+    recipe: str | None = None
+    note: str | None = None
     source: str = Field(min_length=8, description="Publication and place in it.")
-    evidence: Literal["primary", "copy", "derived"] = Field(
-        description="The number was read in the source, in a copy of it, or derived from it."
-    )
+    evidence: Literal["primary", "copy", "derived"]  # read in the source, in a copy, or derived
 
     @model_validator(mode="after")
-    def _check(self) -> Reference:
-        """Refuse values that are impossible, and rows that lack what a comparison needs."""
+    def _check(self) -> Self:
+        kind, target = self.metric, self.target_top1_pct
         rules = [
-            (self.metric in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
-            (self.metric in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
+            (kind in ACCURACIES and self.value > 100, "an accuracy is at most 100 %"),
+            (kind in ACCURACIES and not self.protocol, "an accuracy needs its protocol"),
             (self.std is not None and self.n == 1, "one run has no std"),
-            (self.metric == "images_per_second" and not self.gpus, "a throughput needs its gpus"),
+            (kind == "images_per_second" and not self.gpus, "a throughput needs its gpus"),
+            (kind == "epochs_to_target" and not target, "epochs to a target need target_top1_pct"),
             (
-                self.metric == "epochs_to_target" and self.target_top1_pct is None,
-                "epochs to a target need target_top1_pct",
-            ),
-            (
-                self.metric == "minutes_to_train" and not self.epochs and not self.target_top1_pct,
+                kind == "minutes_to_train" and not (self.epochs or target),
                 "a time to train needs epochs or target_top1_pct",
             ),
         ]
@@ -80,19 +68,15 @@ class Reference(BaseModel):
         return self
 
 
-def load_references(path: Path = REFERENCES) -> list[Reference]:
-    """Return all references of a file in their order.
+def load_references(path: Path = REFERENCES) -> dict[str, Reference]:
+    """Return all references of a file in their order, by id.
 
     Raises:
         BadInput: the file cannot be read or a row is invalid; names the row and the mistake.
     """
     try:
         groups = yaml.safe_load(path.read_text(encoding="utf-8"))
-        rows: list[dict[str, Any]] = [
-            {key: value for key, value in group.items() if key != "rows"} | row
-            for group in groups
-            for row in group["rows"]
-        ]
+        rows = [shared | row for shared in groups for row in shared.pop("rows")]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
     except (TypeError, KeyError, AttributeError):
@@ -108,7 +92,7 @@ def load_references(path: Path = REFERENCES) -> list[Reference]:
         if reference.id in references:
             raise BadInput(f"{path}: {reference.id}: this id is given twice")
         references[reference.id] = reference
-    return list(references.values())
+    return references
 
 
 def line(row: Reference) -> str:
@@ -121,14 +105,14 @@ def line(row: Reference) -> str:
 
 
 def pick(
-    references: Iterable[Reference], *, model: str | None, metric: str | None
+    references: Mapping[str, Reference], *, model: str | None, metric: str | None
 ) -> list[Reference]:
     """Return the references for a model and of a metric; None stands for any.
 
     Raises:
         BadInput: no such model or metric, with the nearest name; or no reference matches both.
     """
-    rows = list(references)
+    rows = references.values()
     if model is not None:
         _check_known(model, [row.model for row in rows], "--model: no reference for")
     if metric is not None:
@@ -141,23 +125,21 @@ def pick(
 
 
 def find(
-    references: Iterable[Reference], name: str, what: str = "show references: no reference"
+    references: Mapping[str, Reference], name: str, what: str = "show references: no reference"
 ) -> Reference:
     """Return the reference with this id; `what` begins the error message.
 
     Raises:
         BadInput: there is none; names the nearest.
     """
-    rows = {row.id: row for row in references}
-    _check_known(name, list(rows), what)
-    return rows[name]
+    _check_known(name, references, what)
+    return references[name]
 
 
-def _check_known(name: str, known: Iterable[str], what: str) -> None:
-    """Raise BadInput, with the nearest known name, if a name is not among the known ones."""
-    names = list(dict.fromkeys(known))
-    if name not in names:
-        near = [known for known in names if known.startswith(name)]
+def _check_known(name: str, known: Collection[str], what: str) -> None:
+    if name not in known:
+        names = list(dict.fromkeys(known))
+        near = [each for each in names if each.startswith(name)]
         near += difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names[:12])}"
         raise BadInput(f"{what} {name}; {hint}")

@@ -1,6 +1,6 @@
 """Show runs and published results in full on the console, and all published results in a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +9,7 @@ from rich.text import Text
 from harness.config.load import as_text
 from harness.logging.schema import Result
 from harness.results import source
-from harness.results.load import SILENT, Failure, LoadedRun, load_run
+from harness.results.load import SILENT, LoadedRun, load_run
 from harness.results.measured import Measured
 from harness.results.references import Reference, line, load_references
 from harness.results.wandb import api
@@ -76,14 +76,17 @@ def _show_facts(facts: Mapping[str, object]) -> None:
 
 
 def _show_run(run: LoadedRun) -> None:
-    """Show a run: settings, results, and where its time went; for a failed one, its error."""
     # Text objects, as rich would read brackets in a path or message as markup.
     out.print(Text.assemble((str(run.path), "bold"), f"  {run.state}"))
     if run.state == SILENT:
         out.print("is `running` without a sign of life; if it was killed, start it again")
     if run.result is not None:
         _show_facts(_facts(run.result))
-        _show_times(run.result)
+        table = Table("where the time went", "s", "%", box=None, pad_edge=False)
+        for name, seconds in run.result.accounts_s.items():
+            share = seconds / run.result.wall_s
+            table.add_row(name, duration(seconds), f"{100 * share:5.1f} {'█' * round(40 * share)}")
+        out.print(table)
         for note in run.result.notes:
             out.print(Text(f"note: {note}"))
     elif run.rows:
@@ -91,61 +94,51 @@ def _show_run(run: LoadedRun) -> None:
             out.print(f"{name:>18}  {value}")
     else:
         out.print("no row yet")
-    if run.failure:
-        _show_failure(run.failure)
+    if failure := run.failure:
+        if failure.log is not None:
+            out.print(f"end of {failure.log}:")
+            for text in failure.last_lines:
+                out.print(f"    {text}")
+        where = f" on {failure.host}" if failure.host else ""
+        who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
+        out.print(Text(f"{who}{failure.message}", "red"))
 
 
 def _show_measured(run: Measured) -> None:
-    """Show a run from W&B: settings, and the fields of its result that W&B has."""
     out.print(Text.assemble((run.address, "bold"), f"  {run.name}"))
-    config = run.config
-    about = (
-        f"{config.model.name}, {config.schedule.epochs} epochs, batch {config.train.global_batch}, "
-        f"seed {config.run.seed}"
-    )
-    _show_facts({"config": about} | {
+    c = run.config
+    about = f"{c.model.name}, {c.schedule.epochs} epochs, batch {c.train.global_batch}"
+    _show_facts({"config": f"{about}, seed {c.run.seed}"} | {
         name: f"{value:.6g}" if isinstance(value, float) else as_text(value)
         for name, value in run.result.items() if isinstance(value, str | int | float)
     })  # fmt: skip
 
 
-def _show_failure(failure: Failure) -> None:
-    """Show the last lines of the log of the rank that failed first, and its error."""
-    if failure.log is not None:
-        out.print(f"end of {failure.log}:")
-        for text in failure.last_lines:
-            out.print(f"    {text}")
-    where = f" on {failure.host}" if failure.host else ""
-    who = "" if failure.rank is None else f"rank {failure.rank}{where} failed first: "
-    out.print(Text(f"{who}{failure.message}", "red"))
-
-
 def _facts(r: Result) -> dict[str, str]:
-    ranks = count(r.world_size, "rank")
+    ranks, layout = count(r.world_size, "rank"), "channels_last" if r.channels_last else "NCHW"
+    median, known = r.median_last5_top1_pct, load_references() if r.references else {}
     facts = {
         "model": f"{r.model}, {r.parameters:,} parameters, {r.classes} classes",
         "top-1": f"{r.val_top1_pct:.2f} %  (top-5 {r.val_top5_pct:.2f} %, {r.val_correct1:,} right "
         f"of {r.val_images:,}; {r.protocol})",
         "best": f"{r.best_val_top1_pct:.2f} % after epoch {r.best_epoch:g}",
+        "last 5 epochs": "" if median is None else f"{median:.2f} % median top-1",
+        "target": r.target.in_words() if r.target else "",
+        "on the way": ", ".join(f"{event.kind} at step {event.step:,}" for event in r.events),
+        "slow": "\n".join(r.stragglers),
+        "published": "\n".join(
+            f"{line(row)} ({name})"
+            if (row := known.get(name))
+            else f"{name}: not in references.yaml"
+            for name in r.references
+        ),
     }
-    if r.median_last5_top1_pct is not None:
-        facts["last 5 epochs"] = f"{r.median_last5_top1_pct:.2f} % median top-1"
-    if r.target is not None:
-        facts["target"] = r.target.in_words()
-    if r.events:
-        events = [f"{event.kind} at step {event.step:,}" for event in r.events]
-        facts["on the way"] = ", ".join(events)
-    if r.stragglers:
-        facts["slow"] = "\n".join(r.stragglers)
-    if r.references:
-        facts["published"] = _published(r.references)
     if r.images_per_second is not None:
-        if r.mfu_pct is not None and r.memory_pct is not None:
-            facts["of the peak"] = (
-                f"{r.mfu_pct:.1f} % of the GPUs' operations (MFU), {r.memory_pct:.1f} % of their "
-                "memory bandwidth if all were fused"
-            )
         facts |= {
+            "of the peak": f"{r.mfu_pct:.1f} % of the GPUs' operations (MFU), {r.memory_pct:.1f} % "
+            "of their memory bandwidth if all were fused"
+            if r.mfu_pct is not None and r.memory_pct is not None
+            else "",
             "images/s": f"{r.images_per_second:,.1f}  ({ranks}, waiting for data "
             "included; start-up, warm-up, validation and checkpoints not)",
             "step": f"p50 {r.step_ms_p50:.1f} ms, p95 {r.step_ms_p95:.1f} ms, "
@@ -155,8 +148,7 @@ def _facts(r: Result) -> dict[str, str]:
             else "not measured",
             "length": f"{r.epochs:g} epochs, {r.steps:,} steps, {r.images_seen:,} images",
         }
-    layout = "channels_last" if r.channels_last else "NCHW"
-    return facts | {
+    facts |= {
         "batch": f"{r.global_batch} = {ranks} x {r.accumulate} x {r.local_batch}",
         "computing": f"{r.device}, {r.precision}, {layout}, "
         f"{'compiled' if r.compiled else 'eager'}, {r.compute_threads} threads per rank; "
@@ -167,20 +159,4 @@ def _facts(r: Result) -> dict[str, str]:
         "fingerprints": f"result {r.result_fingerprint}, speed {r.speed_fingerprint}",
         "W&B": r.wandb,
     }
-
-
-def _published(names: Sequence[str]) -> str:
-    """Return one line for each reference that a recipe names."""
-    rows = {row.id: row for row in load_references()}
-    return "\n".join(
-        f"{line(rows[name])} ({name})" if name in rows else f"{name}: not in references.yaml"
-        for name in names
-    )
-
-
-def _show_times(r: Result) -> None:
-    table = Table("where the time went", "s", "%", box=None, pad_edge=False)
-    for name, seconds in r.accounts_s.items():
-        bar = "█" * round(40 * seconds / r.wall_s)
-        table.add_row(name, duration(seconds), f"{100 * seconds / r.wall_s:5.1f} {bar}")
-    out.print(table)
+    return {name: text for name, text in facts.items() if text}

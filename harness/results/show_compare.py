@@ -19,14 +19,13 @@ VERDICT_COLORS = {
 BASIS = {
     "welch": "intervals: from the spread between runs on both sides (Welch)",
     "one side": "intervals: one side has a single run, taken as one more of the other side's kind",
-    "assumed": "intervals: one run each, so how much repeats differ is not known; a "
-    "standard deviation of {std:g} {unit} is assumed for {title} (--assume-std {name}=...); "
+    "assumed": "intervals: one run each, so how much repeats differ is not known; a standard "
+    "deviation of {std:g} {unit} is assumed for {metric.title} (--assume-std {metric.name}=...); "
     "repeats are better",
-    "drift": "intervals: one run each, and the halves of a run differ in {title} by more than the "
-    "{std:g} {unit} that would be assumed, so that difference is taken for the spread between "
-    "runs; repeats are better",
+    "drift": "intervals: one run each, and the halves of a run differ in {metric.title} by more "
+    "than the {std:g} {unit} that would be assumed, so that difference is taken for the spread "
+    "between runs; repeats are better",
 }
-MAX_TEXT = 60
 
 
 def show_comparison(comparison: Comparison, testing: Sequence[str], *, anyway: bool) -> None:
@@ -63,7 +62,6 @@ def column_titles(comparison: Comparison) -> tuple[str, str, str, str]:
 
 
 def _show_differences(differences: Sequence[Difference], testing: Sequence[str]) -> None:
-    """Show the differences: first those under test, then all others."""
     if not differences:
         out.print("nothing differs but the seeds: settings, software, hardware and data agree")
         return
@@ -80,15 +78,30 @@ def _show_differences(differences: Sequence[Difference], testing: Sequence[str])
 
 def notes(comparison: Comparison, *, anyway: bool) -> list[str]:
     """Return notes for the table: what its numbers mean and where its intervals come from."""
-    if not comparison.base.reference:
-        return _interval_notes(comparison.findings)
-    (finding,) = comparison.findings
-    metric = finding.metric
-    worse = "below" if metric.better == "higher" else "above"
-    margin = f"{metric.margin:g} {difference_unit(metric)}"
-    lines = [f"reproduced: certainly not {worse} it by {margin} or more"]
-    if comparison.verdict(finding, anyway=anyway) == "cannot tell":
-        lines.append(_seeds_needed(finding))
+    if comparison.base.reference:
+        (finding,) = comparison.findings
+        metric, unit = finding.metric, difference_unit(finding.metric)
+        worse = "below" if metric.better == "higher" else "above"
+        lines = [f"reproduced: certainly not {worse} it by {metric.margin:g} {unit} or more"]
+        if comparison.verdict(finding, anyway=anyway) == "cannot tell":
+            lines.append(_seeds_needed(finding))
+        return lines
+    bases: dict[str, str] = {}
+    margins = []
+    for finding in comparison.findings:
+        metric, unit = finding.metric, difference_unit(finding.metric)
+        margins.append(f"{metric.title} {metric.margin:g} {unit}")
+        if finding.estimate:
+            basis = finding.estimate.basis
+            note = BASIS[basis].format(metric=metric, unit=unit, std=metric.assumed_std or 0)
+            bases.setdefault(basis, note)
+    lines = [
+        "±: standard deviation between runs; in brackets: number of runs, or of seeds for accuracy",
+        *bases.values(),
+        f"equivalent: certainly nearer than {', '.join(margins)} (--margin)",
+    ]
+    if len(margins) > 1:
+        lines.append("verdicts except the first are adjusted for the number of metrics (Holm)")
     return lines
 
 
@@ -99,31 +112,27 @@ def verdicts(comparison: Comparison) -> str:
 
 
 def _seeds_needed(finding: Finding) -> str:
-    """Return the sentence that says how many more seeds would decide."""
-    needed = runs_needed(finding.new, finding.base, finding.metric.least_loss)
-    if needed is None:
-        if finding.estimate is None:
-            return "one run here and no spread published: train more seeds"
-        return "no number of seeds would tell: the spread of the publication is too wide"
-    more = max(1, needed - finding.new.n)
-    return f"needs {count(more, 'more seed')}: {needed} in all, for a power of 80 %"
+    if needed := runs_needed(finding.new, finding.base, finding.metric.least_loss):
+        more = max(1, needed - finding.new.n)
+        return f"needs {count(more, 'more seed')}: {needed} in all, for a power of 80 %"
+    if finding.estimate is None:
+        return "one run here and no spread published: train more seeds"
+    return "no number of seeds would tell: the spread of the publication is too wide"
 
 
 def format_sample(metric: Metric, sample: Sample) -> str:
     """Return mean, spread and n: `75.91 ± 0.12 (5)`."""
     mean = metric.inverse(sample.mean)
     digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2
-    spread = ""
-    if sample.std is not None:
-        std = f"{100 * sample.std:.1f} %" if metric.scale == "relative" else f"{sample.std:.2f}"
-        spread = f" ± {std}"
-    return f"{mean:,.{digits}f}{spread} ({sample.n})"
+    std = sample.std or 0.0
+    spread = f"{100 * std:.1f} %" if metric.scale == "relative" else f"{std:.2f}"
+    shown = "" if sample.std is None else f" ± {spread}"
+    return f"{mean:,.{digits}f}{shown} ({sample.n})"
 
 
 def _shorten(value: Any) -> str:
-    """Return a fact as text of at most MAX_TEXT letters."""
     text = "-" if value is None else str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def count_runs(cell: Cell) -> str:
@@ -140,24 +149,3 @@ def _head(role: str, cell: Cell) -> Text:
 def difference_unit(metric: Metric) -> str:
     """Return the unit of a metric's differences."""
     return "%" if metric.scale == "relative" else "points"
-
-
-def _interval_notes(findings: Sequence[Finding]) -> list[str]:
-    notes = {}
-    for finding in findings:
-        metric, basis = finding.metric, finding.estimate.basis if finding.estimate else None
-        if basis and basis not in notes:
-            notes[basis] = BASIS[basis].format(
-                std=metric.assumed_std or 0, unit=difference_unit(metric), title=metric.title,
-                name=metric.name,
-            )  # fmt: skip
-    metrics = [finding.metric for finding in findings]
-    margins = ", ".join(f"{m.title} {m.margin:g} {difference_unit(m)}" for m in metrics)
-    lines = [
-        "±: standard deviation between runs; in brackets: number of runs, or of seeds for accuracy",
-        *notes.values(),
-        f"equivalent: certainly nearer than {margins} (--margin)",
-    ]
-    if len(findings) > 1:
-        lines.append("verdicts except the first are adjusted for the number of metrics (Holm)")
-    return lines

@@ -18,11 +18,11 @@ from harness.config.load import as_text, nearest
 from harness.errors import BadInput
 from harness.logging.schema import Row
 from harness.results import source
-from harness.results.load import SILENT, LoadedRun, config_of, environment, load_run, run_folders
+from harness.results.load import SILENT, LoadedRun, environment, load_run, run_folders
+from harness.run_folder.folder import config_of
 from harness.schedule import ENDS
 from harness.system.console import count, duration, err, out
 
-UNFINISHED = ("running", "stopped", SILENT)
 SHORT = {"model": "model.name", "seed": "run.seed"}
 """Short names of settings in --only."""
 
@@ -35,18 +35,12 @@ SORTS = ("name", "state", "epoch", "top1", "images_per_second", "left", "active"
 
 
 class Line(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        sorts: the values of the run by the keys of --sort; None stands for what is unknown.
-        texts: its values by the keys of --only.
-        cells: as they are shown, after the name.
-    """
+    """A line of the table."""
 
     path: Path
-    sorts: Mapping[str, Any]
-    texts: Mapping[str, tuple[str, ...]]
-    cells: list[str]
+    sorts: Mapping[str, Any]  # values by the keys of --sort; None stands for what is unknown
+    texts: Mapping[str, tuple[str, ...]]  # values by the keys of --only
+    cells: list[str]  # as they are shown, after the name
 
 
 def show_runs(
@@ -57,12 +51,10 @@ def show_runs(
     reverse: bool = False,
     markdown: bool = False,
 ) -> None:
-    """Show a line for each run; runs that cannot be read are named on stderr.
+    """Show a line for each run at the addresses: folders of runs, run folders, or globs of either.
 
-    Args:
-        addresses: folders of runs, run folders, or globs of either.
-        only: `KEY=VALUE` conditions, which must all hold.
-        sort: one of SORTS; unknown values come last, also in reverse.
+    All `KEY=VALUE` conditions of `only` must hold. What is unknown is sorted last, also in reverse.
+    Runs that cannot be read are named on stderr.
 
     Raises:
         BadInput: no such folder or key, no run can be read, or no run matches.
@@ -70,8 +62,7 @@ def show_runs(
     if sort not in SORTS:
         raise BadInput(f"--sort {sort}: no such key{nearest(sort, [*SORTS])}")
     conditions = [_condition(text) for text in only]
-    lines: list[Line] = []
-    errors: list[BadInput] = []
+    lines, errors = list[Line](), list[BadInput]()
     # One by one, so that only one run's rows are in memory at a time.
     for path in run_folders([path for address in addresses for path in _folders(address)]):
         try:
@@ -87,9 +78,8 @@ def show_runs(
     ]  # fmt: skip
     known = [line for line in chosen if line.sorts[sort] is not None]
     known.sort(key=lambda line: line.sorts[sort], reverse=reverse)
-    chosen = known + [line for line in chosen if line.sorts[sort] is None]
     if chosen:
-        _print(chosen, markdown)
+        _print(known + [line for line in chosen if line.sorts[sort] is None], markdown)
     for reason in errors if lines else errors[:-1]:
         err.print(Text(f"left out: {' '.join(str(reason).split())}"))
     if not lines:
@@ -105,9 +95,7 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
     before the first validation, they count as 0 s.
     """
     last = rows[-1] if rows else None
-    if last is None or not (last.step and last.epoch and last.train_s):
-        return None
-    if set(last.events or ()) & set(ENDS):
+    if not (last and last.step and last.epoch and last.train_s) or {*(last.events or ())} & {*ENDS}:
         return None
     step_s, steps_per_epoch = last.train_s / last.step, round(last.step / last.epoch)
     schedule = config.schedule
@@ -115,13 +103,12 @@ def left_s(rows: Sequence[Row], config: Config) -> float | None:
     if schedule.max_minutes is not None:
         remaining_s = max(0.0, 60 * schedule.max_minutes - last.train_s)
         end = min(end, last.step + math.ceil(remaining_s / step_s))
-    scored = [row for row in rows if row.val_s is not None]
+    scored = ((row.step, row.val_s) for row in reversed(rows) if row.val_s is not None)
+    scored_step, val_s = next(scored, (0, 0.0))
     every = config.eval.every_epochs * steps_per_epoch
     validations = math.ceil(end / every) - last.step // every if last.step < end else 0
     due_now = last.step % every == 0 or last.step >= end
-    if due_now and not (scored and scored[-1].step == last.step):
-        validations += 1
-    val_s = scored[-1].val_s or 0.0 if scored else 0.0
+    validations += due_now and scored_step != last.step
     return max(0, end - last.step) * step_s + validations * val_s
 
 
@@ -131,24 +118,22 @@ def _folders(address: str) -> list[Path]:
     try:
         return source.folders_at(address)
     except BadInput:
-        raise BadInput(
-            f"{address}: no such folder; runs lie in --run.root, by default runs/"
-        ) from None
+        message = f"{address}: no such folder; runs lie in --run.root, by default runs/"
+        raise BadInput(message) from None
 
 
 def _line(run: LoadedRun) -> Line:
     config, result, active = config_of(run.path), run.result, run.active_at
     last = run.rows[-1] if run.rows else None
-    epoch = last.epoch if last else None
     top1 = next((row.val_top1_pct for row in reversed(run.rows) if row.kind == "val"), None)
     rate = next((r for row in reversed(run.rows) if (r := row.images_per_second)), None)
     rate = result.images_per_second if result else rate
-    left = left_s(run.rows, config) if run.state in UNFINISHED else None
+    left = left_s(run.rows, config) if run.state in ("running", "stopped", SILENT) else None
     may_end_earlier = "< " if config.schedule.stop_at_top1_pct is not None else ""
     devices, device = _devices(run)
     # Numbers in names count as numbers: seed 2 comes before seed 10.
     name = [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", run.path.name))]
-    values = (name, run.state, epoch, top1, rate, left, active)
+    values = (name, run.state, last and last.epoch, top1, rate, left, active)
     settings = {key: (as_text(value),) for key, value in flat(config).items()}
     return Line(
         run.path, dict(zip(SORTS, values, strict=True)),
@@ -165,7 +150,6 @@ def _line(run: LoadedRun) -> Line:
 
 
 def _progress(config: Config, last: Row | None) -> str:
-    """Return the epochs done and planned, such as `2.0/90`; empty for an evaluation."""
     if config.run.mode == "eval":
         return ""
     planned, max_steps = float(config.schedule.epochs), config.schedule.max_steps
@@ -177,11 +161,10 @@ def _progress(config: Config, last: Row | None) -> str:
 
 def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
     """Return the devices as the table shows them, and all names of one of them."""
-    about = environment(run.path)
-    recorded = about.get("device")
-    device = recorded if isinstance(recorded, dict) else {}
-    kind = run.result.device if run.result else str(device.get("type") or "")
-    ranks = run.result.world_size if run.result else about.get("world_size")
+    about, result = environment(run.path), run.result
+    device = about["device"] if isinstance(about.get("device"), dict) else {}
+    kind = result.device if result else str(device.get("type") or "")
+    ranks = result.world_size if result else about.get("world_size")
     if not kind:
         return "", ()
     name = str(device.get("name") or kind)
@@ -191,7 +174,6 @@ def _devices(run: LoadedRun) -> tuple[str, tuple[str, ...]]:
 
 
 def _condition(text: str) -> tuple[str, str]:
-    """Return key and value of a `KEY=VALUE` of --only."""
     key, equals, value = text.partition("=")
     if not equals:
         raise BadInput(f"--only {text}: write KEY=VALUE, such as model=resnet50")
@@ -209,8 +191,11 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         for line in lines
     ]
     if markdown:
+        # With escapes where Markdown would read markup or the end of a column.
+        markup = re.compile(r"[\\`*|<>\[\]]")
+        rows = [[markup.sub(r"\\\g<0>", " ".join(cell.split())) for cell in row] for row in rows]
         rule = ["--:" if i in NUMBERS else "---" for i in range(len(TITLES))]
-        for row in (TITLES, rule, *(map(_escaped, row) for row in rows)):
+        for row in (TITLES, rule, *rows):
             out.print(Text(f"| {' | '.join(row)} |"))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -220,8 +205,3 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
         table.add_row(*map(Text, row))
     # Without a limit on the width, as a truncated name could not be used in a command.
     Console(width=10_000, soft_wrap=True, highlight=False).print(table)
-
-
-def _escaped(cell: str) -> str:
-    """Return the text with escapes where Markdown would read markup or the end of a column."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(cell.split()))

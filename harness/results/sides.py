@@ -17,16 +17,12 @@ from harness.system.console import count
 VS = "vs"
 
 
-def read_sides(
-    addresses: Sequence[str], *, report: bool = False
-) -> tuple[list[Cell], list[Reference]]:
+def read_sides(addresses: Sequence[str], *, report: bool) -> tuple[list[Cell], list[Reference]]:
     """Read the runs at the addresses, as cells of which the last is the base; published results.
 
     `A... vs B...` says which runs make up which side. Without `vs`, two addresses are two sides;
-    more than two are grouped by config (the seed aside), software and hardware.
-
-    Args:
-        report: whether one side is enough, as its report is wanted.
+    more than two are grouped by config (the seed aside), software and hardware. For a report, one
+    side is enough.
 
     Raises:
         BadInput: an address cannot be read, no runs are named, or there is no second side.
@@ -45,18 +41,16 @@ def read_sides(
         cells = [_cell([address], runs_at(address)) for address in named[0]]
     else:
         kinds: dict[str, list[Measured]] = {}
-        for run in (runs := runs_at(*named[0])):
+        for run in runs_at(*named[0]):
             kinds.setdefault(identity(run), []).append(run)
         cells = [_cell([run.address for run in kind], kind) for kind in kinds.values()]
-        if len(cells) == 1 and not references and not report:
-            raise BadInput(
-                f"compare: these {count(len(runs), 'run')} are all of one kind; say which to "
-                "compare with which: harness compare A... vs B..."
-            )
     if len(cells) == 1 and not references and not report:
         raise BadInput(
             f"compare: {cells[0].label} has nothing to be compared with; name a second address or "
             "ref:ID, or give --html FILE for its report"
+            if len(named[0]) == 1
+            else f"compare: these {count(len(cells[0].runs), 'run')} are all of one kind; say "
+            "which to compare with which: harness compare A... vs B..."
         )
     return cells, references
 
@@ -65,11 +59,9 @@ def compare_sides(
     cells: Sequence[Cell], references: Sequence[Reference], known: Mapping[str, Metric],
     primary: str, margins: Mapping[str, float],
 ) -> list[Comparison]:  # fmt: skip
-    """Compare each cell with the last one, then all with each published result.
+    """Compare each cell with the last one by the known metrics, then all with each reference.
 
-    Args:
-        known: the metrics by which cells are compared; `primary` is the name of the first.
-        margins: by metric, of published results.
+    The margins, by metric, are those of published results.
 
     Raises:
         BadInput: two cells have no metric in common, or runs lack a published metric.

@@ -17,6 +17,7 @@ from harness.results.load import LoadedRun, load_run
 from harness.results.measured import TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 from harness.results.references import Reference, find, load_references
 from harness.results.wandb import api, rows
+from harness.run_folder.folder import config_of
 
 REF = "ref:"
 ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
@@ -39,18 +40,17 @@ def runs_at(*addresses: str) -> list[Measured]:
     Raises:
         BadInput: there is none, one has not finished or cannot be read, or W&B does not answer.
     """
-    return list({run.address: run for address in addresses for run in _read(address)}.values())
-
-
-def _read(address: str) -> list[Measured]:
-    if address.startswith(REF):
-        raise BadInput(f"{address}: is a published result, where runs are needed")
-    if address.startswith(api.ADDRESS):
-        return api.runs_at(address)
-    return [
-        rows.read_offline(path) if is_of_wandb(path) else measured(load_run(path))
-        for path in folders_at(address)
-    ]
+    runs: list[Measured] = []
+    for address in addresses:
+        if address.startswith(REF):
+            raise BadInput(f"{address}: is a published result, where runs are needed")
+        if address.startswith(api.ADDRESS):
+            runs += api.runs_at(address)
+        else:
+            for path in folders_at(address):
+                offline = is_of_wandb(path)
+                runs.append(rows.read_offline(path) if offline else measured(load_run(path)))
+    return list({run.address: run for run in runs}.values())
 
 
 def is_of_wandb(folder: Path) -> bool:
@@ -61,11 +61,8 @@ def is_of_wandb(folder: Path) -> bool:
 def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Measured]]:
     """Return the finished runs of the given folders, without duplicates, in both forms.
 
-    Args:
-        to: the value of --to, for error messages.
-
     Raises:
-        BadInput: an address is not a run folder, or a run has not finished.
+        BadInput: an address is not a run folder, or a run has not finished; names --to.
     """
     paths = {}
     for address in addresses:
@@ -108,10 +105,9 @@ def measured(run: LoadedRun) -> Measured:
         if run.failure is not None:
             why = f"has failed{at} ({run.failure.message}): start it again, then compare"
         elif run.state in ENDED:
-            again = "give its command again to finish it, then compare"
-            why = f"was {ENDED[run.state]}{at}: {again}"
+            why = f"was {ENDED[run.state]}{at}: give its command again to finish it, then compare"
         raise BadInput(f"{path}: {why}")
-    config = load.last_config(load.config_of(path), run.result.attempts)
+    config = load.last_config(config_of(path), run.result.attempts)
     return Measured(
         str(path), path.name, config, load.environment(path), run.result.model_dump(),
         columns((row.__dict__ for row in run.rows if row.kind == "train"), TRAIN_COLUMNS),

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from harness.config import Config, differing, fingerprint, flat, load, recorded
 from harness.errors import BadInput
 from harness.run_folder.lease import Lease
 from harness.system.files import write_text
 from harness.system.process import process_age_s
-
-State = Literal["running", "stopped", "finished", "failed"]
-STACKS = "stacks"
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class RunFolder:
     @property
     def stacks(self) -> Path:
         """The folder of the stack traces that ranks leave when they hang or are terminated."""
-        return self.path / STACKS
+        return self.path / "stacks"
 
-    def set_state(self, state: State) -> None:
+    def set_state(self, state: Literal["running", "stopped", "finished", "failed"]) -> None:
         """Write the run's state; launchers read it, since torchrun hides exit codes."""
         write_text(self.path / "state", state + "\n")
 
@@ -62,21 +61,21 @@ class RunFolder:
 def is_finished(path: Path, config: Config, digests: Mapping[str, str | None]) -> bool:
     """Return whether this run has finished already; if not, it may start or resume here.
 
-    Args:
-        digests: of the images, by their names in the Result. Paths may differ between attempts,
-            images may not.
+    The digests are of the images, by their names in the Result: paths may differ between attempts,
+    images may not.
 
     Raises:
         BadInput: the folder holds something else, or another run.
     """
-    if not path.exists():
-        return False
-    if not path.is_dir():
+    if path.exists() and not path.is_dir():
         raise BadInput(f"{path}: is a file; choose another --run.name")
-    if asks_restart(config) or _is_new(path):
+    if not path.exists() or asks_restart(config) or _is_new(path):
         return False
+    if not (path / "config.yaml").exists():
+        raise BadInput(f"{path}: is not empty and holds no run; choose another --run.name")
     instead = "choose another --run.name, or --run.restart to move it aside"
-    if differences := differing(_config_of(path), config, "result"):
+    before = config_of(path, f" of the harness; {instead}")
+    if differences := differing(before, config, "result"):
         raise BadInput(f"{path}: holds a run with another {', '.join(differences[:3])}; {instead}")
     if changed := _changed(path, config, digests):
         raise BadInput(f"{path}: holds this run on other {changed}; {instead}")
@@ -114,13 +113,9 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
 
 
 def begin_attempt(folder: RunFolder, lease: Lease, facts: dict[str, Any]) -> float:
-    """Record that an attempt begins and how the previous one ended.
+    """Record that an attempt begins, with these facts, and how the previous one ended.
 
-    Args:
-        facts: fields of this attempt for attempts.jsonl.
-
-    Returns:
-        Seconds that all earlier attempts took together.
+    Returns the seconds that all earlier attempts took together.
     """
     before = attempts(folder.path)
     line: dict[str, Any] = {"attempt": folder.attempt, "began_at": time.time() - process_age_s()}
@@ -147,8 +142,7 @@ def add_to_attempt(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _write_attempts(path: Path, lines: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_text(path / "attempts.jsonl", text)
+    write_text(path / "attempts.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def attempts(path: Path) -> list[dict[str, Any]]:
@@ -164,14 +158,24 @@ def attempts(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def config_of(path: Path, what_then: str = "") -> Config:
+    """Return the config of a run's first attempt; `what_then` ends the message on another version.
+
+    Raises:
+        BadInput: the config is of another version, or cannot be read.
+    """
+    try:
+        return Config.model_validate(load.read_yaml(path / "config.yaml"))
+    except ValidationError as error:
+        where = f"{path}/config.yaml: {'.'.join(map(str, error.errors()[0]['loc']))}"
+        raise BadInput(f"{where}: was written by another version{what_then}") from None
+
+
 def changed_since(path: Path, config: Config) -> dict[str, Any]:
     """Return the settings that differ from the first attempt's; none of them affects the result."""
-    first, current = flat(_config_of(path)), flat(config)
-    return {
-        key: value
-        for key, value in current.items()
-        if first[key] != value and not key.startswith("run.")
-    }
+    first = flat(config_of(path))
+    changed = {key: value for key, value in flat(config).items() if first[key] != value}
+    return {key: value for key, value in changed.items() if not key.startswith("run.")}
 
 
 def asks_restart(config: Config) -> bool:
@@ -211,17 +215,14 @@ def record_failure(path: Path, rank: int, error: BaseException) -> bool:
 
 def _is_new(path: Path) -> bool:
     """Return whether no attempt has written anything but its lease and empty folders."""
-    initial = {"lease.json", "checkpoints"}
-    entries = [entry for entry in path.iterdir() if entry.name not in initial]
-    return all(entry.name.startswith(".") for entry in entries)
+    return all(name[0] == "." or name in ("lease.json", "checkpoints") for name in os.listdir(path))
 
 
 def _changed(path: Path, config: Config, digests: Mapping[str, str | None]) -> str | None:
     """Return what makes this another run than the folder's, settings aside; None if nothing."""
-    before = attempts(path)
-    if not before:
+    first = next(iter(attempts(path)), None)
+    if first is None:
         return None
-    first = before[0]
     if differ := [name for name, digest in digests.items() if first[name] != digest]:
         return f"images ({differ[0]} differs)"
     if first["result_fingerprint"] != fingerprint(config, "result"):
@@ -232,32 +233,14 @@ def _changed(path: Path, config: Config, digests: Mapping[str, str | None]) -> s
     return None
 
 
-def _config_of(path: Path) -> Config:
-    file = path / "config.yaml"
-    if not file.exists():
-        raise BadInput(f"{path}: is not empty and holds no run; choose another --run.name")
-    try:
-        return Config.model_validate(load.read_yaml(file))
-    except ValueError:
-        raise BadInput(
-            f"{file}: was written by another version of the harness; choose another --run.name, "
-            "or --run.restart to move it aside"
-        ) from None
-
-
 def _rename_stacks(run_folder: Path, attempt: int) -> None:
-    """Rename the folder of stacks after the attempt that left it; remove empty files.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    folder = run_folder / STACKS
+    """Rename the folder of stacks after the attempt that left it; remove empty files."""
+    folder = run_folder / "stacks"
     if not folder.is_dir():
         return
-    for file in [*folder.glob("*.txt")]:
-        if not file.stat().st_size:
-            file.unlink()
+    for file in [each for each in folder.glob("*.txt") if not each.stat().st_size]:
+        file.unlink()
     try:
         folder.rmdir()
     except OSError:  # it is not empty
-        folder.rename(run_folder / f"failure-{attempt}-{STACKS}")
+        folder.rename(run_folder / f"failure-{attempt}-stacks")

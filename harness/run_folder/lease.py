@@ -4,8 +4,6 @@
 space. A dead owner on this machine is recognized by its process, elsewhere by its silence.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket
@@ -37,7 +35,7 @@ class Lease:
     None in a new folder or if lease.json was damaged.
     """
 
-    def __init__(self, file: Path, owner: _Owner, last_seen: float | None) -> None:
+    def __init__(self, file: Path, owner: "_Owner", last_seen: float | None) -> None:
         self.last_seen = last_seen
         self._file, self._token, self._mine = file, owner.token.encode(), True
         self._stop = Event()
@@ -47,7 +45,7 @@ class Lease:
     @staticmethod
     def take(
         folder: Path, *, environ: Mapping[str, str] = os.environ, heartbeat_s: float = 5.0
-    ) -> Lease:
+    ) -> "Lease":
         """Take the lease on a folder, which is created if missing.
 
         Raises:

@@ -22,7 +22,7 @@ from harness.trainer.loop import evaluate, train_epoch
 
 FOLDER = ROOT / "configs"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-SHELF = {row.id: row for row in load_references()}
+SHELF = load_references()
 every_recipe = pytest.mark.parametrize(
     "path", RECIPES, ids=[str(path.relative_to(FOLDER).with_suffix("")) for path in RECIPES]
 )

@@ -38,7 +38,7 @@ def three(name: str, rate: float = 1000.0, top1_pct: float = 76.0, **more: Any) 
 
 
 def compared(*words: str) -> Comparison:
-    new, base = read_sides(words)[0]
+    new, base = read_sides(words, report=False)[0]
     return compare_cells(new, base, metrics(), "images_per_second")
 
 
@@ -99,7 +99,7 @@ def test_a_single_run_beside_another_says_what_it_assumes(
 def test_sides_by_globs_by_vs_and_by_kind(words: tuple[str, ...]) -> None:
     three("a")
     three("b", sections={"engine": {"compile": False}}, compiled=False)
-    new, base = read_sides(words)[0]
+    new, base = read_sides(words, report=False)[0]
     assert [len(new.runs), len(base.runs)] == [3, 3]
     assert (new.label, base.label) == ("a-s*", "b-s*")
     comparison = compared(*words)
@@ -190,7 +190,7 @@ def test_a_rate_leaves_out_the_first_period_of_each_attempt() -> None:
 def test_time_to_accuracy_of_an_accuracy_named_afterwards() -> None:
     three("slow", rate=500)
     three("fast", rate=1000)
-    new, base = read_sides(["slow-s*", "fast-s*"])[0]
+    new, base = read_sides(["slow-s*", "fast-s*"], report=False)[0]
     told = compare_cells(new, base, metrics(57.0), "images_per_second")
     found = told.finding("train_s_to_target")
     assert found is not None

@@ -34,7 +34,7 @@ ROW: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def shelf() -> dict[str, Reference]:
-    return {row.id: row for row in load_references()}
+    return load_references()
 
 
 def written(folder: Path, *rows: dict[str, Any], **shared: Any) -> Path:
@@ -119,7 +119,7 @@ def test_errors_in_the_papers_are_accuracies_here(
     ],
 )
 def test_nonsense_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    assert load_references(written(tmp_path, ROW)) == [Reference(**ROW)]
+    assert load_references(written(tmp_path, ROW)) == {ROW["id"]: Reference(**ROW)}
     with pytest.raises(BadInput) as caught:
         load_references(written(tmp_path, ROW | change))
     assert message in str(caught.value)
@@ -134,7 +134,7 @@ def test_an_id_twice_is_refused(tmp_path: Path) -> None:
 def test_rows_share_what_their_source_says_and_may_say_otherwise(tmp_path: Path) -> None:
     rest = {key: value for key, value in ROW.items() if key not in ("epochs", "n")}
     path = written(tmp_path, rest, rest | {"id": "b", "epochs": 45.0}, epochs=90, n=3)
-    assert [(row.epochs, row.n) for row in load_references(path)] == [(90, 3), (45, 3)]
+    assert [(row.epochs, row.n) for row in load_references(path).values()] == [(90, 3), (45, 3)]
 
 
 @pytest.mark.parametrize("text", ["a: 1", "- b", "- source: x", "[", "\t", "- rows: [1]"])
@@ -146,11 +146,10 @@ def test_a_file_that_is_no_shelf_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_pick_takes_both_filters(shelf: dict[str, Reference]) -> None:
-    rows = list(shelf.values())
-    assert pick(rows, model=None, metric=None) == rows
-    both = pick(rows, model="resnet101", metric="minutes_to_train")
+    assert pick(shelf, model=None, metric=None) == list(shelf.values())
+    both = pick(shelf, model="resnet101", metric="minutes_to_train")
     assert [row.id for row in both] == ["goyal2017-resnet101-b8192-minutes"]
-    assert find(rows, both[0].id) is both[0]
+    assert find(shelf, both[0].id) is both[0]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

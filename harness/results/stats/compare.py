@@ -1,7 +1,5 @@
 """Compare cells of runs, or runs with a published result: differences, doubts, and verdicts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -36,39 +34,31 @@ class Difference(NamedTuple):
 class Finding:
     """The result of the comparison for one metric.
 
-    Attributes:
-        estimate: of `new - base`; None if the spread between runs is unknown.
-        primary: whether the verdict is not adjusted for the number of metrics.
-        published: whether `base` is a published result; the test is then one-sided.
-        p_differs: p-value of the hypothesis that there is no difference.
-        p_within: p-value of the hypothesis that the difference is the margin or more. For
-            secondary metrics, both are adjusted for the number of metrics (Holm 1979).
+    The p-values of secondary metrics are adjusted for the number of metrics (Holm 1979).
     """
 
     metric: Metric
     new: Sample
     base: Sample
-    estimate: Estimate | None
+    estimate: Estimate | None  # of `new - base`; None if the spread between runs is unknown
     primary: bool
-    published: bool
-    p_differs: float
-    p_within: float
+    published: bool  # whether `base` is a published result; the test is then one-sided
+    p_differs: float = 1.0  # of the hypothesis that there is no difference
+    p_within: float = 1.0  # of the hypothesis that the difference is the margin or more
 
     @staticmethod
     def of(
         metric: Metric, new: Sample, base: Sample, *, primary: bool, published: bool = False
-    ) -> Finding:
+    ) -> "Finding":
         """Compare two samples of a metric."""
-        assumed = metric.assumed_std
-        std = None if assumed is None else metric.transform_difference(assumed)
-        estimate = compare(new, base, std)
-        p_differs, p_within = 1.0, 1.0
-        if estimate is not None:
-            # In logarithms, +2 % and -2 % are not equally far from 0: the nearer one bounds both.
-            margins = [metric.transform_difference(sign * metric.margin) for sign in (1, -1)]
-            p_differs = estimate.p_differs()
-            p_within = estimate.p_within(min(map(abs, margins)))
-        return Finding(metric, new, base, estimate, primary, published, p_differs, p_within)
+        transform, assumed = metric.transform_difference, metric.assumed_std
+        estimate = compare(new, base, None if assumed is None else transform(assumed))
+        if estimate is None:
+            return Finding(metric, new, base, None, primary, published)
+        # In logarithms, +2 % and -2 % are not equally far from 0: the nearer one bounds both.
+        margin = min(abs(transform(metric.margin)), abs(transform(-metric.margin)))
+        p_values = estimate.p_differs(), estimate.p_within(margin)
+        return Finding(metric, new, base, estimate, primary, published, *p_values)
 
     @property
     def verdict(self) -> str:
@@ -100,8 +90,7 @@ class Finding:
     def interval(self, level: float | None = None) -> tuple[float, float] | None:
         """Return the confidence interval of `difference`, not adjusted for other metrics.
 
-        Args:
-            level: by default that of the test: 95 %, or 90 % if it is one-sided.
+        By default at the level of the test: 95 %, or 90 % if it is one-sided.
         """
         if self.estimate is None:
             return None
@@ -112,16 +101,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing `new` with `base`.
-
-    Attributes:
-        doubts: reasons why the two are not comparable; empty if they are.
-    """
+    """The result of comparing `new` with `base`."""
 
     new: Cell
     base: Cell
     differences: tuple[Difference, ...]
-    doubts: tuple[str, ...]
+    doubts: tuple[str, ...]  # reasons why the two are not comparable
     findings: tuple[Finding, ...]
 
     def finding(self, name: str) -> Finding | None:
@@ -134,41 +119,31 @@ class Comparison:
 
 
 def compare_cells(new: Cell, base: Cell, known: Mapping[str, Metric], primary: str) -> Comparison:
-    """Compare two cells of runs.
-
-    Args:
-        known: the metrics, by name.
-        primary: the name of the metric whose test is not adjusted for the others.
-    """
+    """Compare two cells by the known metrics; the test of the primary one is not adjusted."""
     findings = [
         Finding.of(metric, ours, theirs, primary=metric.name == primary)
         for metric in known.values()
         if (ours := sample(metric, new.runs)) and (theirs := sample(metric, base.runs))
     ]
-    return Comparison(
-        new, base, tuple(differences(new.runs[0], base.runs[0])),
-        (*doubts(new), *doubts(base), *_unlike(new, base)), _adjusted(findings),
-    )  # fmt: skip
-
-
-def _adjusted(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Return the findings with the p-values of secondary metrics adjusted (Holm)."""
     secondary = [i for i, item in enumerate(findings) if not item.primary and item.estimate]
     differs = holm([findings[i].p_differs for i in secondary])
     within = holm([findings[i].p_within for i in secondary])
     for i, p_differs, p_within in zip(secondary, differs, within, strict=True):
         findings[i] = replace(findings[i], p_differs=p_differs, p_within=p_within)
-    return tuple(findings)
+    return Comparison(
+        new, base, tuple(differences(new.runs[0], base.runs[0])),
+        (*doubts(new), *doubts(base), *_unlike(new, base)), tuple(findings),
+    )  # fmt: skip
 
 
 def differences(new: Measured, base: Measured) -> Iterable[Difference]:
     """Yield each setting or fact that is not the same in both runs."""
     base_facts = facts(base)
     for group, values in facts(new).items():
-        base_values = base_facts[group]
-        for key in dict.fromkeys([*values, *base_values]):
-            if values.get(key) != base_values.get(key):
-                yield Difference(group, key, values.get(key), base_values.get(key))
+        for key in values | base_facts[group]:
+            ours, theirs = values.get(key), base_facts[group].get(key)
+            if ours != theirs:
+                yield Difference(group, key, ours, theirs)
 
 
 def doubts(cell: Cell) -> Iterable[str]:
@@ -187,8 +162,7 @@ def doubts(cell: Cell) -> Iterable[str]:
 
 
 def _doubts_of(run: Measured) -> Iterable[str]:
-    result = run.result
-    classes, images = DATASETS["imagenet"]
+    result, (classes, images) = run.result, DATASETS["imagenet"]
     imagenet = result["classes"] == classes and result["source"] != "synthetic"
     if imagenet and result["val_images"] != images:
         yield f"validated on {result['val_images']:,} images, where ImageNet has {images:,}"
@@ -202,15 +176,11 @@ def _doubts_of(run: Measured) -> Iterable[str]:
 
 
 def _unlike(new: Cell, base: Cell) -> Iterable[str]:
-    """Yield the reasons why two cells cannot be compared with each other."""
     ours, theirs = new.runs[0].result, base.runs[0].result
     if "synthetic" in (ours["source"], theirs["source"]):
         if ours["source"] != theirs["source"]:
             yield "one side trained on synthetic images: nothing is read or decoded there"
-        return
-    for key, what in (
-        ("protocol", "validated in another way"), ("val_digest", "validated on other images"),
-    ):  # fmt: skip
-        if ours[key] != theirs[key]:
-            yield f"{what}: {ours[key]} | {theirs[key]}"
-            return
+    elif ours["protocol"] != theirs["protocol"]:
+        yield f"validated in another way: {ours['protocol']} | {theirs['protocol']}"
+    elif ours["val_digest"] != theirs["val_digest"]:
+        yield f"validated on other images: {ours['val_digest']} | {theirs['val_digest']}"

@@ -36,38 +36,36 @@ def checks(
     code = EXIT_CANNOT_TELL if doubts and not anyway else EXIT_GOOD
     message = f"not comparable: {'; '.join(doubts)}" if doubts else "comparable"
     ours = [item for item in comparisons if not item.base.reference]
-    published = [_reproduced(item) for item in comparisons if item.base.reference]
-    gates = []
+    found = [Check("comparable", code, message)]
+    found += [_reproduced(item) for item in comparisons if item.base.reference]
     if max_slowdown_pct is not None:
         if not ours:
             raise BadInput("--max-slowdown-pct: needs two sides; name a second address")
-        gates += [_max_slowdown(item, max_slowdown_pct) for item in ours]
+        found += [_max_slowdown(item, max_slowdown_pct) for item in ours]
     if min_top1_pct is not None:
-        new = [item.new for item in ours] or cells
-        gates += [_min_top1(cell, min_top1_pct) for cell in new]
-    return [Check("comparable", code, message), *published, *gates]
+        found += [_min_top1(cell, min_top1_pct) for cell in [item.new for item in ours] or cells]
+    return found
 
 
 def _max_slowdown(comparison: Comparison, most_pct: float) -> Check:
-    """Check that `new` is certainly not slower than `base` by more than `most_pct` percent."""
     finding = comparison.finding("images_per_second")
     if finding is None or finding.estimate is None:
         raise BadInput("--max-slowdown-pct: one side has no throughput")
     bound = math.log1p(-most_pct / 100)
     low, high = finding.interval(1 - 2 * ALPHA) or (math.nan, math.nan)
     change = f"throughput {finding.difference:+.1f} % ({low:+.1f} to {high:+.1f})"
+    slower = f"slower by more than {most_pct:g} %"
     if finding.estimate.p_above(bound) <= ALPHA:
-        return Check("slowdown", EXIT_GOOD, f"{change}: not slower by more than {most_pct:g} %")
+        return Check("slowdown", EXIT_GOOD, f"{change}: not {slower}")
     if finding.estimate.p_below(bound) <= ALPHA:
-        return Check("slowdown", EXIT_FAILED, f"{change}: slower by more than {most_pct:g} %")
+        return Check("slowdown", EXIT_FAILED, f"{change}: {slower}")
     needed = runs_needed(finding.new, finding.base, bound)
-    more = f"; {count(needed, 'run')} of the new one may tell" if needed else "; repeat both"
-    message = f"{change}: cannot tell whether slower by more than {most_pct:g} %{more}"
-    return Check("slowdown", EXIT_CANNOT_TELL, message)
+    more = f"{count(needed, 'run')} of the new one may tell" if needed else "repeat both"
+    return Check("slowdown", EXIT_CANNOT_TELL, f"{change}: cannot tell whether {slower}; {more}")
 
 
 def _min_top1(cell: Cell, least_pct: float) -> Check:
-    """Check that the measured mean top-1 of the runs is at least `least_pct`; no inference."""
+    # The measured mean counts, without inference.
     top1 = sample(metrics()["top1"], cell.runs)
     if top1 is None:
         raise BadInput(f"--min-top1-pct: {cell.label} has no accuracy")
@@ -77,15 +75,12 @@ def _min_top1(cell: Cell, least_pct: float) -> Check:
 
 
 def _reproduced(comparison: Comparison) -> Check:
-    """Check that a published result was reproduced."""
     (finding,) = comparison.findings
-    metric = finding.metric
-    code = {"reproduced": EXIT_GOOD, "not reproduced": EXIT_FAILED}
-    return Check(
-        comparison.base.label, code.get(finding.verdict, EXIT_CANNOT_TELL),
-        f"{metric.title} {metric.inverse(finding.new.mean):.2f} {metric.unit} beside "
-        f"{metric.inverse(finding.base.mean):g} published: {finding.verdict}",
-    )  # fmt: skip
+    metric, verdict = finding.metric, finding.verdict
+    codes = {"reproduced": EXIT_GOOD, "not reproduced": EXIT_FAILED}
+    ours, theirs = metric.inverse(finding.new.mean), metric.inverse(finding.base.mean)
+    message = f"{metric.title} {ours:.2f} {metric.unit} beside {theirs:g} published: {verdict}"
+    return Check(comparison.base.label, codes.get(verdict, EXIT_CANNOT_TELL), message)
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -123,8 +118,7 @@ def write_junit(path: Path, checks: Sequence[Check]) -> None:
         else:
             kind = "failure" if check.exit_code == EXIT_FAILED else "error"
             ET.SubElement(case, kind, message=check.message)
-    tree = ET.ElementTree(suite)
-    ET.indent(tree)
+    ET.indent(tree := ET.ElementTree(suite))
     try:
         write_atomic(path, lambda part: tree.write(part, encoding="utf-8", xml_declaration=True))
     except (OSError, ValueError) as error:  # ValueError: a path such as `.` has no file name

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.errors import BadInput
 from harness.results.measured import Measured
-from harness.results.stats.statistics import Sample, log_rate
+from harness.results.stats.statistics import Sample, rate_error
 
 STEADY_PERIODS = 4
 """Below this many log periods after the first, the throughput of the whole run is used."""
@@ -19,17 +19,8 @@ STEADY_PERIODS = 4
 class Metric:
     """A quantity by which runs are compared.
 
-    Attributes:
-        scale: `points`: values are compared as they are; `relative`: as logarithms, with
-            differences in percent of the base.
-        margin: differences smaller than this count as none; points or percent.
-        assumed_std: standard deviation between runs if neither side has repeats, in points or
-            percent; None: no verdict without repeats.
-        read: returns its value in a run, in `unit`; None if the run does not have it.
-        per_seed: whether it depends on the seed, so that repeats with the same seed count once.
-        within: returns its standard error from the variation within a run; 0 if unknown.
-        drift: returns the standard deviation of its values in the two halves of a run; 0 if
-            unknown.
+    In `points`, values are compared as they are; `relative`, as logarithms, with differences in
+    percent of the base. `margin` and `assumed_std` are in points or percent.
     """
 
     name: str
@@ -37,12 +28,12 @@ class Metric:
     unit: str
     scale: Literal["points", "relative"]
     better: Literal["higher", "lower"]
-    margin: float
-    assumed_std: float | None
-    read: Callable[[Measured], float | None]
-    per_seed: bool = False
-    within: Callable[[Measured], float] = lambda run: 0.0
-    drift: Callable[[Measured], float] = lambda run: 0.0
+    margin: float  # differences smaller than this count as none
+    assumed_std: float | None  # between runs, if no side has repeats; None: then no verdict
+    read: Callable[[Measured], float | None]  # its value, in `unit`; None if the run has none
+    per_seed: bool = False  # it depends on the seed: repeats with the same seed count once
+    within: Callable[[Measured], float] = lambda run: 0.0  # its standard error, 0 if unknown
+    drift: Callable[[Measured], float] = lambda run: 0.0  # standard deviation of a run's halves
 
     def transform(self, value: float) -> float:
         """Return a value on the scale on which it is averaged and compared."""
@@ -71,8 +62,7 @@ def field(name: str, part: str | None = None) -> Callable[[Measured], float | No
 
     def read(run: Measured) -> float | None:
         value = run.result.get(name)
-        if part and value:
-            value = value[part]
+        value = value[part] if part and value else value
         return None if value is None else float(value)
 
     return read
@@ -101,12 +91,6 @@ def steady(run: Measured) -> tuple[np.ndarray, np.ndarray]:
     return images[counts], seconds[counts]
 
 
-def _rate_within(run: Measured) -> float:
-    """Return the standard error of the logarithm of the steady rate."""
-    images, seconds = steady(run)
-    return log_rate(images, seconds)[1] if len(images) >= STEADY_PERIODS else 0.0
-
-
 def _rate_drift(run: Measured) -> float:
     return _drift(np.stack(steady(run)), lambda part: part[0].sum() / part[1].sum())
 
@@ -120,26 +104,15 @@ def _drift(values: np.ndarray, center: Callable[[np.ndarray], Any]) -> float:
     """Return the standard deviation of the logarithms of the centers of a run's two halves."""
     if values.shape[-1] < STEADY_PERIODS:
         return 0.0
-    half = values.shape[-1] // 2
-    first, second = math.log(center(values[..., :half])), math.log(center(values[..., half:]))
-    return abs(first - second) / math.sqrt(2)
+    first, second = np.split(values, [values.shape[-1] // 2], axis=-1)
+    return abs(math.log(center(first)) - math.log(center(second))) / math.sqrt(2)
 
 
-def to_target(top1_pct: float | None) -> Callable[[Measured], float | None]:
-    """Return a reader of the seconds of training to an accuracy.
-
-    Args:
-        top1_pct: the accuracy; None: the one at which the run was set to stop.
-    """
-
+def _to_target(run: Measured, top1_pct: float | None) -> float | None:
     if top1_pct is None:
-        return field("target", "train_s")
-
-    def read(run: Measured) -> float | None:
-        reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
-        return float(reached[0]) if len(reached) else None
-
-    return read
+        return field("target", "train_s")(run)
+    reached = run.val["train_s"][run.val["val_top1_pct"] >= top1_pct]
+    return float(reached[0]) if len(reached) else None
 
 
 def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
@@ -149,9 +122,9 @@ def metrics(target_top1_pct: float | None = None) -> dict[str, Metric]:
         Metric("top1", "top-1", "%", "points", "higher", 0.25, None, accuracy("val_top1_pct"),
                per_seed=True),
         Metric("images_per_second", "throughput", "images/s", "relative", "higher", 2, 2,
-               steady_rate, within=_rate_within, drift=_rate_drift),
+               steady_rate, within=lambda run: rate_error(*steady(run)), drift=_rate_drift),
         Metric("train_s_to_target", f"training time to {target}", "s", "relative", "lower", 5, None,
-               to_target(target_top1_pct)),
+               lambda run: _to_target(run, target_top1_pct)),
         Metric("step_ms", "step, median", "ms", "relative", "lower", 2, 2, field("step_ms_p50"),
                drift=_step_drift),
         Metric("memory_gib", "memory, highest", "GiB", "relative", "lower", 2, 2,
@@ -174,12 +147,10 @@ def sample(metric: Metric, runs: Sequence[Measured]) -> Sample | None:
             return None
         key = run.config.run.seed if metric.per_seed else number
         values.setdefault(key, []).append(metric.transform(value))
-    if not values:
-        return None
     means = [sum(repeats) / len(repeats) for repeats in values.values()]
-    if len(runs) > 1:
-        return Sample.of(means)
-    return Sample.of(means, metric.within(runs[0]), metric.drift(runs[0]))
+    if len(runs) == 1:
+        return Sample.of(means, metric.within(runs[0]), metric.drift(runs[0]))
+    return Sample.of(means) if means else None
 
 
 def with_settings(
@@ -195,12 +166,9 @@ def with_settings(
             raise BadInput(f"{name}: no such metric; known: {', '.join(known)}")
     if primary not in known:
         raise BadInput(f"--primary: {primary}: no such metric; known: {', '.join(known)}")
-    return {
-        name: replace(
-            known[name],
-            margin=margins.get(name, known[name].margin),
-            assumed_std=stds.get(name, known[name].assumed_std),
-            drift=(lambda run: 0.0) if name in stds else known[name].drift,
-        )
-        for name in dict.fromkeys([primary, *known])
-    }
+    changed = dict(known)
+    for name, margin in margins.items():
+        changed[name] = replace(changed[name], margin=margin)
+    for name, std in stds.items():
+        changed[name] = replace(changed[name], assumed_std=std, drift=lambda run: 0.0)
+    return {primary: changed[primary]} | changed

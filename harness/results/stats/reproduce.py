@@ -15,11 +15,7 @@ MEDIAN = "median_last5_top1_pct"
 
 
 def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> Comparison:
-    """Compare runs with a published result.
-
-    Args:
-        margin: how much worse still counts as reproduced, points or percent; by default the
-            metric's.
+    """Compare runs with a published result; by default with the margin of its metric.
 
     Raises:
         BadInput: the runs do not have the published metric.
@@ -29,13 +25,12 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
         metric = replace(metric, margin=margin)
     ours, base = sample(metric, cell.runs), Cell(f"ref:{reference.id}", reference=reference)
     if ours is None:
-        raise BadInput(
-            f"{cell.label}: its runs have no {metric.title}, which {base.label} is about"
-        )
-    spread = reference.std
-    if spread is not None and metric.scale == "relative":
-        spread = spread / reference.value
-    theirs = Sample(metric.transform(reference.value), spread, reference.n or 1)
+        what = f"{metric.title}, which {base.label} is about"
+        raise BadInput(f"{cell.label}: its runs have no {what}")
+    std = reference.std
+    if std is not None and metric.scale == "relative":
+        std /= reference.value
+    theirs = Sample(metric.transform(reference.value), std, reference.n or 1)
     return Comparison(
         cell, base, tuple(_differences(cell.runs[0], reference)),
         (*doubts(cell), *_unlike(cell.runs[0], reference, metric)),
@@ -45,7 +40,7 @@ def reproduce(cell: Cell, reference: Reference, margin: float | None = None) -> 
 
 def _metric(reference: Reference) -> Metric:
     known = metrics()
-    top1, time = known["top1"], known["train_s_to_target"]
+    top1, time, to_target_s = known["top1"], known["train_s_to_target"], field("target", "wall_s")
     if reference.statistic == "median_last5":
         median = accuracy(MEDIAN)
         known["top1"] = replace(
@@ -54,7 +49,9 @@ def _metric(reference: Reference) -> Metric:
         )  # fmt: skip
     for metric in (
         replace(top1, name="top5", title="top-5", read=accuracy("val_top5_pct")),
-        replace(time, name="minutes_to_train", title="time to train", unit="min", read=_minutes),
+        # To the target, else of the whole run; with start-up and validations.
+        replace(time, name="minutes_to_train", title="time to train", unit="min",
+                read=lambda run: (to_target_s(run) or float(run.result["wall_s"])) / 60),
         replace(time, name="epochs_to_target", title="epochs to the target", unit="epochs",
                 read=field("target", "epoch")),
     ):  # fmt: skip
@@ -67,18 +64,9 @@ def _metric(reference: Reference) -> Metric:
     return known[reference.metric]
 
 
-def _minutes(run: Measured) -> float | None:
-    """Return the wall time to the target, else of the whole run, with start-up and validations."""
-    return (field("target", "wall_s")(run) or float(run.result["wall_s"])) / 60
-
-
 def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
-    """Yield the published settings that differ from those of the run."""
     result = run.result
-    settings = {
-        "global_batch": result.get("global_batch"),
-        "epochs": result.get("epochs"),
-        "precision": result.get("precision"),
+    settings = {key: result.get(key) for key in ("global_batch", "epochs", "precision")} | {
         "gpus": result["world_size"] if result["device"] == "cuda" else 0,
         "gpu": (run.environment.get("device") or {}).get("name"),
     }
@@ -91,7 +79,6 @@ def _differences(run: Measured, reference: Reference) -> Iterable[Difference]:
 
 
 def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str]:
-    """Yield the reasons why a run is not comparable with a published result."""
     result = run.result
     if result["model"] != reference.model:
         yield f"the publication is about {reference.model}, the runs about {result['model']}"
@@ -103,7 +90,7 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
         )
     if reference.statistic == "median_last5" and result.get(MEDIAN) is None:
         yield "the publication takes the median of the last 5 epochs, which were not all validated"
-    if metric.per_seed and reference.protocol != (protocol := short_protocol(run.config)):
+    if metric.per_seed and reference.protocol != (protocol := _protocol(run.config)):
         yield f"validated in another way: {protocol} | {reference.protocol}"
     if metric.name == "images_per_second":
         differing = {difference.key for difference in _differences(run, reference)}
@@ -111,11 +98,9 @@ def _unlike(run: Measured, reference: Reference, metric: Metric) -> Iterable[str
             yield f"measured on other hardware ({', '.join(hardware)})"
 
 
-def short_protocol(config: Config) -> str:
+def _protocol(config: Config) -> str:
     """Return the validation protocol as references.yaml writes it."""
-    data = config.data
+    px, resize_px = config.data.image_px, config.data.eval_resize_px
     if config.eval.views == "ten_crop":
-        return f"10 crops of {data.image_px} px"
-    if data.eval_resize_px:
-        return f"centre crop {data.image_px} px of {data.eval_resize_px}"
-    return f"single view of {data.image_px} px"
+        return f"10 crops of {px} px"
+    return f"centre crop {px} px of {resize_px}" if resize_px else f"single view of {px} px"

@@ -4,8 +4,6 @@ Distributions are scipy's. A difference is tested two-sided, with a 95 % interva
 two one-sided tests at 5 % (Schuirmann 1987), which corresponds to a 90 % interval.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -19,47 +17,37 @@ from scipy import special
 ALPHA = 0.05
 POWER = 0.8
 MOST_RUNS = 1000
-RESAMPLES = 2000
-MOST_BLOCKS = 20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Summary of a quantity that was measured in n runs.
-
-    Attributes:
-        std: standard deviation between runs; None for a single run, or if a publication gives none.
-        within: standard error of a single run's value, from its variation over time; 0 if n > 1.
-        drift: standard deviation of the values of a single run's two halves; 0 if n > 1.
-    """
+    """Summary of a quantity that was measured in n runs."""
 
     mean: float
-    std: float | None
+    std: float | None  # between runs; None for a single run, or if a publication gives none
     n: int
-    within: float = 0.0
-    drift: float = 0.0
+    within: float = 0.0  # standard error of a single run's value, from its variation over time
+    drift: float = 0.0  # standard deviation of the values of a single run's two halves
 
     @staticmethod
-    def of(values: Sequence[float], within: float = 0.0, drift: float = 0.0) -> Sample:
+    def of(values: Sequence[float], within: float = 0.0, drift: float = 0.0) -> "Sample":
         """Summarize the values of some runs, one value per run."""
-        std = stdev(values) if len(values) > 1 else None
-        return Sample(mean(values), std, len(values), within, drift)
+        n = len(values)
+        return Sample(mean(values), stdev(values) if n > 1 else None, n, within, drift)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A difference of two means with its standard error and degrees of freedom.
 
-    Attributes:
-        degrees: of Student's t; infinite for a normal distribution.
-        basis: the source of the spread between runs: `welch` if both sides have repeats; `one side`
-            if only one has; `assumed` if neither has; `drift` if neither has and the halves of a
-            run differ by more than the assumed spread.
+    The basis is the source of the spread between runs: `welch` if both sides have repeats; `one
+    side` if only one has; `assumed` if neither has; `drift` if neither has and the halves of a run
+    differ by more than the assumed spread.
     """
 
     difference: float
     error: float
-    degrees: float
+    degrees: float  # of Student's t; infinite for a normal distribution
     basis: str
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
@@ -98,18 +86,16 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
     whose speed drifts within a run also drifts between runs; `within` of both runs is added.
     """
     difference = new.mean - base.mean
-    if new.std is not None and base.std is not None and min(new.n, base.n) > 1:
-        variances = new.std**2 / new.n, base.std**2 / base.n
-        total = sum(variances)
+    repeated = [(side.std, side.n) for side in (new, base) if side.std is not None and side.n > 1]
+    if len(repeated) == 2:
+        total = sum(std**2 / n for std, n in repeated)
         degrees = float(new.n + base.n - 2)
         if total > 0:  # Welch 1947 and Satterthwaite 1946
-            parts = variances[0] ** 2 / (new.n - 1) + variances[1] ** 2 / (base.n - 1)
-            degrees = total**2 / parts
+            degrees = total**2 / sum((std**2 / n) ** 2 / (n - 1) for std, n in repeated)
         return Estimate(difference, math.sqrt(total), degrees, "welch")
-    known = new if new.std is not None and new.n > 1 else base
-    per_run = math.sqrt(1 / new.n + 1 / base.n)
-    if known.std is not None and known.n > 1:
-        return Estimate(difference, known.std * per_run, known.n - 1, "one side")
+    if repeated:
+        ((std, n),) = repeated
+        return Estimate(difference, std * math.sqrt(1 / new.n + 1 / base.n), n - 1, "one side")
     if assumed_std is None:
         return None
     spreads = [max(assumed_std, side.drift) / math.sqrt(side.n) for side in (new, base)]
@@ -124,11 +110,10 @@ def compare(new: Sample, base: Sample, assumed_std: float | None) -> Estimate | 
 
 def interval_of_mean(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
     """Return the confidence interval of a mean (Student's t); infinite for a single value."""
-    middle = mean(values)
     if len(values) < 2:
         return -math.inf, math.inf
     error = stdev(values) / math.sqrt(len(values))
-    return Estimate(middle, error, len(values) - 1, "").interval(level)
+    return Estimate(mean(values), error, len(values) - 1, "").interval(level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -140,30 +125,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def log_rate(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the logarithm of a run's images per second, and the standard error of it.
+def rate_error(images: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
+    """Return the standard error of the logarithm of a run's images per second.
 
-    The error comes from a bootstrap over blocks of neighboring log periods, as the speeds of
-    neighbors are correlated; it is nan if there are fewer than four periods.
-
-    Args:
-        images, seconds: of each log period.
+    It comes from a bootstrap over blocks of neighboring log periods, as the speeds of neighbors
+    are correlated; 0 if there are fewer than four periods, which do not tell it.
     """
-    rate = math.log(images.sum() / seconds.sum())
     if len(images) < 4:
-        return rate, math.nan
-    blocks = min(MOST_BLOCKS, max(4, round(len(images) ** 0.5)), len(images))
+        return 0.0
+    blocks = min(20, max(4, round(len(images) ** 0.5)))
     cuts = np.linspace(0, len(images), blocks + 1).astype(int)[:-1]
     parts = np.add.reduceat(images, cuts), np.add.reduceat(seconds, cuts)
     from scipy.stats import bootstrap  # slow to import (1 s), and seldom needed
 
     result = bootstrap(
-        parts,
-        lambda i, s, axis: np.log(i.sum(axis) / s.sum(axis)),
-        paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile", rng=0,
+        parts, lambda i, s, axis: np.log(i.sum(axis) / s.sum(axis)), paired=True, vectorized=True,
+        n_resamples=2000, method="percentile", rng=0,
     )  # fmt: skip
     # A bootstrap of k blocks divides by k where k - 1 would be unbiased.
-    return rate, float(result.standard_error) * math.sqrt(blocks / (blocks - 1))
+    return float(result.standard_error) * math.sqrt(blocks / (blocks - 1))
 
 
 def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
@@ -172,11 +152,11 @@ def runs_needed(new: Sample, base: Sample, bound: float) -> int | None:
     The power is 80 %, if the true difference and spreads are the measured ones. Return None if
     1,000 runs do not suffice, if the spread is unknown, or if the difference is at the bound.
     """
-    std = new.std if new.std is not None else base.std
+    std = base.std if new.std is None else new.std
     gap = abs(new.mean - base.mean - bound)
     if std is None or gap == 0:
         return None
-    base_std = base.std if base.std is not None else std
+    base_std = std if base.std is None else base.std
 
     def power(n: int) -> float:
         estimate = compare(Sample(new.mean, std, n), Sample(base.mean, base_std, base.n), std)
