@@ -41,8 +41,8 @@ class CheckpointManager:
 
     def restore(self, t: Training) -> None:
         """Restore training, clock and record from the checkpoint, if there is one."""
-        t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
+        t.attempt = attempt.folder.attempt
         if attempt.found is not None:
             state = attempt.found.state
             self._report.load_state_dict(state)
@@ -61,15 +61,12 @@ class CheckpointManager:
         """
         with t.clock.account("checkpoint"):
             sums = open_sums(t)
-            if self._saver is None:
-                return
-            if self._saver.busy and not must:
+            if self._saver is None or (self._saver.busy and not must):
                 return
             self._saver.wait()  # raises what went wrong with the earlier one
             state = state_dict(t, sums, self._saver.staging) | self._report.state_dict()
-            whole = t.ends_epoch
-            about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
-            self._saver.save(state, about | state["of"])
+            epochs_done = round(t.epoch) if t.ends_epoch else None
+            self._saver.save(state, {"step": t.step, "epochs_done": epochs_done} | state["of"])
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
@@ -81,12 +78,8 @@ class CheckpointManager:
 
         A checkpoint of this step is set aside: it was written before the validation that failed.
         """
-        message = ""
-        if self._saver is not None:
-            path = self._saver.last_before(t.step)
-            message = (
-                f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
-            )
+        path = self._saver.last_before(t.step) if self._saver else None
+        message = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
         return str(t.resolved.world.from_main(message))
 
     def _make_durable(self) -> None:
@@ -116,25 +109,24 @@ def open_sums(t: Training) -> dict[str, torch.Tensor]:
 
 def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> State:
     """Everything that a training needs to continue from this step, copied to host memory."""
-    position = {
+    return {
+        **capture(t.model.net, t.optimizer, t.scaler, staging),
+        **staging.copy(sums, "sums"),
         "step": t.step,
         "images_seen": t.images_seen,
         "events": [tuple(event) for event in t.events],
+        "clock": t.clock.state_dict(),
     }
-    taken = capture(t.model.net, t.optimizer, t.scaler, staging)
-    return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state_dict()}
 
 
 def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
-    """Restore on all ranks the checkpoint that rank 0 has read.
+    """Restore on all ranks what `state_dict` gave: rank 0 alone has read it.
 
     Args:
-        state: what `state_dict` gave; None on the other ranks.
         spent_s: time of all earlier attempts.
     """
     world, big = t.resolved.world, ("model", "optimizer")
-    small = {key: value for key, value in (state or {}).items() if key not in big}
-    small = world.from_main(small)
+    small = world.from_main({key: state[key] for key in state if key not in big} if state else None)
     restore(state, t.model.net, t.optimizer, world)
     t.scaler.load_state_dict(small["scaler"])
     t.step = small["step"]

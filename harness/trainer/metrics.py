@@ -57,9 +57,8 @@ class TrainMetrics:
         """
         if len(losses) != world.size:
             # Rank 0 gets everything, the others nothing; read() divides by the number of ranks.
-            share = float(world.is_main)
             correct = (correct.sum(0) * world.is_main).expand(world.size, -1)
-            losses = (losses.mean(0) * world.size * share).expand(world.size, -1)
+            losses = (losses.mean(0) * world.size * world.is_main).expand(world.size, -1)
         self._steps = losses.shape[1]
         self._images = self._steps * images_per_step
         self._correct.copy_(correct[world.rank])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -44,12 +44,15 @@ def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> I
         cache = _open(key.facts(resolved, classes), folder)
     yield
     with clock.account("compile"):
-        done = _keep(cache, resolved.world)
+        counts, found, packed = _keep(cache, resolved.world)
     if resolved.world.is_main:
         compile_s = clock.accounts_s["compile"]
-        out.print(f"{'compiled':>12}: {_in_words(done, f'{compile_s:.1f} s')}")
+        said = f"nothing: all found in {found}, " if found else ""
+        said += f"in {compile_s:.1f} s"
+        said += f", kept for the next start in {packed}" if packed and not found else ""
+        out.print(f"{'compiled':>12}: {said}")
         try:
-            add_to_attempt(folder.path, {"compile_s": compile_s, **done.counts})
+            add_to_attempt(folder.path, {"compile_s": compile_s, **counts})
         except OSError as error:
             _note(f"{folder.path}/attempts.jsonl lacks compile_s: {error.strerror}")
 
@@ -73,12 +76,11 @@ class _Cache:
         """All processes of the node have compiled: what they made may be used by others."""
         try:
             with _lock(self.whole):
-                if self.making.exists():
-                    if self.whole.exists():  # another run of the same kind was faster
-                        shutil.rmtree(self.making, ignore_errors=True)
-                    else:
-                        sync_tree(self.making)
-                        self.making.replace(self.whole)
+                if self.whole.exists():  # another run of the same kind was faster
+                    shutil.rmtree(self.making, ignore_errors=True)
+                elif self.making.exists():
+                    sync_tree(self.making)
+                    self.making.replace(self.whole)
         except OSError as error:
             _note(f"{self.making}: {error.strerror}: its graphs are of use to this attempt only")
         self.enter()
@@ -95,20 +97,11 @@ class _Cache:
             return None
 
 
-class _Done(NamedTuple):
-    """What the warm-ups of all ranks came to."""
-
-    counts: dict[str, int]
-    found: Path | None  # where every graph came from; none if some were compiled
-    archive: Path | None
-
-
 def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
     """The graphs of these facts, from the node's folder or from the run's archive, if there."""
     base, name = _base(), key.key_of(facts)
-    archives = folder.path / "compile"
+    archives, whole = folder.path / "compile", base / name
     making = base / f"{name}.{folder.run_id}-{folder.attempt}.part"
-    whole = base / name
     with _lock(whole):
         for left in base.glob(f"*.{folder.run_id}-*.part"):
             if not left.name.endswith(f"-{folder.attempt}.part"):
@@ -119,8 +112,12 @@ def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
     return cache
 
 
-def _keep(cache: _Cache, world: World) -> _Done:
-    """Publish the graphs on each node, and archive them, once for each kind of machine."""
+def _keep(cache: _Cache, world: World) -> tuple[dict[str, int], Path | None, Path | None]:
+    """Publish the graphs on each node, and archive them, once for each kind of machine.
+
+    Returns:
+        Counts over all ranks, where every graph came from if none was compiled, and the archive.
+    """
     mine = {"key": cache.key, "source": cache.source, **_cache_counts()}
     # The others' answers also tell that nobody compiles in the folder any more.
     everyone = world.gather(mine)
@@ -136,7 +133,7 @@ def _keep(cache: _Cache, world: World) -> _Done:
     # A node's first process unpacks; the others find what it has unpacked.
     sources = [each["source"] for each in alike if each["source"] is not None]
     source = next((each for each in sources if each != cache.whole), cache.whole)
-    return _Done(counts, None if compiled or not sources else source, path)
+    return counts, None if compiled or not sources else source, path
 
 
 def _cache_counts() -> dict[str, int]:
@@ -150,12 +147,6 @@ def _cache_counts() -> dict[str, int]:
     }
 
 
-def _in_words(done: _Done, took: str) -> str:
-    if done.found:
-        return f"nothing: all found in {done.found}, in {took}"
-    return f"in {took}" + (f", kept for the next start in {done.archive}" if done.archive else "")
-
-
 def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:
     try:
         return archive.unpack(archives, name, whole, out.print)
@@ -165,7 +156,6 @@ def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:
 
 
 def _lock(whole: Path) -> FileLock:
-    """Of all processes of the node that use this folder."""
     return FileLock(whole.with_name(f"{whole.name}.lock"))
 
 
@@ -176,8 +166,8 @@ def _base() -> Path:
         BadInput: it cannot be made, or was made by somebody else.
     """
     given = os.environ.get(VARIABLE)
-    ours = Path(tempfile.gettempdir()) / f"imagenet-harness-{os.getuid()}"
-    base = Path(given).absolute() if given else ours
+    ours = f"{tempfile.gettempdir()}/imagenet-harness-{os.getuid()}"
+    base = Path(given or ours).absolute()
     instead = f"set {VARIABLE} to a folder on this node's disk that is yours to write"
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
