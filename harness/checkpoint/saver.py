@@ -112,7 +112,9 @@ class Saver:
 
     def _write(self, state: State, about: dict[str, Any]) -> None:
         self.staging.wait()
-        if not _is_finite(state):
+        tensors = [state["losses"], *state["model"].values()]
+        # numpy, since torch would start a second pool of threads that competes with the training.
+        if not all(np.isfinite(t.numpy()).all() for t in tensors if t.is_floating_point()):
             self._say(f"step {about['step']}: not saved, as losses or weights are not finite")
             return
         try:
@@ -128,17 +130,8 @@ class Saver:
             self._after(state)
 
 
-def _is_finite(state: State) -> bool:
-    tensors = [state["losses"], *state["model"].values()]
-    # numpy, since torch would start a second pool of threads that competes with the training.
-    return all(bool(np.isfinite(t.numpy()).all()) for t in tensors if t.is_floating_point())
-
-
 def capture(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    staging: Staging,
+    net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, staging: Staging
 ) -> State:
     """Return a copy of the weights, BN's running statistics, optimizer state and loss scale.
 

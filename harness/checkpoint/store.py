@@ -31,10 +31,7 @@ class Found:
 
 
 def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
-    """Write a checkpoint and its manifest completely, or not at all; return its path.
-
-    Args:
-        about: fields for the manifest; `step` names the files.
+    """Write a checkpoint and its manifest, `about` it, completely or not at all; return its path.
 
     Raises:
         OSError: the disk is full or the folder is missing; partial files are removed.

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from harness.checkpoint.store import Found, newest
 from harness.data.sets import Images
 from harness.errors import BadInput
 from harness.run_folder import folder as run_folder
-from harness.run_folder.folder import RunFolder
 from harness.run_folder.lease import Lease
 from harness.system.console import out
 from harness.trainer.resolve import Resolved
@@ -21,7 +19,7 @@ from harness.trainer.resolve import Resolved
 class Attempt:
     """What all ranks know of an attempt, and what rank 0 alone holds."""
 
-    folder: RunFolder
+    folder: run_folder.RunFolder
     goes_on: bool  # from a checkpoint
     lease: Lease | None = None
     found: Found | None = None
@@ -80,7 +78,7 @@ def _claim(
 
 
 def _taken(
-    folder: RunFolder, lease: Lease, resolved: Resolved, digests: Mapping[str, str | None]
+    folder: run_folder.RunFolder, lease: Lease, resolved: Resolved, digests: dict[str, str | None]
 ) -> Attempt:
     config, split = resolved.config, resolved.split
     result_fingerprint = cfg.fingerprint(config, "result")

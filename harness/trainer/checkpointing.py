@@ -19,25 +19,23 @@ class CheckpointManager:
 
     def __init__(self, attempt: Attempt, report: RunLogger) -> None:
         self._attempt, self._report = attempt, report
-        self._saver: Saver | None = None
-        if attempt.lease is not None:
-            self._saver = Saver(
-                attempt.folder.checkpoints,
-                report.resolved.config.checkpoint,
-                before=self._make_durable,
-                after=lambda state: report.durable(state["rows"]),
-                say=out.print,
-            )
-            self._saver.last = attempt.found.path if attempt.found else None
+        self._saver = Saver(
+            attempt.folder.checkpoints,
+            report.resolved.config.checkpoint,
+            before=self._make_durable,
+            after=lambda state: report.durable(state["rows"]),
+            say=out.print,
+        )
+        self._saver.last = attempt.found.path if attempt.found else None
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; rank 0 knows."""
-        return self._saver is not None and self._saver.due()
+        return self._report.writes and self._saver.due()
 
     @property
     def last(self) -> Path | None:
         """The newest good checkpoint; rank 0 knows."""
-        return self._saver.last if self._saver else None
+        return self._saver.last
 
     def restore(self, t: Training) -> None:
         """Restore training, clock and record from the checkpoint, if there is one."""
@@ -56,12 +54,11 @@ class CheckpointManager:
     def save(self, t: Training, must: bool) -> None:
         """Copy the state, and write the copy in the background.
 
-        Args:
-            must: wait if an earlier checkpoint is still being written; otherwise skip this one.
+        Where an earlier one is still being written, wait if this one `must` be; else skip it.
         """
         with t.clock.account("checkpoint"):
             sums = open_sums(t)
-            if self._saver is None or (self._saver.busy and not must):
+            if not self._report.writes or (self._saver.busy and not must):
                 return
             self._saver.wait()  # raises what went wrong with the earlier one
             state = state_dict(t, sums, self._saver.staging) | self._report.state_dict()
@@ -70,15 +67,14 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
-        if self._saver is not None:
-            self._saver.wait()
+        self._saver.wait()
 
     def last_good(self, t: Training) -> str:
         """Name the newest usable checkpoint when a loss is not finite; a collective.
 
         A checkpoint of this step is set aside: it was written before the validation that failed.
         """
-        path = self._saver.last_before(t.step) if self._saver else None
+        path = self._saver.last_before(t.step) if self._report.writes else None
         message = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
         return str(t.resolved.world.from_main(message))
 
@@ -120,11 +116,7 @@ def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> 
 
 
 def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
-    """Restore on all ranks what `state_dict` gave: rank 0 alone has read it.
-
-    Args:
-        spent_s: time of all earlier attempts.
-    """
+    """Restore on all ranks what `state_dict` gave: rank 0 alone has it. `spent_s`: see Clock."""
     world, big = t.resolved.world, ("model", "optimizer")
     small = world.from_main({key: state[key] for key in state if key not in big} if state else None)
     restore(state, t.model.net, t.optimizer, world)

@@ -18,11 +18,8 @@ class Normalize(nn.Module):
     """Subtract the mean from uint8 images [n, 3, px, px] and divide by the standard deviation.
 
     Done inside the compiled network rather than in the loader: a quarter of the bytes is moved.
-
-    Args:
-        mean_image: subtracted in place of `data.mean`. It is subtracted before padding, crop and
-            mirroring (He et al. 2015, 4.2), so that each crop has its own part of it, and padding
-            equals the mean.
+    A mean image, in place of `data.mean`, is subtracted before padding, crop and mirroring (He et
+    al. 2015, 4.2), so that each crop has its own part of it, and padding equals the mean.
     """
 
     scale: Tensor

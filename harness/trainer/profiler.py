@@ -15,15 +15,12 @@ from harness.system.console import out, right_table
 
 TRACE, KERNELS = "trace.json.gz", "kernels.txt"
 _COSTLIEST = 8
-_OTHER = "between"
-_WIDTH = 100
 
 
 class Profile:
     """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank.
 
-    Args:
-        folder: for the trace and the table; made when there is something to write.
+    The folder is made when there is something to write.
     """
 
     def __init__(self, first: int, last: int, folder: Path, *, on_gpu: bool = False) -> None:
@@ -77,14 +74,14 @@ def _tables(events: list[Any], *, on_gpu: bool) -> str:
         if took_us > 0:
             at = event.time_range.start
             # By time, since a backward pass may run in another thread.
-            phase = next((name for start, end, name in phases if start <= at <= end), _OTHER)
+            phase = next((name for start, end, name in phases if start <= at <= end), "between")
             calls_us[phase][event.name].append(took_us)
     own_us = {
         phase: {kernel: sum(calls) for kernel, calls in kernels.items()}
         for phase, kernels in calls_us.items()
     }
     all_us = sum(sum(kernels.values()) for kernels in own_us.values()) or 1.0
-    console = Console(record=True, width=_WIDTH, file=StringIO(), highlight=False)
+    console = Console(record=True, width=100, file=StringIO(), highlight=False)
     for phase, kernels in sorted(own_us.items(), key=lambda item: -sum(item[1].values())):
         spent_us = sum(kernels.values())
         table = right_table("kernel", "ms", "calls", "%")

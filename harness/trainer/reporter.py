@@ -53,21 +53,17 @@ class RunLogger:
             self.throttle = Throttle(world.device)
         if not self.writes:
             return
-        facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
+        stored = {  # where the images are, and how much of them is in memory
+            name: images.dataset.facts()
+            for name, images in (("train", self.train_set), ("val", self.val_set))
+            if images is not None and images.dataset is not None
+        }
+        facts = environment(world.size, world.device) | {"ranks": ranks, "images": stored}
         self.folder.write_json("environment.json", facts)
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
         self.mirror = self._open_mirror(facts)
-
-    def _images(self) -> dict[str, Any]:
-        """Where the images of either set are stored, and how much of them is in memory."""
-        sets = {"train": self.train_set, "val": self.val_set}
-        return {
-            name: images.dataset.facts()
-            for name, images in sets.items()
-            if images is not None and images.dataset is not None
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The part of the record that a checkpoint holds; that of rank 0 is used."""
@@ -115,7 +111,7 @@ class RunLogger:
                 wall_s=self.clock.total_s,
             )
         self.last_eval_s = val_s
-        self._write_now(
+        self.record(
             "val",
             t,
             val_loss=score.loss,
@@ -126,11 +122,8 @@ class RunLogger:
             events=t.decided_here if t else None,
         )
 
-    def stopped(self, t: Training | None) -> None:
-        """Write the row of a stop; the next attempt overwrites it."""
-        self._write_now("stop", t)
-
-    def _write_now(self, kind: Literal["val", "stop"], t: Training | None, **fields: Any) -> None:
+    def record(self, kind: Literal["val", "stop"], t: Training | None, **fields: Any) -> None:
+        """Write a row of where the run stands."""
         row = Row(
             kind=kind,
             attempt=self.folder.attempt,

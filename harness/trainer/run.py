@@ -16,7 +16,6 @@ from harness.logging import rank_log
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
-from harness.run_folder.folder import RunFolder
 from harness.system.console import out
 from harness.system.process import Signals
 from harness.trainer import attempt as attempts
@@ -105,12 +104,8 @@ def _time_is_up(log: RunLogger) -> bool:
 
 
 @contextmanager
-def _waiting_explained(watchdog: Watchdog, folder: RunFolder) -> Iterator[None]:
-    """Say which rank to look at where a collective gives up; the watch ends with this block.
-
-    Raises:
-        RunFailed: another rank hangs; says where to look.
-    """
+def _waiting_explained(watchdog: Watchdog, folder: run_folder.RunFolder) -> Iterator[None]:
+    """Say where to look if a collective gives up as a rank hangs; end the watch with this block."""
     try:
         yield
     except RuntimeError as error:  # what torch raises when a collective gives up
@@ -154,11 +149,7 @@ def _warming_up(log: RunLogger) -> Iterator[None]:
 
 
 def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: CheckpointManager) -> None:
-    """Train all epochs, each with its digest and checkpoint, some with an evaluation.
-
-    Raises:
-        NotFinite: names the checkpoint to continue from.
-    """
+    """Train all epochs, each with its digest and checkpoint, some with an evaluation."""
     resolved, epochs = t.resolved, t.resolved.config.schedule.epochs
     epoch, step = divmod(t.step, resolved.steps_per_epoch)
     val_loader = resolved.loader.eval(log.val_set, resolved.eval_images)
@@ -258,7 +249,7 @@ def _stopped(
     # Every rank names the same signal: it may reach one before another, or only one.
     signal = min(number for number in world.gather(control.signals.received) if number)
     checkpoints.wait()
-    log.stopped(t)
+    log.record("stop", t)  # the next attempt overwrites it
     if log.writes:
         log.folder.set_state("stopped")
     log.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> I
         BadInput: the node's folder cannot be used.
     """
     with clock.account("compile"):
-        cache = _open(key.facts(resolved, classes), folder)
+        cache = _Cache(key.facts(resolved, classes), folder)
     yield
     with clock.account("compile"):
         counts, found, packed = _keep(cache, resolved.world)
@@ -57,16 +56,27 @@ def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> I
             _note(f"{folder.path}/attempts.jsonl lacks compile_s: {error.strerror}")
 
 
-@dataclass(frozen=True)
 class _Cache:
     """Where this process finds graphs, or compiles them, and where they are archived."""
 
-    facts: dict[str, Any]
-    key: str
-    whole: Path
-    making: Path
-    archives: Path
-    source: Path | None  # where the graphs came from; none: they are to be compiled
+    def __init__(self, facts: dict[str, Any], folder: RunFolder) -> None:
+        base, self.facts, self.key = _base(), facts, key.key_of(facts)
+        self.whole, self.archives = base / self.key, folder.path / "compile"
+        self.making = base / f"{self.key}.{folder.run_id}-{folder.attempt}.part"
+        with _lock(self.whole):
+            for left in base.glob(f"*.{folder.run_id}-*.part"):
+                if not left.name.endswith(f"-{folder.attempt}.part"):
+                    shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed
+            # Where the graphs came from; None: they are to be compiled.
+            self.source = self.whole if self.whole.exists() else self._unpack()
+        self.enter()
+
+    def _unpack(self) -> Path | None:
+        try:
+            return archive.unpack(self.archives, self.key, self.whole, out.print)
+        except OSError as error:
+            _note(f"{self.whole}: {error.strerror}: the run's compiled graphs cannot be put there")
+            return None
 
     def enter(self) -> None:
         """Have torch read and write here."""
@@ -95,21 +105,6 @@ class _Cache:
         except OSError as error:
             _note(f"{self.archives}: {error.strerror}: the next start may have to compile again")
             return None
-
-
-def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
-    """The graphs of these facts, from the node's folder or from the run's archive, if there."""
-    base, name = _base(), key.key_of(facts)
-    archives, whole = folder.path / "compile", base / name
-    making = base / f"{name}.{folder.run_id}-{folder.attempt}.part"
-    with _lock(whole):
-        for left in base.glob(f"*.{folder.run_id}-*.part"):
-            if not left.name.endswith(f"-{folder.attempt}.part"):
-                shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed
-        source = whole if whole.exists() else _unpacked(archives, name, whole)
-    cache = _Cache(facts, name, whole, making, archives, source)
-    cache.enter()
-    return cache
 
 
 def _keep(cache: _Cache, world: World) -> tuple[dict[str, int], Path | None, Path | None]:
@@ -145,14 +140,6 @@ def _cache_counts() -> dict[str, int]:
         "graphs_compiled": int(inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]),
         "graphs_found": int(inductor["fxgraph_cache_hit"]),
     }
-
-
-def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:
-    try:
-        return archive.unpack(archives, name, whole, out.print)
-    except OSError as error:
-        _note(f"{whole}: {error.strerror}: the run's compiled graphs cannot be put there")
-        return None
 
 
 def _lock(whole: Path) -> FileLock:

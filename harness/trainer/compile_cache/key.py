@@ -41,6 +41,11 @@ def key_of(facts: dict[str, Any]) -> str:
 def machine(world: World) -> dict[str, Any]:
     """What decides whether machine code is right here."""
     cpu, device = cpu_info(), world.device
+    set_by_user = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TORCHINDUCTOR_") and name != "TORCHINDUCTOR_CACHE_DIR"
+    }
     return {
         "torch": torch.__version__,
         "torch_git": torch.version.git_version,
@@ -55,7 +60,7 @@ def machine(world: World) -> dict[str, Any]:
         "gpu": [torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)]
         if world.on_gpu
         else None,
-        "inductor": _inductor_settings(),
+        "inductor": key_of(set_by_user),  # a hash: the values stay unsaid
     }
 
 
@@ -84,14 +89,3 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
         # Each GPU of a node has graphs of its own in the same folder.
         "ranks_per_node": resolved.world.local_size,
     }
-
-
-def _inductor_settings() -> str:
-    """Hash of what the user has set for inductor by variables: their values stay unsaid."""
-    return key_of(
-        {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith("TORCHINDUCTOR_") and name != "TORCHINDUCTOR_CACHE_DIR"
-        }
-    )
