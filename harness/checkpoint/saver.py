@@ -61,7 +61,6 @@ class Saver:
         before: called in the thread before a checkpoint is published, to make durable what the
             checkpoint refers to; may raise OSError.
         after: called in the thread with the published state.
-        say: prints a line for the user.
     """
 
     def __init__(
@@ -100,24 +99,22 @@ class Saver:
         self._last_at = time.monotonic()
         self._pending = self._thread.submit(self._write, state, about)
 
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            TimeoutError: it takes longer than `timeout_s` seconds.
-        """
+    def wait(self) -> None:
+        """Wait until nothing is being written; raise what went wrong."""
         if self._pending is not None:
-            self._pending.result(timeout_s)
+            self._pending.result()
 
     def last_before(self, step: int) -> Path | None:
-        """Return the newest checkpoint before `step`; move later ones aside."""
+        """As that of the store."""
         self.wait()
         self.last = store.last_before(self._folder, step)
         return self.last
 
     def _write(self, state: State, about: dict[str, Any]) -> None:
         self.staging.wait()
-        if not _is_finite(state):
+        tensors = [state["losses"], *state["model"].values()]
+        # numpy, since torch would start a second pool of threads that competes with the training.
+        if not all(np.isfinite(t.numpy()).all() for t in tensors if t.is_floating_point()):
             self._say(f"step {about['step']}: not saved, as losses or weights are not finite")
             return
         try:
@@ -133,18 +130,8 @@ class Saver:
             self._after(state)
 
 
-def _is_finite(state: State) -> bool:
-    """Return whether the weights, and all ranks' losses since the last row, are finite."""
-    tensors = [state["losses"], *state["model"].values()]
-    # numpy, since torch would start a second pool of threads that competes with the training.
-    return all(bool(np.isfinite(t.numpy()).all()) for t in tensors if t.is_floating_point())
-
-
 def capture(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    staging: Staging | None = None,
+    net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, staging: Staging
 ) -> State:
     """Return a copy of the weights, BN's running statistics, optimizer state and loss scale.
 
@@ -152,7 +139,6 @@ def capture(
     state, as random numbers are derived from (seed, step, rank). BN's running statistics are this
     rank's own; checkpoints keep those of rank 0.
     """
-    staging = staging or Staging()
     return {
         "model": staging.copy(net.state_dict(), "model"),
         "optimizer": staging.copy(optimizer.state_dict(), "optimizer"),
@@ -163,28 +149,24 @@ def capture(
 def restore(
     state: State | None, net: nn.Module, optimizer: torch.optim.Optimizer, world: World
 ) -> None:
-    """Load what rank 0 has captured or read into weights, statistics and optimizer of every rank.
+    """Load the `state` that rank 0 alone has into weights, statistics and optimizer of every rank.
 
     A collective: only rank 0 reads the file, so that all get the same bits and other nodes need not
     see the folder. The optimizer keeps its own settings, such as fused; of its state every tensor
     and number is restored, whether the optimizer has it from the start or from its first step on.
-
-    Args:
-        state: what `capture` gave; None on the other ranks.
     """
     if state is not None:
         net.load_state_dict(state["model"])
     received = world.from_main(tree_map(_outline, state["optimizer"]["state"]) if state else None)
     values = state["optimizer"]["state"] if state else tree_map(_blank, received)
-    own = optimizer.state_dict()
-    optimizer.load_state_dict({**own, "state": values})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": values})
     restored = tree_leaves(optimizer.state_dict()["state"])
     tensors = [x for x in restored if isinstance(x, torch.Tensor) and x.ndim]
     world.broadcast_([*net.state_dict().values(), *tensors])
 
 
 def _outline(value: Any) -> Any:
-    """Return a tensor without its data; a number, or a tensor of one, as it is, on the host."""
+    """Leave out a tensor's data; a number, or a tensor of one, stays, on the host."""
     if isinstance(value, torch.Tensor):
         return value.to("meta") if value.ndim else value.cpu()
     return value

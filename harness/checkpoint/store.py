@@ -5,8 +5,6 @@ checkpoints/step-000000120.json   written last: size and SHA-256 of the state; l
 checkpoints/aside/                incomplete, damaged or discarded checkpoints
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable
@@ -33,10 +31,7 @@ class Found:
 
 
 def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
-    """Write a checkpoint and its manifest completely, or not at all; return its path.
-
-    Args:
-        about: fields for the manifest; `step` names the files.
+    """Write a checkpoint and its manifest, `about` it, completely or not at all; return its path.
 
     Raises:
         OSError: the disk is full or the folder is missing; partial files are removed.
@@ -49,8 +44,9 @@ def publish(folder: Path, state: State, about: dict[str, Any]) -> Path:
         with serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
             complete = written(path, lambda part: _save(state, part, digest))
         size = complete.stat().st_size
-        line = json.dumps(about | {"file": path.name, "bytes": size, "sha256": digest.hexdigest()})
-        proof = written(manifest, lambda part: part.write_text(f"{line}\n{_sha256_of(line)}\n"))
+        facts = about | {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+        line = json.dumps(facts).encode()
+        proof = written(manifest, lambda part: part.write_bytes(line + _proof_of(line)))
         manifest.unlink(missing_ok=True)  # from an earlier attempt at this step
         complete.replace(path)
         proof.replace(manifest)
@@ -95,10 +91,12 @@ def last_before(folder: Path, step: int) -> Path | None:
 def prune(folder: Path, keep: int, keep_every_epochs: int) -> None:
     """Remove all but the newest `keep`, and one of every `keep_every_epochs` epochs."""
     for path in sorted(folder.glob("step-*.pt"), reverse=True)[keep:]:
-        epochs = _epochs_done(path)
-        if not (keep_every_epochs and epochs and epochs % keep_every_epochs == 0):
-            path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        with suppress(_Damaged):
+            epochs = _manifest(path)["epochs_done"]  # None: it lies within an epoch
+            if keep_every_epochs and epochs and epochs % keep_every_epochs == 0:
+                continue
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 class _Damaged(Exception):
@@ -119,31 +117,20 @@ def _load(path: Path) -> State:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        text = path.with_suffix(".json").read_bytes().decode("ascii")
+        content = path.with_suffix(".json").read_bytes()
     except FileNotFoundError:
         raise _Damaged("has no manifest, so that it was never complete") from None
-    except UnicodeDecodeError:
-        raise _Damaged("its manifest is damaged") from None
-    line, _, checksum = text.partition("\n")
-    if checksum != _sha256_of(line) + "\n":
+    line = content.partition(b"\n")[0]
+    if content != line + _proof_of(line):
         raise _Damaged("its manifest is damaged")
     facts: dict[str, Any] = json.loads(line)
     return facts
 
 
-def _epochs_done(path: Path) -> int | None:
-    """Return the number of epochs that end at a checkpoint; None if it lies within an epoch."""
-    with suppress(_Damaged):
-        epochs: int | None = _manifest(path)["epochs_done"]
-        return epochs
-    return None
-
-
 def _move_aside(path: Path) -> Path:
     folder = path.parent / ASIDE
     folder.mkdir(exist_ok=True)
-    number = len(list(folder.glob("*.pt")))
-    aside = folder / f"{number}-{path.name}"
+    aside = folder / f"{len(list(folder.glob('*.pt')))}-{path.name}"
     with suppress(FileNotFoundError):
         path.with_suffix(".json").replace(aside.with_suffix(".json"))
     return path.replace(aside)
@@ -152,7 +139,7 @@ def _move_aside(path: Path) -> Path:
 class _Hashed:
     """A file that is hashed while it is written: torch.save writes it in order, without seeking."""
 
-    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+    def __init__(self, file: BinaryIO, digest: "hashlib._Hash") -> None:
         self._file, self._digest = file, digest
 
     def write(self, data: memoryview) -> int:
@@ -163,7 +150,7 @@ class _Hashed:
         self._file.flush()
 
 
-def _save(value: Any, part: Path, digest: hashlib._Hash | None = None) -> None:
+def _save(value: Any, part: Path, digest: "hashlib._Hash | None" = None) -> None:
     try:
         with part.open("wb") as file:
             torch.save(value, file if digest is None else _Hashed(file, digest))  # type: ignore[arg-type]
@@ -172,5 +159,5 @@ def _save(value: Any, part: Path, digest: hashlib._Hash | None = None) -> None:
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def _sha256_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _proof_of(line: bytes) -> bytes:
+    return f"\n{hashlib.sha256(line).hexdigest()}\n".encode()

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from harness.checkpoint.store import Found, newest
 from harness.data.sets import Images
 from harness.errors import BadInput
 from harness.run_folder import folder as run_folder
-from harness.run_folder.folder import RunFolder
 from harness.run_folder.lease import Lease
 from harness.system.console import out
 from harness.trainer.resolve import Resolved
@@ -21,7 +19,7 @@ from harness.trainer.resolve import Resolved
 class Attempt:
     """What all ranks know of an attempt, and what rank 0 alone holds."""
 
-    folder: RunFolder
+    folder: run_folder.RunFolder
     goes_on: bool  # from a checkpoint
     lease: Lease | None = None
     found: Found | None = None
@@ -46,10 +44,8 @@ def begin(resolved: Resolved, train_set: Images | None, val_set: Images) -> Atte
     """
     world = resolved.world
     mine = _claim(resolved, train_set, val_set) if world.is_main else None
-    outcome: Attempt | BadInput | None = mine
-    if isinstance(mine, Attempt):
-        outcome = Attempt(mine.folder, mine.goes_on)
-    outcome = world.from_main(outcome)
+    known = Attempt(mine.folder, mine.goes_on) if isinstance(mine, Attempt) else mine
+    outcome: Attempt | BadInput | None = world.from_main(known)
     if isinstance(outcome, BadInput):
         raise outcome
     return mine if isinstance(mine, Attempt) else outcome
@@ -60,10 +56,8 @@ def _claim(
 ) -> Attempt | BadInput | None:
     """Rank 0's part; None, and a line, if this very run is finished."""
     config, path = resolved.config, resolved.folder
-    digests = {
-        "train_digest": train_set.digest if train_set else None,
-        "val_digest": val_set.digest,
-    }
+    train_digest = train_set.digest if train_set else None
+    digests = {"train_digest": train_digest, "val_digest": val_set.digest}
     try:
         if not run_folder.is_finished(path, config, digests):
             folder, lease = run_folder.claim(path, config)
@@ -84,12 +78,19 @@ def _claim(
 
 
 def _taken(
-    folder: RunFolder, lease: Lease, resolved: Resolved, digests: Mapping[str, str | None]
+    folder: run_folder.RunFolder, lease: Lease, resolved: Resolved, digests: dict[str, str | None]
 ) -> Attempt:
     config, split = resolved.config, resolved.split
+    result_fingerprint = cfg.fingerprint(config, "result")
     found = newest(folder.checkpoints, out.print)
+    # One that somebody has put here is refused: its state fits, its training is another.
     if found:
-        _check_origin(found, folder, config)
+        of = found.state["of"]
+        if (of["run_id"], of["result_fingerprint"]) != (folder.run_id, result_fingerprint):
+            raise BadInput(
+                f"{found.path}: was taken by another run ({of['run_id']}); remove it, or start "
+                "from its weights: --model.weights, with another --run.name"
+            )
     from_step = found.state["step"] if found else 0
     facts = {
         "host": socket.gethostname(),
@@ -99,21 +100,11 @@ def _taken(
         "local_batch": split.local_batch,
         "from_step": from_step,
         "changed": run_folder.changed_since(folder.path, config),
-        "result_fingerprint": cfg.fingerprint(config, "result"),
+        "result_fingerprint": result_fingerprint,
         **digests,
     }
     spent_s = run_folder.begin_attempt(folder, lease, facts)
     if folder.attempt > 1:
-        of = f"from {found.path}, step {from_step:,}" if found else "from the start: nothing saved"
-        out.print(f"{'attempt':>12}: {folder.attempt}, goes on {of}")
+        at = f"from {found.path}, step {from_step:,}" if found else "from the start: nothing saved"
+        out.print(f"{'attempt':>12}: {folder.attempt}, goes on {at}")
     return Attempt(folder, found is not None, lease, found, spent_s)
-
-
-def _check_origin(found: Found, folder: RunFolder, config: cfg.Config) -> None:
-    """Refuse a checkpoint that somebody has put here: its state fits, its training is another."""
-    of, result = found.state["of"], cfg.fingerprint(config, "result")
-    if (of["run_id"], of["result_fingerprint"]) != (folder.run_id, result):
-        raise BadInput(
-            f"{found.path}: was taken by another run ({of['run_id']}); remove it, or start from "
-            "its weights: --model.weights, with another --run.name"
-        )

@@ -19,30 +19,28 @@ class CheckpointManager:
 
     def __init__(self, attempt: Attempt, report: RunLogger) -> None:
         self._attempt, self._report = attempt, report
-        self._saver: Saver | None = None
-        if attempt.lease is not None:
-            self._saver = Saver(
-                attempt.folder.checkpoints,
-                report.resolved.config.checkpoint,
-                before=self._make_durable,
-                after=lambda state: report.durable(state["rows"]),
-                say=out.print,
-            )
-            self._saver.last = attempt.found.path if attempt.found else None
+        self._saver = Saver(
+            attempt.folder.checkpoints,
+            report.resolved.config.checkpoint,
+            before=self._make_durable,
+            after=lambda state: report.durable(state["rows"]),
+            say=out.print,
+        )
+        self._saver.last = attempt.found.path if attempt.found else None
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint; rank 0 knows."""
-        return self._saver is not None and self._saver.due()
+        return self._report.writes and self._saver.due()
 
     @property
     def last(self) -> Path | None:
         """The newest good checkpoint; rank 0 knows."""
-        return self._saver.last if self._saver else None
+        return self._saver.last
 
     def restore(self, t: Training) -> None:
         """Restore training, clock and record from the checkpoint, if there is one."""
-        t.attempt = self._attempt.folder.attempt
         attempt, state = self._attempt, None
+        t.attempt = attempt.folder.attempt
         if attempt.found is not None:
             state = attempt.found.state
             self._report.load_state_dict(state)
@@ -56,37 +54,28 @@ class CheckpointManager:
     def save(self, t: Training, must: bool) -> None:
         """Copy the state, and write the copy in the background.
 
-        Args:
-            must: wait if an earlier checkpoint is still being written; otherwise skip this one.
+        Where an earlier one is still being written, wait if this one `must` be; else skip it.
         """
         with t.clock.account("checkpoint"):
             sums = open_sums(t)
-            if self._saver is None:
-                return
-            if self._saver.busy and not must:
+            if not self._report.writes or (self._saver.busy and not must):
                 return
             self._saver.wait()  # raises what went wrong with the earlier one
             state = state_dict(t, sums, self._saver.staging) | self._report.state_dict()
-            whole = t.ends_epoch
-            about = {"step": t.step, "epochs_done": round(t.epoch) if whole else None}
-            self._saver.save(state, about | state["of"])
+            epochs_done = round(t.epoch) if t.ends_epoch else None
+            self._saver.save(state, {"step": t.step, "epochs_done": epochs_done} | state["of"])
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
-        if self._saver is not None:
-            self._saver.wait()
+        self._saver.wait()
 
     def last_good(self, t: Training) -> str:
         """Name the newest usable checkpoint when a loss is not finite; a collective.
 
         A checkpoint of this step is set aside: it was written before the validation that failed.
         """
-        message = ""
-        if self._saver is not None:
-            path = self._saver.last_before(t.step)
-            message = (
-                f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
-            )
+        path = self._saver.last_before(t.step) if self._report.writes else None
+        message = f"the last good checkpoint is {path}" if path else "no good checkpoint is left"
         return str(t.resolved.world.from_main(message))
 
     def _make_durable(self) -> None:
@@ -116,25 +105,20 @@ def open_sums(t: Training) -> dict[str, torch.Tensor]:
 
 def state_dict(t: Training, sums: dict[str, torch.Tensor], staging: Staging) -> State:
     """Everything that a training needs to continue from this step, copied to host memory."""
-    position = {
+    return {
+        **capture(t.model.net, t.optimizer, t.scaler, staging),
+        **staging.copy(sums, "sums"),
         "step": t.step,
         "images_seen": t.images_seen,
         "events": [tuple(event) for event in t.events],
+        "clock": t.clock.state_dict(),
     }
-    taken = capture(t.model.net, t.optimizer, t.scaler, staging)
-    return {**taken, **staging.copy(sums, "sums"), **position, "clock": t.clock.state_dict()}
 
 
 def load_state_dict(t: Training, state: State | None, spent_s: float) -> None:
-    """Restore on all ranks the checkpoint that rank 0 has read.
-
-    Args:
-        state: what `state_dict` gave; None on the other ranks.
-        spent_s: time of all earlier attempts.
-    """
+    """Restore on all ranks what `state_dict` gave: rank 0 alone has it. `spent_s`: see Clock."""
     world, big = t.resolved.world, ("model", "optimizer")
-    small = {key: value for key, value in (state or {}).items() if key not in big}
-    small = world.from_main(small)
+    small = world.from_main({key: state[key] for key in state if key not in big} if state else None)
     restore(state, t.model.net, t.optimizer, world)
     t.scaler.load_state_dict(small["scaler"])
     t.step = small["step"]

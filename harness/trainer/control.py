@@ -64,9 +64,7 @@ class Vote:
 class StepControl:
     """Called once per step and per validation batch, on all ranks; by default, nothing happens.
 
-    Attributes:
-        save_due: whether a checkpoint is due; the answer of any rank counts for all.
-        time_is_up: whether the time limit ends the training; likewise.
+    Where one rank says that a checkpoint is due, or that the time limit ends the training, all do.
     """
 
     vote: Vote
@@ -84,11 +82,7 @@ class StepControl:
 
 
 def end_hanging(path: Path, rank: int, silent_s: float) -> NoReturn:
-    """End this process from another thread, since its main thread hangs.
-
-    Args:
-        path: of the run folder, where the failure is written down.
-    """
+    """End this process from another thread, since its main thread hangs; `path` is the run's."""
     error = RunFailed(
         f"rank {rank} hangs: no step for {silent_s:.0f} s, more than engine.timeout_s "
         f"(engine.warm_up_timeout_s while starting); where it stands is in {path}/stacks"

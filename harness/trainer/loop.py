@@ -1,7 +1,5 @@
 """The training loop: the step, the epoch, and the evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from harness.data.stream import Digest, digest_of, hexadecimal, order
 from harness.errors import RunFailed
 from harness.logging.schema import EpochDigest, Row
 from harness.models import criterion
-from harness.monitor.clock import Clock, PeriodTimes
+from harness.monitor.clock import Clock
 from harness.monitor.stragglers import StragglerDetector
 from harness.optim import OPTIMIZERS, set_lr
 from harness.schedule import Event, History, decide, last_step
@@ -47,8 +45,8 @@ class Training:
     control: StepControl
     peers: StragglerDetector
     attempt: int = 1
-    profile: Profile | None = None
-    utilization: Utilization | None = None
+    profile: "Profile | None" = None
+    utilization: "Utilization | None" = None
     digest: Digest = field(default_factory=Digest)
     events: list[Event] = field(default_factory=list)
     step: int = 0
@@ -93,7 +91,7 @@ def set_up(resolved: Resolved, net: nn.Module, clock: Clock, control: StepContro
     optim, device = resolved.config.optim, resolved.world.device
     optimizer = OPTIMIZERS[optim.name](model.parameters(), optim, fused=fused)
     with clock.account("compile"):
-        setup.warm_up(ddp, optimizer, resolved)
+        setup.warm_up(model, ddp, optimizer, resolved)
     return Training(
         resolved=resolved,
         model=model,
@@ -145,7 +143,6 @@ def train_epoch(
     """Train to the end of the epoch or of the run.
 
     Args:
-        write: called with each row.
         save: called where a checkpoint is due within the epoch, and with True where it must be
             taken, as the run stops.
 
@@ -210,10 +207,9 @@ def evaluate(
 
 
 def decide_by_scores(t: Training, scores: Sequence[tuple[float, Score]]) -> None:
-    """Let the schedule decide after a validation; a collective.
+    """Let the schedule decide by (epochs done, score) of every validation; a collective.
 
-    Args:
-        scores: (epochs done, score) of every validation; rank 0 has those of earlier attempts.
+    Only rank 0 has the scores of earlier attempts.
     """
     history = History(t.events, scores=[(epoch, score.top1_pct) for epoch, score in scores])
     decided = decide(history, t.resolved.config.schedule, t.step)
@@ -227,9 +223,8 @@ def end_epoch(t: Training, train_set: Images) -> EpochDigest:
         RunFailed: an image was missed or shown twice.
     """
     world = t.resolved.world
-    images, in_order, samples = world.sum_(
-        torch.from_numpy(t.digest.words()).to(world.device)
-    ).tolist()
+    sums = world.sum_(torch.from_numpy(t.digest.words()).to(world.device))
+    images, in_order, samples = sums.tolist()
     t.digest.clear()
     epoch = (t.step - 1) // t.resolved.steps_per_epoch
     ids = order(t.resolved.config.run.seed, epoch, len(train_set))
@@ -253,10 +248,7 @@ def _log_point(t: Training) -> Row:
     period = t.counts.read(t.resolved.world, t.step)
     history = History(t.events, train_top1_pct=period.top1_pct)
     t.events += decide(history, t.resolved.config.schedule, t.step)
-    return _train_row(t, period, t.clock.read_period())
-
-
-def _train_row(t: Training, period: Score, times: PeriodTimes) -> Row:
+    times = t.clock.read_period()
     steps_ms = torch.tensor(times.steps_ms, dtype=torch.float64)
     rate, used = period.images / times.train_s, t.utilization
     return Row(

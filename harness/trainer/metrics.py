@@ -47,19 +47,15 @@ class TrainMetrics:
     def load_state_dict(
         self, correct: Tensor, losses: Tensor, world: World, images_per_step: int
     ) -> None:
-        """Continue an open period.
+        """Continue an open period of the ranks that saved it: [ranks, 2] and [ranks, steps].
 
-        Args:
-            correct: of each rank that saved it, [ranks, 2].
-            losses: of each rank that saved it, [ranks, steps]. With the same number of ranks, each
-                gets its own back, which keeps the order of summation and so the bits.
-            images_per_step: of this rank.
+        With the same number of ranks, each gets its own back, which keeps the order of summation
+        and so the bits.
         """
         if len(losses) != world.size:
             # Rank 0 gets everything, the others nothing; read() divides by the number of ranks.
-            share = float(world.is_main)
             correct = (correct.sum(0) * world.is_main).expand(world.size, -1)
-            losses = (losses.mean(0) * world.size * share).expand(world.size, -1)
+            losses = (losses.mean(0) * world.size * world.is_main).expand(world.size, -1)
         self._steps = losses.shape[1]
         self._images = self._steps * images_per_step
         self._correct.copy_(correct[world.rank])

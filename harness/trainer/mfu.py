@@ -9,16 +9,10 @@ from harness.trainer.resolve import Resolved
 
 @dataclass(frozen=True)
 class Utilization:
-    """What a training image asks of a device that can do so much.
+    """What a training image asks of a device that can do so much."""
 
-    Attributes:
-        flops: of forward and backward pass and optimizer, per image; a multiply-add is two.
-        moved_bytes: likewise, if all between matrix products is fused: what none can go below.
-        ranks: devices that share the images.
-    """
-
-    flops: float
-    moved_bytes: float
+    flops: float  # of forward and backward pass and optimizer, per image; a multiply-add is two
+    moved_bytes: float  # likewise, if all between matrix products is fused: none can go below
     peak: Peaks
     ranks: int
 
@@ -49,13 +43,9 @@ def costs_of(resolved: Resolved, classes: int) -> Costs:
 
 
 def of_printed_peaks(resolved: Resolved, classes: int) -> Utilization | None:
-    """Of a GPU whose peaks are printed; for others, a run has no time to measure any.
-
-    Ranks that share a GPU have no peak of their own.
-
-    Nothing is counted, and no time spent, where the result would be none.
-    """
-    peak = printed_for(resolved.world.device, resolved.precision)
-    if peak is None or resolved.world.shares_gpu:
+    """Of a GPU whose peaks are printed; for others, a run has no time to measure any."""
+    world = resolved.world
+    peak = printed_for(world.device, resolved.precision)
+    if peak is None or world.shares_gpu:  # ranks that share a GPU have no peak of their own
         return None
-    return utilization(costs_of(resolved, classes), peak, resolved.world.size)
+    return utilization(costs_of(resolved, classes), peak, world.size)

@@ -1,8 +1,6 @@
 """Profile: some steps of a run under torch's profiler: a trace to look at, and where time goes."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,32 +8,19 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import profiler
 
 from harness.monitor.clock import PHASE_PREFIX
-from harness.system.console import out
+from harness.system.console import out, right_table
 
 TRACE, KERNELS = "trace.json.gz", "kernels.txt"
 _COSTLIEST = 8
-_OTHER = "between"
-_WIDTH = 100
-
-
-@dataclass(frozen=True)
-class _Span:
-    """When a phase went on, on the host, and what it is."""
-
-    name: str
-    start: float
-    end: float
 
 
 class Profile:
     """Profiles steps first, first + 1, ... last - 1, counted from 0, on one rank.
 
-    Args:
-        folder: for the trace and the table; made when there is something to write.
+    The folder is made when there is something to write.
     """
 
     def __init__(self, first: int, last: int, folder: Path, *, on_gpu: bool = False) -> None:
@@ -46,9 +31,9 @@ class Profile:
     def before(self, step: int) -> bool:
         """Begin or end where that is due; whether time has gone by that belongs to no step."""
         if self._running is None and self.first <= step < self.last:
-            kinds = [profiler.ProfilerActivity.CPU]
-            kinds += [profiler.ProfilerActivity.CUDA] if self._on_gpu else []
-            self._running = profiler.profile(activities=kinds)
+            kinds = profiler.ProfilerActivity
+            on = [kinds.CPU, kinds.CUDA] if self._on_gpu else [kinds.CPU]
+            self._running = profiler.profile(activities=on)
             self._running.start()
             return True
         if self._running is not None and step >= self.last:
@@ -66,55 +51,48 @@ class Profile:
         running.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         running.export_chrome_trace(str(self.folder / TRACE))
-        text = _table(list(running.events() or []), on_gpu=self._on_gpu)
-        (self.folder / KERNELS).write_text(text)
+        (self.folder / KERNELS).write_text(_tables(running.events() or [], on_gpu=self._on_gpu))
         out.print(
             f"profile of steps {self.first} to {self.last - 1}: {self.folder / KERNELS}; open "
             f"{TRACE} beside it in ui.perfetto.dev"
         )
 
 
-def _table(events: list[Any], *, on_gpu: bool) -> str:
+def _tables(events: list[Any], *, on_gpu: bool) -> str:
     """The costliest kernels of each phase, by the time that they took themselves."""
-    spans = sorted(_spans(events), key=lambda span: span.start)
-    own_us: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    calls: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    phases = sorted(
+        (event.time_range.start, event.time_range.end, event.name.removeprefix(PHASE_PREFIX))
+        for event in events
+        if event.name.startswith(PHASE_PREFIX)
+    )
+    calls_us: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         on_cpu = event.device_type == torch.autograd.DeviceType.CPU
         if event.name.startswith(PHASE_PREFIX) or not on_cpu:
             continue  # a kernel is reported with the operator that launched it
-        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if took > 0:
-            where = _phase_of(event.time_range.start, spans)
-            own_us[where][event.name] += took
-            calls[where][event.name] += 1
-    total = sum(sum(kernels.values()) for kernels in own_us.values()) or 1.0
-    console = Console(record=True, width=_WIDTH, file=StringIO(), highlight=False)
-    by_cost = sorted(own_us, key=lambda name: -sum(own_us[name].values()))
-    for name in by_cost:
-        kernels, spent = own_us[name], sum(own_us[name].values())
-        title = f"{name}: {spent / 1000:,.1f} ms, {100 * spent / total:.1f} % of all"
-        table = Table("kernel", "ms", "calls", "%", title=title, box=box.SIMPLE_HEAD, expand=True)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for kernel in sorted(kernels, key=lambda kernel: -kernels[kernel])[:_COSTLIEST]:
+        took_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if took_us > 0:
+            at = event.time_range.start
+            # By time, since a backward pass may run in another thread.
+            phase = next((name for start, end, name in phases if start <= at <= end), "between")
+            calls_us[phase][event.name].append(took_us)
+    own_us = {
+        phase: {kernel: sum(calls) for kernel, calls in kernels.items()}
+        for phase, kernels in calls_us.items()
+    }
+    all_us = sum(sum(kernels.values()) for kernels in own_us.values()) or 1.0
+    console = Console(record=True, width=100, file=StringIO(), highlight=False)
+    for phase, kernels in sorted(own_us.items(), key=lambda item: -sum(item[1].values())):
+        spent_us = sum(kernels.values())
+        table = right_table("kernel", "ms", "calls", "%")
+        table.title = f"{phase}: {spent_us / 1000:,.1f} ms, {100 * spent_us / all_us:.1f} % of all"
+        table.box, table.expand = box.SIMPLE_HEAD, True
+        for kernel, us in sorted(kernels.items(), key=lambda item: -item[1])[:_COSTLIEST]:
             table.add_row(
                 kernel,
-                f"{kernels[kernel] / 1000:,.2f}",
-                f"{calls[name][kernel]:,}",
-                f"{100 * kernels[kernel] / total:.1f}",
+                f"{us / 1000:,.2f}",
+                f"{len(calls_us[phase][kernel]):,}",
+                f"{100 * us / all_us:.1f}",
             )
         console.print(table)
     return console.export_text()
-
-
-def _spans(events: Iterable[Any]) -> Iterable[_Span]:
-    for event in events:
-        if event.name.startswith(PHASE_PREFIX):
-            at = event.time_range
-            yield _Span(event.name.removeprefix(PHASE_PREFIX), at.start, at.end)
-
-
-def _phase_of(moment: float, spans: list[_Span]) -> str:
-    """By time, since a backward pass may run in another thread."""
-    return next((span.name for span in spans if span.start <= moment <= span.end), _OTHER)

@@ -1,7 +1,5 @@
 """Log a run: rows, result, W&B, and the last lines on the console."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +13,6 @@ from harness.monitor.environment import environment, host_facts
 from harness.run_folder.folder import RunFolder
 from harness.schedule import ENDS
 from harness.system.console import count, out
-from harness.trainer import setup
 from harness.trainer.loop import Training
 from harness.trainer.metrics import Score
 from harness.trainer.resolve import Resolved
@@ -36,22 +33,18 @@ class RunLogger:
     train_set: Images | None
     clock: Clock
     rows: Recorder | None = None
-    mirror: WandbMirror | None = None
-    throttle: Throttle | None = None
+    mirror: "WandbMirror | None" = None
+    throttle: "Throttle | None" = None
     result: Result | None = None
     digests: list[EpochDigest] = field(default_factory=list)
     scores: list[tuple[float, Score]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     target: Target | None = None
     last_eval_s: float = 0.0
-    graphs_warm: dict[str, int] = field(default_factory=dict)
+    graphs_warm: int = 0
 
     def begin(self, keep_bytes: int) -> None:
-        """Write the environment; open rows and W&B.
-
-        Args:
-            keep_bytes: length of the rows that stay: those before the restored checkpoint.
-        """
+        """Write the environment; open rows, of which `keep_bytes` stay, and W&B."""
         world = self.resolved.world
         ranks = world.gather(host_facts(world.device))
         if world.on_gpu:
@@ -60,21 +53,17 @@ class RunLogger:
             self.throttle = Throttle(world.device)
         if not self.writes:
             return
-        facts = environment(world.size, world.device) | {"ranks": ranks, "images": self._images()}
+        stored = {  # where the images are, and how much of them is in memory
+            name: images.dataset.facts()
+            for name, images in (("train", self.train_set), ("val", self.val_set))
+            if images is not None and images.dataset is not None
+        }
+        facts = environment(world.size, world.device) | {"ranks": ranks, "images": stored}
         self.folder.write_json("environment.json", facts)
         out.print("\n".join(self.resolved.lines()))
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
         self.mirror = self._open_mirror(facts)
-
-    def _images(self) -> dict[str, Any]:
-        """Where the images of either set are stored, and how much of them is in memory."""
-        sets = {"train": self.train_set, "val": self.val_set}
-        return {
-            name: images.dataset.facts()
-            for name, images in sets.items()
-            if images is not None and images.dataset is not None
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The part of the record that a checkpoint holds; that of rank 0 is used."""
@@ -111,8 +100,18 @@ class RunLogger:
     def validated(self, score: Score, val_s: float, t: Training | None) -> None:
         """Write the row of a validation."""
         if t is not None and "target reached" in (t.decided_here or ()):
-            self._keep_target(score, t)
-        row = self._row(
+            target_pct = self.resolved.config.schedule.stop_at_top1_pct
+            assert target_pct is not None
+            self.target = Target(
+                top1_pct=target_pct,
+                val_top1_pct=score.top1_pct,
+                epoch=t.epoch,
+                step=t.step,
+                train_s=self.clock.train_s,
+                wall_s=self.clock.total_s,
+            )
+        self.last_eval_s = val_s
+        self.record(
             "val",
             t,
             val_loss=score.loss,
@@ -122,27 +121,10 @@ class RunLogger:
             val_s=val_s,
             events=t.decided_here if t else None,
         )
-        self.last_eval_s = val_s
-        self.write(row)
 
-    def _keep_target(self, score: Score, t: Training) -> None:
-        target_pct = self.resolved.config.schedule.stop_at_top1_pct
-        assert target_pct is not None
-        self.target = Target(
-            top1_pct=target_pct,
-            val_top1_pct=score.top1_pct,
-            epoch=t.epoch,
-            step=t.step,
-            train_s=self.clock.train_s,
-            wall_s=self.clock.total_s,
-        )
-
-    def stopped(self, t: Training | None) -> None:
-        """Write the row of a stop; the next attempt overwrites it."""
-        self.write(self._row("stop", t))
-
-    def _row(self, kind: Literal["val", "stop"], t: Training | None, **fields: Any) -> Row:
-        return Row(
+    def record(self, kind: Literal["val", "stop"], t: Training | None, **fields: Any) -> None:
+        """Write a row of where the run stands."""
+        row = Row(
             kind=kind,
             attempt=self.folder.attempt,
             epoch=t.epoch if t else 0.0,
@@ -152,10 +134,7 @@ class RunLogger:
             wall_s=self.clock.wall_s,
             **fields,
         )
-
-    def warmed_up(self) -> None:
-        """End the warm-up: graphs compiled from now on are recompilations."""
-        self.graphs_warm = setup.graph_counts()
+        self.write(row)
 
     def finish(self, result: Result) -> None:
         """Write the result before anything that may hang or fail, such as the network.
@@ -212,17 +191,17 @@ class RunLogger:
         return train_s + -(-left // every) * self.last_eval_s
 
     def _note_the_unusual(self) -> None:
-        data = self.resolved.config.data
-        if data.source == "torchvision":
+        source = self.resolved.config.data.source
+        if source == "torchvision":
             self.notes.append("images read by the torchvision arm (Pillow), not by DALI")
-        if data.source == "synthetic":
+        if source == "synthetic":
             self.notes.append("synthetic images: the accuracy means nothing")
         if (steps := self.resolved.config.profile.steps) is not None:
             self.notes.append(f"steps {steps} were profiled, which slows them")
         for note in self.notes:
             out.print(f"{'note':>12}: {note}")
 
-    def _open_mirror(self, facts: dict[str, Any]) -> WandbMirror | None:
+    def _open_mirror(self, facts: dict[str, Any]) -> "WandbMirror | None":
         config, folder = self.resolved.config, self.folder
         if config.log.wandb == "off":
             return None
@@ -234,13 +213,6 @@ class RunLogger:
             out.print(f"{'W&B':>12}: {why}")
         if mode == "off":
             return None
-        described = wandb_run.about(
-            config,
-            facts,
-            world_size=self.resolved.world.size,
-            precision=self.resolved.precision,
-            peak_lr=self.resolved.peak_lr if self.train_set else None,
-        )
         return WandbMirror(
             mode=mode,
             run_id=folder.run_id,
@@ -249,5 +221,11 @@ class RunLogger:
             entity=config.log.entity,
             folder=folder.path,
             rows=folder.rows,
-            **described,
+            **wandb_run.about(
+                config,
+                facts,
+                world_size=self.resolved.world.size,
+                precision=self.resolved.precision,
+                peak_lr=self.resolved.peak_lr if self.train_set else None,
+            ),
         )

@@ -1,7 +1,5 @@
 """Resolve a config on this machine: batch split, steps, precision, learning rate."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +58,8 @@ class Resolved:
     @property
     def cuda_graphs(self) -> bool:
         """Whether the network's kernels are recorded, and replayed on the same memory."""
-        return (
-            self.compiled
-            and self.world.on_gpu
-            and (self.config.engine.compile_mode in CUDA_GRAPH_MODES)
-        )
+        mode = self.config.engine.compile_mode
+        return self.compiled and self.world.on_gpu and mode in CUDA_GRAPH_MODES
 
     def lr(self, step: int, events: Sequence[Event] = ()) -> float:
         """Learning rate of an optimizer step, counted from 0, after what was decided before it."""
@@ -96,13 +91,25 @@ class Resolved:
             f"({FEW_IMAGES} or more for each){graphs}"
         )
 
+    def _length(self) -> str:
+        schedule = self.config.schedule
+        said = f"{schedule.epochs} epochs x {self.steps_per_epoch} steps"
+        if self.total_steps < schedule.epochs * self.steps_per_epoch:
+            said += f", stopped after {self.total_steps} steps"
+        if schedule.stop_at_top1_pct is not None:
+            said += f", or to {schedule.stop_at_top1_pct:g} % top-1"
+        if schedule.max_minutes is not None:
+            said += f", or {schedule.max_minutes:g} minutes of training"
+        return said
+
     def lines(self) -> list[str]:
         """What is about to run, for a person."""
         config, world, split = self.config, self.world, self.split
+        device = torch.cuda.get_device_name(world.device) if world.on_gpu else "CPU"
         rows = {
             "network": f"{config.model.name} at {config.data.image_px} px"
             + (f", BN over {images} images" if (images := config.model.bn_images) else ""),
-            "devices": f"{world.size} x {_device_name(world.device)}",
+            "devices": f"{world.size} x {device}",
             "computing": f"{self.precision}, "
             f"{'channels_last' if config.engine.channels_last else 'NCHW'}, "
             f"{self._compiling()}, {self.threads} CPU threads per rank",
@@ -114,11 +121,8 @@ class Resolved:
                 "global batch": f"{split.global_batch} = {count(split.world_size, 'rank')} x "
                 f"{split.accumulate} accumulated x {split.local_batch} local",
                 "peak lr": f"{self.peak_lr:g} = {config.optim.lr_per_256:g} per 256 images",
-                "length": f"{config.schedule.epochs} epochs x {self.steps_per_epoch} steps"
-                + ("" if self.total_steps == config.schedule.epochs * self.steps_per_epoch
-                   else f", stopped after {self.total_steps} steps")
-                + _stopping_rules(config.schedule),
-            }  # fmt: skip
+                "length": self._length(),
+            }
         if note := self._unfilled():
             rows["note"] = note
         rows["folder"] = str(self.folder)
@@ -137,9 +141,9 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         local_batch = config.eval.local_batch
         split = Split(local_batch * world.size, local_batch, 1, world.size)
     steps_per_epoch = len(train) // split.global_batch if train else 0
-    total = config.schedule.epochs * steps_per_epoch
-    steps = min(total, config.schedule.max_steps or total)
-    _check_profile(config.profile, steps)
+    planned = config.schedule.epochs * steps_per_epoch
+    total_steps = min(planned, config.schedule.max_steps or planned)
+    _check_profile(config.profile, total_steps)
     compiled = compiles(config.engine, on_gpu=world.on_gpu)
     refuse(engine_rules(config.engine, compiled=compiled, on_gpu=world.on_gpu))
     precision = resolve_precision(config.engine.precision, on_gpu=world.on_gpu)
@@ -150,7 +154,7 @@ def resolve(config: cfg.Config, world: World, train: Images | None) -> Resolved:
         loader=Loader.resolve(config.data, world, train, split, _demand(config, world, precision)),
         split=split,
         steps_per_epoch=steps_per_epoch,
-        total_steps=steps,
+        total_steps=total_steps,
         peak_lr=peak_lr(config.optim, split.global_batch),
         precision=precision,
         compiled=compiled,
@@ -168,7 +172,7 @@ def _check_profile(profile: cfg.Profile, total_steps: int) -> None:
         )
 
 
-def _demand(config: cfg.Config, world: World, precision: str) -> Demand | None:
+def _demand(config: cfg.Config, world: World, precision: str) -> "Demand | None":
     """How many images the training could take, where the loader chooses a decoder by it."""
     if not world.on_gpu or config.data.decode != "auto":
         return None
@@ -176,11 +180,10 @@ def _demand(config: cfg.Config, world: World, precision: str) -> Demand | None:
     from harness.monitor.environment import cpu_info
     from harness.monitor.peaks import measured, training_bound
 
+    device, cpu = world.device, cpu_info().get("model name")
     return Demand(
-        {"model": config.model.name, "precision": precision, "cpu": cpu_info().get("model name")},
-        lambda: training_bound(
-            config, world.device.type, measured(world.device, precision).flops_per_s
-        ),
+        {"model": config.model.name, "precision": precision, "cpu": cpu},
+        lambda: training_bound(config, device.type, measured(device, precision).flops_per_s),
     )
 
 
@@ -226,14 +229,3 @@ def resolve_precision(precision: str, *, on_gpu: bool) -> str:
     has = torch.cpu.get_capabilities()
     fast = has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16")
     return "bf16" if fast else "fp32"
-
-
-def _stopping_rules(schedule: cfg.Schedule) -> str:
-    target, minutes = schedule.stop_at_top1_pct, schedule.max_minutes
-    return (f", or to {target:g} % top-1" if target is not None else "") + (
-        f", or {minutes:g} minutes of training" if minutes is not None else ""
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,11 +1,8 @@
 """One run, from its config to its result. The only file that sees all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,28 +16,16 @@ from harness.logging import rank_log
 from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
-from harness.run_folder.folder import RunFolder
 from harness.system.console import out
 from harness.system.process import Signals
 from harness.trainer import attempt as attempts
-from harness.trainer import setup
+from harness.trainer import loop, setup
 from harness.trainer.checkpointing import CheckpointManager
 from harness.trainer.control import StepControl, Vote, end_hanging
-from harness.trainer.loop import (
-    StopAgreed,
-    Training,
-    decide_by_scores,
-    end_epoch,
-    evaluate,
-    set_up,
-    train_epoch,
-)
+from harness.trainer.loop import StopAgreed, Training
 from harness.trainer.reporter import RunLogger
-from harness.trainer.resolve import Resolved, resolve
+from harness.trainer.resolve import resolve
 from harness.trainer.summary import summarize
-
-if TYPE_CHECKING:
-    from harness.trainer.mfu import Utilization
 
 STOP_MIRROR_S = 0.8
 """After a signal every second counts; what W&B lacks then, the next attempt sends."""
@@ -119,12 +104,8 @@ def _time_is_up(log: RunLogger) -> bool:
 
 
 @contextmanager
-def _waiting_explained(watchdog: Watchdog, folder: RunFolder) -> Iterator[None]:
-    """Say which rank to look at where a collective gives up; the watch ends with this block.
-
-    Raises:
-        RunFailed: another rank hangs; says where to look.
-    """
+def _waiting_explained(watchdog: Watchdog, folder: run_folder.RunFolder) -> Iterator[None]:
+    """Say where to look if a collective gives up as a rank hangs; end the watch with this block."""
     try:
         yield
     except RuntimeError as error:  # what torch raises when a collective gives up
@@ -139,34 +120,36 @@ def _waiting_explained(watchdog: Watchdog, folder: RunFolder) -> Iterator[None]:
 
 
 def _set_up(log: RunLogger, net: nn.Module, control: StepControl) -> Training:
-    """Compile and warm up the training, and what measures it."""
     resolved, world = log.resolved, log.resolved.world
-    with _compile_cache(log):
-        t = set_up(resolved, net, log.clock, control)
-    log.warmed_up()
+    with _warming_up(log):
+        t = loop.set_up(resolved, net, log.clock, control)
     steps = resolved.config.profile.first_and_last
     if steps is not None and world.is_main:
         from harness.trainer.profiler import Profile
 
         t.profile = Profile(*steps, log.folder.path / "profile", on_gpu=world.on_gpu)
-    t.utilization = _utilization(resolved, log.val_set.classes)
+    if world.on_gpu:
+        from harness.trainer.mfu import of_printed_peaks
+
+        t.utilization = of_printed_peaks(resolved, log.val_set.classes)
     return t
 
 
-def _utilization(resolved: Resolved, classes: int) -> Utilization | None:
-    if not resolved.world.on_gpu:
-        return None
-    from harness.trainer.mfu import of_printed_peaks
+@contextmanager
+def _warming_up(log: RunLogger) -> Iterator[None]:
+    """Keep what this block compiles for the run's next start; what is compiled later is noted."""
+    if log.resolved.compiled:
+        from harness.trainer.compile_cache.cache import kept
 
-    return of_printed_peaks(resolved, classes)
+        with kept(log.resolved, log.folder, log.clock, log.val_set.classes):
+            yield
+    else:
+        yield
+    log.graphs_warm = setup.graph_counts()["graphs"]
 
 
 def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: CheckpointManager) -> None:
-    """Train all epochs, each with its digest and checkpoint, some with an evaluation.
-
-    Raises:
-        NotFinite: names the checkpoint to continue from.
-    """
+    """Train all epochs, each with its digest and checkpoint, some with an evaluation."""
     resolved, epochs = t.resolved, t.resolved.config.schedule.epochs
     epoch, step = divmod(t.step, resolved.steps_per_epoch)
     val_loader = resolved.loader.eval(log.val_set, resolved.eval_images)
@@ -181,8 +164,8 @@ def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: Checkpoi
             _validate(t, val_batches, log)
         while t.step < t.last_step:
             with t.clock.account("train"):
-                train_epoch(t, batches, log.write, checkpoints.save)
-                log.digests.append(end_epoch(t, train_set))
+                loop.train_epoch(t, batches, log.write, checkpoints.save)
+                log.digests.append(loop.end_epoch(t, train_set))
             checkpoints.save(t, must=True)
             _validate(t, val_batches, log)
     except NotFinite as error:
@@ -194,7 +177,6 @@ def _train(t: Training, train_set: Images, log: RunLogger, checkpoints: Checkpoi
 
 
 def _validate(t: Training, batches: Iterator[Batch], log: RunLogger) -> None:
-    """Evaluate, if an evaluation is due after this epoch."""
     epochs_done = t.step // t.resolved.steps_per_epoch
     if epochs_done % t.resolved.config.eval.every_epochs == 0 or t.step == t.last_step:
         _evaluate(t.model, batches, log, t.control, t)
@@ -209,10 +191,10 @@ def _evaluate(
 ) -> None:
     with log.clock.account("evaluate"):
         before_s = log.clock.wall_s
-        score = evaluate(model, batches, len(log.val_set), log.resolved, control)
+        score = loop.evaluate(model, batches, len(log.val_set), log.resolved, control)
         log.scores.append((t.epoch if t else 0.0, score))
         if t is not None:
-            decide_by_scores(t, log.scores)
+            loop.decide_by_scores(t, log.scores)
         log.validated(score, log.clock.wall_s - before_s, t)
 
 
@@ -221,23 +203,13 @@ def _score(log: RunLogger, net: nn.Module, control: StepControl) -> None:
     resolved = log.resolved
     setup.set_up_torch(resolved)
     model = setup.place(net, resolved)
-    with _compile_cache(log), log.clock.account("compile"):
+    with _warming_up(log), log.clock.account("compile"):
         setup.warm_up_eval(model, resolved)
-    log.warmed_up()
     loader = resolved.loader.eval(log.val_set, resolved.eval_images)
     batches = started(loader)
     _limit_waiting(log, control)
     _evaluate(model, batches, log, control)
     loader.close()
-
-
-def _compile_cache(log: RunLogger) -> AbstractContextManager[None]:
-    """Keep what the warm-up compiles, so that the run's next start finds it."""
-    if not log.resolved.compiled:
-        return nullcontext()
-    from harness.trainer.compile_cache import kept
-
-    return kept(log.resolved, log.folder, log.clock, log.val_set.classes)
 
 
 def _limit_waiting(log: RunLogger, control: StepControl) -> None:
@@ -251,7 +223,6 @@ def _finish(
     log: RunLogger, net: nn.Module, checkpoints: CheckpointManager, t: Training | None
 ) -> None:
     """Write weights and result; finishing W&B comes last."""
-    path = log.folder.path
     if log.throttle is not None:
         log.throttle.end(log.resolved.world)
     if not log.writes:
@@ -264,8 +235,8 @@ def _finish(
         log.finish(summarize(log, net, t))
     except OSError as error:
         raise RunFailed(
-            f"{path}: {error.strerror}: all is trained, but the result could not be written; "
-            "make room and give the same command again: it goes on from "
+            f"{log.folder.path}: {error.strerror}: all is trained, but the result could not be "
+            "written; make room and give the same command again: it goes on from "
             f"{checkpoints.last or 'the start, as no checkpoint could be written either'}"
         ) from None
 
@@ -278,14 +249,13 @@ def _stopped(
     # Every rank names the same signal: it may reach one before another, or only one.
     signal = min(number for number in world.gather(control.signals.received) if number)
     checkpoints.wait()
-    log.stopped(t)
+    log.record("stop", t)  # the next attempt overwrites it
     if log.writes:
         log.folder.set_state("stopped")
     log.close({}, exit_code=0, timeout_s=STOP_MIRROR_S)
     at = f"step {t.step:,} of {log.resolved.total_steps:,}" if t else "the validation"
     saved = f"; saved as {checkpoints.last}" if checkpoints.last else ""
-    message = f"stopped by {signal.name} at {at}{saved}"
     # Also waits: the launcher would end rank 0, still saving, once the others are gone.
-    message = world.from_main(message)
+    message = world.from_main(f"stopped by {signal.name} at {at}{saved}")
     control.watchdog.close()
     return Preempted(message, signal)

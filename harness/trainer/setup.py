@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +16,6 @@ from harness import models
 from harness.data.batch import Batch, as_nchw
 from harness.data.sets import mean_of_training
 from harness.data.stream import blank_rows
-from harness.distributed import World
 from harness.models import criterion
 from harness.trainer.normalize import Normalize
 from harness.trainer.resolve import Resolved
@@ -62,8 +60,7 @@ def set_up_torch(resolved: Resolved) -> None:
     """The process-wide switches: threads, TF32, kernels."""
     engine = resolved.config.engine
     torch.set_num_threads(resolved.threads)
-    matmul = "highest" if resolved.precision == "fp32" else "high"
-    torch.set_float32_matmul_precision(matmul)
+    torch.set_float32_matmul_precision("highest" if resolved.precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = resolved.precision != "fp32"
     torch.backends.cudnn.benchmark = not engine.deterministic
     if resolved.world.on_gpu:
@@ -106,25 +103,19 @@ def place(net: nn.Module, resolved: Resolved) -> Classifier:
     model = Classifier(net, normalize, channels_last=config.engine.channels_last)
     model.to(resolved.world.device).to(memory_format=model.layout)
     if resolved.compiled:
-        _share_compile_workers(resolved.world)
         _compile(model, resolved)
     return model
 
 
-def _share_compile_workers(world: World) -> None:
-    """Inductor by itself would start a worker in each rank for every core of the node."""
-    from torch._inductor import config as inductor  # takes seconds, which compiling needs anyway
-
-    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
-        inductor.compile_threads = min(32, world.cores())
-
-
 def _compile(module: nn.Module, resolved: Resolved) -> None:
+    from torch._inductor import config, list_mode_options  # takes seconds, and is needed anyway
+
     engine = resolved.config.engine
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        # Inductor by itself would start a worker in each rank for every core of the node.
+        config.compile_threads = min(32, resolved.world.cores())
     how: dict[str, Any] = {"mode": engine.compile_mode}
     if engine.coordinate_descent:
-        from torch._inductor import list_mode_options  # takes seconds
-
         # torch takes a mode or options, and tells which options a mode means.
         means = list_mode_options(engine.compile_mode)
         how = {"options": {**means, "coordinate_descent_tuning": True}}
@@ -153,22 +144,12 @@ def data_parallel(model: Classifier, resolved: Resolved) -> Trained:
             static_graph=engine.static_graph,
         )
     if engine.send_gradients == "bf16":
-        ddp.register_comm_hook(None, _send_bf16)
+        # Not torch's own by itself, which is refused by its name where NCCL is missing.
+        ddp.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
     if resolved.compiled and engine.compile_ddp:
         # The network's own graph stays for validation, which calls it without DDP.
         _compile(ddp, resolved)
     return ddp
-
-
-def _send_bf16(
-    group: dist.ProcessGroup | None, bucket: dist.GradBucket
-) -> torch.futures.Future[Tensor]:
-    """Sum a bucket over the ranks in bf16; torch's own is refused by name where NCCL is missing."""
-    return bf16_compress_hook(group, bucket)  # type: ignore[arg-type]
-
-
-# torch compares these with its classes, and in this file annotations are text.
-_send_bf16.__annotations__ = dict(bf16_compress_hook.__annotations__)
 
 
 def autocast(resolved: Resolved) -> torch.autocast:
@@ -186,7 +167,9 @@ def clear_gradients(optimizer: torch.optim.Optimizer, resolved: Resolved) -> Non
     optimizer.zero_grad(set_to_none=not resolved.cuda_graphs)
 
 
-def warm_up(ddp: Trained, optimizer: torch.optim.Optimizer, resolved: Resolved) -> None:
+def warm_up(
+    model: Classifier, ddp: Trained, optimizer: torch.optim.Optimizer, resolved: Resolved
+) -> None:
     """Throw-away synchronised steps: compile, and fix DDP's bucket order, before the clock starts.
 
     DDP rebuilds its buckets after the first backward pass (with static_graph, the second), which
@@ -200,29 +183,23 @@ def warm_up(ddp: Trained, optimizer: torch.optim.Optimizer, resolved: Resolved) 
     with _state_kept(ddp):
         ddp.train()
         for _ in range(max(2 if engine.static_graph else 1, _first_calls(resolved))):
-            _throw_away(ddp, resolved)
+            _throw_away(model, ddp, resolved)
         if engine.compile_ddp and resolved.split.accumulate > 1:
             # DDP's own code takes another way where it only accumulates.
             with ddp.no_sync():
-                _throw_away(ddp, resolved)
+                _throw_away(model, ddp, resolved)
         clear_gradients(optimizer, resolved)
-    warm_up_eval(_inside(ddp), resolved)
+    warm_up_eval(model, resolved)
     ddp.train()
 
 
-def _inside(ddp: Trained) -> Classifier:
-    model: Classifier = ddp.module if isinstance(ddp, DistributedDataParallel) else ddp
-    return model
-
-
-def _throw_away(ddp: Trained, resolved: Resolved) -> None:
+def _throw_away(model: Classifier, ddp: Trained, resolved: Resolved) -> None:
     n = resolved.split.local_batch
     images = _blank(n, resolved)
     labels = torch.zeros(n, dtype=torch.int64, device=images.device)
-    batch = Batch(images, labels, blank_rows(n))
     with autocast(resolved):
-        logits = ddp(*_inside(ddp).inputs(batch))
-    criterion()(logits.float(), batch.labels).backward()
+        logits = ddp(*model.inputs(Batch(images, labels, blank_rows(n))))
+    criterion()(logits.float(), labels).backward()
 
 
 def _first_calls(resolved: Resolved) -> int:
@@ -276,7 +253,6 @@ def graph_counts() -> dict[str, int]:
 
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Restore buffers and random state at the end."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):

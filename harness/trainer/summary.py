@@ -25,16 +25,15 @@ def summarize(log: RunLogger, net: nn.Module, t: Training | None) -> Result:
     """Return the Result; without a Training if weights were only evaluated."""
     resolved, config, clock = log.resolved, log.resolved.config, log.clock
     tries, graphs = attempts(log.folder.path), setup.graph_counts()
-    recompiles, breaks = graphs["graphs"] - log.graphs_warm["graphs"], graphs["breaks"]
+    recompiles, breaks = graphs["graphs"] - log.graphs_warm, graphs["breaks"]
     notes = [*log.notes, *_changes_on_the_way(tries)]
     if recompiles or breaks:
         notes.append(
             f"{count(recompiles, 'recompile')} after the warm-up and "
             f"{count(breaks, 'graph break')}: the speed is not to be trusted"
         )
-    last = log.scores[-1][1]
+    last, train_s = log.scores[-1][1], clock.train_s
     best_epoch, best = max(log.scores, key=lambda scored: scored[1].correct1)
-    train_s = clock.train_s
     rate = t.images_seen / train_s if t else None
     used = t.utilization if t else None
     joules = log.rows.energy_j() if log.rows else None
@@ -81,7 +80,7 @@ def summarize(log: RunLogger, net: nn.Module, t: Training | None) -> Result:
         val_images=last.images,
         best_val_top1_pct=best.top1_pct,
         best_epoch=best_epoch,
-        median_last5_top1_pct=_median_of_last(5, log.scores),
+        median_last5_top1_pct=_median_of_last5(log.scores),
         events=[RunEvent(**event._asdict()) for event in t.events] if t else [],
         target=log.target,
         slowed=log.throttle.slowed if log.throttle else [],
@@ -129,9 +128,8 @@ def _iso(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
 
 
-def _median_of_last(epochs: int, scores: Sequence[tuple[float, Score]]) -> float | None:
+def _median_of_last5(scores: Sequence[tuple[float, Score]]) -> float | None:
     """Of the last epochs' top-1, if each was validated: Goyal et al. 2017, 5.1."""
-    last = scores[-epochs:]
+    last = scores[-5:]
     each_one = all(after - before <= 1 for (before, _), (after, _) in pairwise(last))
-    whole = len(last) == epochs and each_one
-    return median(score.top1_pct for _, score in last) if whole else None
+    return median(score.top1_pct for _, score in last) if len(last) == 5 and each_one else None

@@ -30,7 +30,8 @@ from harness.logging.schema import Result
 from harness.monitor.clock import Clock
 from harness.run_folder.folder import RunFolder
 from harness.system import folders
-from harness.trainer.compile_cache import archive, cache, kept, key
+from harness.trainer.compile_cache import archive, cache, key
+from harness.trainer.compile_cache.cache import kept
 from harness.trainer.resolve import Resolved
 
 AUTOTUNE = "max-autotune-no-cudagraphs"

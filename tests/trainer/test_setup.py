@@ -83,7 +83,7 @@ def test_bf16_gradients_are_rounded_once_where_there_is_nothing_to_sum(photos: P
     found = []
     for sent in ("fp32", "bf16"):
         with alone(make_config(photos, **engine_changes(send_gradients=sent))) as (t, *_):
-            engine._throw_away(t.ddp, t.resolved)
+            engine._throw_away(t.model, t.ddp, t.resolved)
             found.append([p.grad for p in t.model.parameters()])
     for whole, rounded in zip(*found, strict=True):
         assert torch.equal(whole.bfloat16().float(), rounded)

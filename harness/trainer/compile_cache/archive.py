@@ -28,10 +28,7 @@ def names(folder: Path, key: str) -> list[Path]:
 
 
 def pack(graphs: Path, folder: Path, key: str, facts: dict[str, Any]) -> Path:
-    """Write all files of `graphs` into an archive, in the place of an older one.
-
-    Args:
-        facts: what the key stands for; a person finds it in the archive.
+    """Write all files of `graphs` into an archive, with the key's facts, in an older one's place.
 
     Raises:
         OSError: the disk is full, the folder gone; nothing is left, an older one stays.

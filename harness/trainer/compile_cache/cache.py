@@ -12,9 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -41,29 +40,43 @@ def kept(resolved: Resolved, folder: RunFolder, clock: Clock, classes: int) -> I
         BadInput: the node's folder cannot be used.
     """
     with clock.account("compile"):
-        cache = _open(key.facts(resolved, classes), folder)
+        cache = _Cache(key.facts(resolved, classes), folder)
     yield
     with clock.account("compile"):
-        done = _keep(cache, resolved.world)
+        counts, found, packed = _keep(cache, resolved.world)
     if resolved.world.is_main:
         compile_s = clock.accounts_s["compile"]
-        out.print(f"{'compiled':>12}: {_in_words(done, f'{compile_s:.1f} s')}")
+        said = f"nothing: all found in {found}, " if found else ""
+        said += f"in {compile_s:.1f} s"
+        said += f", kept for the next start in {packed}" if packed and not found else ""
+        out.print(f"{'compiled':>12}: {said}")
         try:
-            add_to_attempt(folder.path, {"compile_s": compile_s, **done.counts})
+            add_to_attempt(folder.path, {"compile_s": compile_s, **counts})
         except OSError as error:
             _note(f"{folder.path}/attempts.jsonl lacks compile_s: {error.strerror}")
 
 
-@dataclass(frozen=True)
 class _Cache:
     """Where this process finds graphs, or compiles them, and where they are archived."""
 
-    facts: dict[str, Any]
-    key: str
-    whole: Path
-    making: Path
-    archives: Path
-    source: Path | None  # where the graphs came from; none: they are to be compiled
+    def __init__(self, facts: dict[str, Any], folder: RunFolder) -> None:
+        base, self.facts, self.key = _base(), facts, key.key_of(facts)
+        self.whole, self.archives = base / self.key, folder.path / "compile"
+        self.making = base / f"{self.key}.{folder.run_id}-{folder.attempt}.part"
+        with _lock(self.whole):
+            for left in base.glob(f"*.{folder.run_id}-*.part"):
+                if not left.name.endswith(f"-{folder.attempt}.part"):
+                    shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed
+            # Where the graphs came from; None: they are to be compiled.
+            self.source = self.whole if self.whole.exists() else self._unpack()
+        self.enter()
+
+    def _unpack(self) -> Path | None:
+        try:
+            return archive.unpack(self.archives, self.key, self.whole, out.print)
+        except OSError as error:
+            _note(f"{self.whole}: {error.strerror}: the run's compiled graphs cannot be put there")
+            return None
 
     def enter(self) -> None:
         """Have torch read and write here."""
@@ -73,12 +86,11 @@ class _Cache:
         """All processes of the node have compiled: what they made may be used by others."""
         try:
             with _lock(self.whole):
-                if self.making.exists():
-                    if self.whole.exists():  # another run of the same kind was faster
-                        shutil.rmtree(self.making, ignore_errors=True)
-                    else:
-                        sync_tree(self.making)
-                        self.making.replace(self.whole)
+                if self.whole.exists():  # another run of the same kind was faster
+                    shutil.rmtree(self.making, ignore_errors=True)
+                elif self.making.exists():
+                    sync_tree(self.making)
+                    self.making.replace(self.whole)
         except OSError as error:
             _note(f"{self.making}: {error.strerror}: its graphs are of use to this attempt only")
         self.enter()
@@ -95,32 +107,12 @@ class _Cache:
             return None
 
 
-class _Done(NamedTuple):
-    """What the warm-ups of all ranks came to."""
+def _keep(cache: _Cache, world: World) -> tuple[dict[str, int], Path | None, Path | None]:
+    """Publish the graphs on each node, and archive them, once for each kind of machine.
 
-    counts: dict[str, int]
-    found: Path | None  # where every graph came from; none if some were compiled
-    archive: Path | None
-
-
-def _open(facts: dict[str, Any], folder: RunFolder) -> _Cache:
-    """The graphs of these facts, from the node's folder or from the run's archive, if there."""
-    base, name = _base(), key.key_of(facts)
-    archives = folder.path / "compile"
-    making = base / f"{name}.{folder.run_id}-{folder.attempt}.part"
-    whole = base / name
-    with _lock(whole):
-        for left in base.glob(f"*.{folder.run_id}-*.part"):
-            if not left.name.endswith(f"-{folder.attempt}.part"):
-                shutil.rmtree(left, ignore_errors=True)  # of an attempt that was killed
-        source = whole if whole.exists() else _unpacked(archives, name, whole)
-    cache = _Cache(facts, name, whole, making, archives, source)
-    cache.enter()
-    return cache
-
-
-def _keep(cache: _Cache, world: World) -> _Done:
-    """Publish the graphs on each node, and archive them, once for each kind of machine."""
+    Returns:
+        Counts over all ranks, where every graph came from if none was compiled, and the archive.
+    """
     mine = {"key": cache.key, "source": cache.source, **_cache_counts()}
     # The others' answers also tell that nobody compiles in the folder any more.
     everyone = world.gather(mine)
@@ -136,7 +128,7 @@ def _keep(cache: _Cache, world: World) -> _Done:
     # A node's first process unpacks; the others find what it has unpacked.
     sources = [each["source"] for each in alike if each["source"] is not None]
     source = next((each for each in sources if each != cache.whole), cache.whole)
-    return _Done(counts, None if compiled or not sources else source, path)
+    return counts, None if compiled or not sources else source, path
 
 
 def _cache_counts() -> dict[str, int]:
@@ -150,22 +142,7 @@ def _cache_counts() -> dict[str, int]:
     }
 
 
-def _in_words(done: _Done, took: str) -> str:
-    if done.found:
-        return f"nothing: all found in {done.found}, in {took}"
-    return f"in {took}" + (f", kept for the next start in {done.archive}" if done.archive else "")
-
-
-def _unpacked(archives: Path, name: str, whole: Path) -> Path | None:
-    try:
-        return archive.unpack(archives, name, whole, out.print)
-    except OSError as error:
-        _note(f"{whole}: {error.strerror}: the run's compiled graphs cannot be put there")
-        return None
-
-
 def _lock(whole: Path) -> FileLock:
-    """Of all processes of the node that use this folder."""
     return FileLock(whole.with_name(f"{whole.name}.lock"))
 
 
@@ -176,8 +153,8 @@ def _base() -> Path:
         BadInput: it cannot be made, or was made by somebody else.
     """
     given = os.environ.get(VARIABLE)
-    ours = Path(tempfile.gettempdir()) / f"imagenet-harness-{os.getuid()}"
-    base = Path(given).absolute() if given else ours
+    ours = f"{tempfile.gettempdir()}/imagenet-harness-{os.getuid()}"
+    base = Path(given or ours).absolute()
     instead = f"set {VARIABLE} to a folder on this node's disk that is yours to write"
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)

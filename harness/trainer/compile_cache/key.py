@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 import torch
@@ -40,7 +40,12 @@ def key_of(facts: dict[str, Any]) -> str:
 
 def machine(world: World) -> dict[str, Any]:
     """What decides whether machine code is right here."""
-    cpu = cpu_info()
+    cpu, device = cpu_info(), world.device
+    set_by_user = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TORCHINDUCTOR_") and name != "TORCHINDUCTOR_CACHE_DIR"
+    }
     return {
         "torch": torch.__version__,
         "torch_git": torch.version.git_version,
@@ -51,9 +56,11 @@ def machine(world: World) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "triton": _triton_version(),
-        "gpu": _gpu(world),
-        "inductor": _inductor_settings(),
+        "triton": next((found.version for found in distributions(name="triton")), None),
+        "gpu": [torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)]
+        if world.on_gpu
+        else None,
+        "inductor": key_of(set_by_user),  # a hash: the values stay unsaid
     }
 
 
@@ -82,28 +89,3 @@ def graphs(resolved: Resolved, classes: int) -> dict[str, Any]:
         # Each GPU of a node has graphs of its own in the same folder.
         "ranks_per_node": resolved.world.local_size,
     }
-
-
-def _gpu(world: World) -> list[Any] | None:
-    if not world.on_gpu:
-        return None
-    name = torch.cuda.get_device_name(world.device)
-    return [name, *torch.cuda.get_device_capability(world.device)]
-
-
-def _inductor_settings() -> str:
-    """Hash of what the user has set for inductor by variables: their values stay unsaid."""
-    prefix, place = "TORCHINDUCTOR_", "TORCHINDUCTOR_CACHE_DIR"
-    given = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(prefix) and name != place
-    }
-    return key_of(given)
-
-
-def _triton_version() -> str | None:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return None
