@@ -23,7 +23,7 @@ from harness.data.index import cache_folder, locked
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.system.console import out
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 from harness.system.progress import in_parallel
 
 WAYS = ("cpu", "split", "gpu")
@@ -69,19 +69,15 @@ def best_decode(
     """
     from harness.data.dali import release_memory
 
+    matters = {"image_px", "augment", "hw_decoder_load", "largest_px", "prefetch_batches"}
     key = {
         "device": torch.cuda.get_device_name(device),
         **dali_info.versions(),
         "threads": threads,
         "local_batch": split.local_batch,
         "images": images.digest,
-        "image_px": data.image_px,
-        "augment": data.augment,
-        "hw_decoder_load": data.hw_decoder_load,
-        "largest_px": list(data.largest_px),
-        "prefetch_batches": data.prefetch_batches,
+        **data.model_dump(include=matters),
     }
-
     gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
     ways = [way for way in WAYS if way != "gpu" or gpu_decodes]
     way = decode_on(
@@ -121,18 +117,17 @@ def decode_on(
         demand: None if nothing is known about the training; then the fastest way is chosen.
     """
     key = {**key, "ways": list(ways), "training": dict(demand.of) if demand else None}
-    path = _path(key)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "decode" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     with locked(path):
         measured = _load(path, ways)
         if measured is None:
             read_once()
             rates, bound = measured = _rates(ways, make), demand.bound() if demand else None
             way = choose(rates, bound)
-            content = {
-                "decode": way, "images_per_second": rates, "training_bound": bound, "of": key
-            }  # fmt: skip
-            text = json.dumps(content, indent=1)
-            write_atomic(path, lambda part: part.write_text(text))
+            found = {"decode": way, "images_per_second": rates, "training_bound": bound, "of": key}
+            write_text(path, json.dumps(found, indent=1))
             listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
             limit = f"; training needs at most {bound:,.0f}" if bound else ""
             out.print(
@@ -161,31 +156,18 @@ def _rates(ways: Sequence[str], make: Callable[[str], Batches]) -> dict[str, flo
 def _turn(batches: Batches) -> tuple[int, float]:
     """Return the number of images of one measurement, and its seconds."""
     with closing(batches):
-        iterator: Iterator[Any] = iter(batches)
-        for _ in range(WARM_BATCHES):
-            _wait(next(iterator))
-        began, images, done = time.perf_counter(), 0, 0
-        while done < MOST_BATCHES and time.perf_counter() - began < TURN_S:
-            images += _wait(next(iterator))
-            done += 1
+        # `tolist` waits until a batch is complete, as GPU work is asynchronous.
+        for batch in itertools.islice(batches, WARM_BATCHES):
+            batch.labels.tolist()
+        began, images = time.perf_counter(), 0
+        for batch in itertools.islice(batches, MOST_BATCHES):
+            images += len(batch.labels.tolist())
+            if time.perf_counter() - began >= TURN_S:
+                break
         return images, time.perf_counter() - began
 
 
-def _wait(batch: Any) -> int:
-    """Wait until a batch is complete, as GPU work is asynchronous; return its number of images."""
-    batch.labels.tolist()
-    return len(batch.labels)
-
-
-def _path(key: Mapping[str, Any]) -> Path:
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "decode"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.json"
-
-
 def _load(path: Path, ways: Sequence[str]) -> tuple[dict[str, float], float | None] | None:
-    """Return the stored rates and training bound; None if there are none."""
     try:
         content = json.loads(path.read_text())
         bound = content["training_bound"]

@@ -12,20 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.files import (
-    PACK_NAME,
-    Bytes,
-    ShardFiles,
-    TreeFiles,
-    class_folders,
-    shard_paths,
-)
+from harness.data.files import PACK_NAME, Bytes, ShardFiles, TreeFiles, class_folders, shard_paths
 from harness.data.index import Arrays, key_of, load_or_build
 from harness.errors import BadInput
 from harness.system import pagecache
 
 Read = Literal["mmap", "pread"]
 
+_COLUMNS = ("labels", "width", "height")
 _CACHE_SAMPLE = 64  # images by which the cached share is estimated: a run waits for it at its start
 
 
@@ -80,33 +74,28 @@ class Dataset:
         """Return a subset, by sorted ids; all classes stay. `what` goes into the digest."""
         digest = hashlib.sha256(f"{self.digest} {what}".encode())
         digest.update(ids.astype(np.int64).tobytes())
-        return replace(
-            self,
-            labels=self.labels[ids],
-            width=self.width[ids],
-            height=self.height[ids],
-            files=self.files.part(ids),
-            digest=digest.hexdigest()[:16],
-        )
+        columns = {name: getattr(self, name)[ids] for name in _COLUMNS}
+        files = self.files.part(ids)
+        return replace(self, files=files, digest=digest.hexdigest()[:16], **columns)
 
     def content(self, sample: int) -> bytes:
         """Return the encoded bytes of a sample."""
         return self.files.read(sample).tobytes()
 
     def reader(self, read: Read, *, soon: bool = False) -> Callable[[int], Bytes]:
-        """Return a function from a sample to its encoded bytes.
-
-        Args:
-            read: `mmap` returns a view, paged in when decoded; `pread` reads into memory.
-            soon: start to page mapped bytes in at the call, without waiting for them.
-        """
+        """Return a function from a sample to its encoded bytes; see `reader_of`."""
         return reader_of(self.files, read, soon=soon)
 
 
 def reader_of(
     files: TreeFiles | ShardFiles, read: Read, *, soon: bool = False
 ) -> Callable[[int], Bytes]:
-    """Return a reader as `Dataset.reader` does, for files without a dataset."""
+    """Return a function from the number of an image to its encoded bytes.
+
+    Args:
+        read: `mmap` returns a view, paged in when decoded; `pread` reads into memory.
+        soon: start to page mapped bytes in at the call, without waiting for them.
+    """
     if read == "pread":
         return files.read
     return lambda sample: files.mapped(sample, soon=soon)
@@ -155,9 +144,14 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
         return build_shards(root, paths)
 
     def stale(old: Arrays) -> str:
-        from harness.data.indexing import stale_shards
-
-        return stale_shards(root, paths, old)
+        present = {path.name for path in paths}
+        for name in map(str, old.get("shards", ())):
+            if name not in present:
+                raise BadInput(
+                    f"{root / name}: is missing, the index of {root} lists it; copy it again, or "
+                    "remove the index to do without it"
+                )
+        return "older than the shards"
 
     index, arrays = load_or_build(root, key_of_shards(paths), build, stale)
     files = ShardFiles(
@@ -171,7 +165,7 @@ def _dataset(
     root: Path, classes: list[str], named: bool, arrays: Arrays, index: Path,
     files: TreeFiles | ShardFiles,
 ) -> Dataset:  # fmt: skip
-    columns = {name: arrays[name] for name in ("labels", "width", "height")}
+    columns = {name: arrays[name] for name in _COLUMNS}
     digest = str(arrays["digest"])
     return Dataset(
         root=root, classes=classes, named=named, digest=digest, index=index, files=files, **columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness import config as cfg
 from harness.data import dali_info, stream
 from harness.data.batch import Batches
-from harness.data.dataset import Dataset, allow_open_files
+from harness.data.dataset import allow_open_files
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.distributed import World
@@ -70,23 +71,22 @@ class Loader:
         way = best_decode(
             data, train, split, device=world.device, threads=threads, demand=demand,
             samples=on_gpu._samples(train, split),
-            make=lambda way: replace(on_gpu, decode=way).train(
-                train, split, epoch=0, step=0, epochs=ENDLESS
-            ),
+            make=lambda way: replace(on_gpu, decode=way).train(train, split),
         )  # fmt: skip
         return replace(on_gpu, decode=way)
 
-    def _samples(self, images: Images, split: Split) -> Iterator[Samples]:
-        """Return an endless iterator of this rank's training micro-batches, from the first on."""
+    def _samples(
+        self, images: Images, split: Split, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
+    ) -> Iterator[Samples]:
         return stream.train_samples(
-            images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
-        )
-
-    def train(self, images: Images, split: Split, *, epoch: int, step: int, epochs: int) -> Batches:
-        """Return this rank's micro-batches from (epoch, step) to the end of training."""
-        samples = stream.train_samples(
             images.stream, split, self.world.rank, epoch=epoch, step=step, epochs=epochs
         )
+
+    def train(
+        self, images: Images, split: Split, *, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
+    ) -> Batches:
+        """Return this rank's micro-batches from (epoch, step) to the end of training."""
+        samples = self._samples(images, split, epoch, step, epochs)
         return self._batches(images, samples, split.local_batch)
 
     def decoding(self, images: Images, split: Split) -> DaliBatches | None:
@@ -94,7 +94,7 @@ class Loader:
         if images.dataset is None or self.data.source != "dali":
             return None
         samples = self._samples(images, split)
-        return self._dali(images, images.dataset, samples, split.local_batch, decode_only=True)
+        return self._dali(images, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
         """Return this rank's batches of the validation set, repeated without end.
@@ -102,13 +102,11 @@ class Loader:
         Args:
             local_batch: images per batch; a batch holds all views of each.
         """
-
-        def endless() -> Iterator[Samples]:
-            world = self.world
-            while True:
-                yield from stream.eval_samples(images.stream, local_batch, world.rank, world.size)
-
-        return self._batches(images, endless(), local_batch * images.stream.law.views)
+        endless = itertools.chain.from_iterable(
+            stream.eval_samples(images.stream, local_batch, self.world.rank, self.world.size)
+            for _ in itertools.count()
+        )
+        return self._batches(images, endless, local_batch * images.stream.law.views)
 
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
         steps, data, device = images.stream.law.steps, self.data, self.world.device
@@ -125,19 +123,19 @@ class Loader:
                 images.dataset, samples, steps, out_px=data.image_px, device=device,
                 threads=self.threads, prefetch=data.prefetch_batches,
             )  # fmt: skip
-        return self._dali(images, images.dataset, samples, local_batch)
+        return self._dali(images, samples, local_batch, decode_only=False)
 
     def _dali(
-        self, images: Images, dataset: Dataset, samples: Iterator[Samples], local_batch: int, *,
-        decode_only: bool = False,
-    ) -> DaliBatches:  # fmt: skip
+        self, images: Images, samples: Iterator[Samples], local_batch: int, *, decode_only: bool
+    ) -> DaliBatches:
         # Imported here: it takes a second, and some systems have no wheel of DALI.
         from harness.data.dali import DaliBatches
 
+        assert images.dataset is not None
         data = self.data
         width_px, height_px = data.largest_px
         return DaliBatches(
-            dataset, samples, images.stream.law.steps, local_batch=local_batch,
+            images.dataset, samples, images.stream.law.steps, local_batch=local_batch,
             out_px=data.image_px, device=self.world.device, decode=self.decode, read=data.read,
             read_ahead_batches=data.read_ahead_batches, threads=self.threads,
             prefetch=data.prefetch_batches, decode_only=decode_only,
@@ -147,11 +145,6 @@ class Loader:
 
 
 def _check_dali(data: cfg.Data, world: World) -> None:
-    """Check that the installed DALI supports the settings.
-
-    Raises:
-        BadInput: it does not; the message says what to do.
-    """
     dali = dali_info.installed()
     if misfit := dali_info.misfit(dali, dali_info.driver_cuda() if world.on_gpu else None):
         raise BadInput(f"data.source: {misfit[0]}; {misfit[1]}")

@@ -1,15 +1,12 @@
 """pack.json: lists the shards that harness data pack wrote, and whether packing has finished."""
 
-import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.data.files import PACK_NAME
 from harness.errors import BadInput
-from harness.system.files import write_atomic
-
-_ESCAPED = {".": "%2E", "%": "%25"}
+from harness.system.files import write_text
 
 
 class Shard(BaseModel):
@@ -57,8 +54,7 @@ def read(root: Path) -> Manifest | None:
 
 def write(root: Path, manifest: Manifest) -> None:
     """Replace the manifest of a folder."""
-    text = manifest.model_dump_json(indent=1)
-    write_atomic(root / PACK_NAME, lambda part: part.write_text(text))
+    write_text(root / PACK_NAME, manifest.model_dump_json(indent=1))
 
 
 def check_whole(root: Path) -> None:
@@ -67,8 +63,7 @@ def check_whole(root: Path) -> None:
     Raises:
         BadInput: one of these; the message names the shard. Folders without manifest pass.
     """
-    manifest = read(root)
-    if manifest is None:
+    if (manifest := read(root)) is None:
         return
     if not manifest.finished:
         raise BadInput(
@@ -90,7 +85,7 @@ def check_whole(root: Path) -> None:
 
 def escaped(stem: str) -> str:
     """Escape dots in a file's stem: in WebDataset, a sample's name ends at its first dot."""
-    return re.sub(r"[.%]", lambda match: _ESCAPED[match[0]], stem)
+    return stem.replace("%", "%25").replace(".", "%2E")
 
 
 def unescaped(name: str) -> str:

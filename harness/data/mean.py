@@ -49,8 +49,9 @@ def mean_image(dataset: Dataset, px: int) -> MeanImage:
     with locked(path):
         mean = _load(path)
         if mean is None:
-            computed = mean = _compute(dataset, px)
-            write_atomic(path, lambda part: _save(part, computed))
+            mean = _compute(dataset, px)
+            np.save(file := BytesIO(), mean)
+            write_atomic(path, lambda part: part.write_bytes(file.getvalue()))
     return mean
 
 
@@ -61,34 +62,26 @@ def _path(index: Path, dataset: Dataset) -> Path:
 def _load(path: Path) -> MeanImage | None:
     try:
         mean: MeanImage = np.load(path)
+        return mean
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
-    return mean
-
-
-def _save(path: Path, mean: MeanImage) -> None:
-    with path.open("wb") as file:
-        np.save(file, mean)
 
 
 def _compute(dataset: Dataset, px: int) -> MeanImage:
+    zero = np.zeros((px, px, 3), dtype=np.int64)
+
     def sum_of(chunk: range) -> NDArray[np.int64]:
-        total = np.zeros((px, px, 3), dtype=np.int64)
-        for sample in chunk:
-            total += _pixels(dataset, sample)
-        return total
+        return sum((_pixels(dataset, sample) for sample in chunk), zero)
 
     samples = range(len(dataset))
     chunks = [samples[first : first + _CHUNK] for first in samples[::_CHUNK]]
-    total = np.zeros((px, px, 3), dtype=np.int64)
-    for part in in_parallel(sum_of, chunks, threads=_THREADS, what="mean image"):
-        total += part
-    return total / len(dataset)
+    sums = in_parallel(sum_of, chunks, threads=_THREADS, what="mean image")
+    return sum(sums, zero) / len(dataset)
 
 
-def _pixels(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
+def _pixels(dataset: Dataset, sample: int) -> NDArray[np.int64]:
     try:
         with Image.open(BytesIO(dataset.content(sample))) as file:
-            return np.asarray(file.convert("RGB"))
+            return np.asarray(file.convert("RGB"), dtype=np.int64)
     except (OSError, SyntaxError) as error:
         raise RunFailed(undecodable(dataset, sample, error)) from None

@@ -50,7 +50,7 @@ class Samples:
 
     def rows(self) -> Ints:
         """Return one table of all columns: [n, 12], or [n, 15] with color. Batches carry it."""
-        columns = (getattr(self, name) for name in _WIDTHS)
+        columns = [getattr(self, name) for name in _WIDTHS]
         tables = [x.reshape(len(self), -1) for x in columns if x is not None]
         return np.concatenate(tables, axis=1)
 
@@ -92,8 +92,7 @@ def order(seed: int, epoch: int, size: int) -> Ints:
 
     It is a stable sort of raw random words: numpy may change the bits of `Generator.permutation`.
     """
-    words = _philox(seed, epoch, "order").random_raw(size)
-    ids = np.argsort(words, kind="stable")
+    ids = np.argsort(_philox(seed, epoch, "order").random_raw(size), kind="stable")
     ids.setflags(write=False)
     return ids
 
@@ -121,9 +120,7 @@ class Stream:
         """Return the samples at positions [first, first + count) of the shuffled epoch."""
         ids = order(self.seed, epoch, len(self.labels))[first : first + count]
         u = draws(self.seed, epoch, "augment", first, count, WORDS)
-        color = None
-        if self.law.color is not None:
-            color = self.law.color(draws(self.seed, epoch, "color", first, count, 4))
+        color = self.law.color and self.law.color(draws(self.seed, epoch, "color", first, count, 4))
         return self._samples(np.arange(first, first + count), ids, u, color)
 
     def in_order(self, first: int, count: int) -> Samples:
@@ -196,15 +193,12 @@ class Digest:
 
     def clear(self) -> None:
         """Reset for a new epoch."""
-        self.images = 0
-        self.order = 0
-        self.samples = 0
+        self.images = self.order = self.samples = 0
 
     def add(self, rows: Ints) -> None:
         """Add the images of a batch, without padding (`Samples.rows`, [n, 12])."""
-        columns = rows.astype(np.uint64).T
         hashes = np.zeros(len(rows), dtype=np.uint64)
-        for column in columns:
+        for column in rows.astype(np.uint64).T:
             hashes = _mix(hashes ^ column)
         self.images += len(rows)
         self.order = (self.order + int(np.sum(hashes, dtype=np.uint64))) % 2**64
@@ -216,8 +210,7 @@ class Digest:
 
     def words(self) -> Ints:
         """Return [images, order, samples] as int64, to be summed over ranks (the sum wraps)."""
-        sums = np.array([self.images, self.order, self.samples], dtype=np.uint64)
-        return sums.view(np.int64)
+        return np.array([self.images, self.order, self.samples], dtype=np.uint64).view(np.int64)
 
 
 def digest_of(ids: Ints) -> int:

@@ -50,7 +50,7 @@ class TorchBatches:
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_begin_worker,
+            worker_init_fn=lambda _: leave_to_parent(),
         )
         self._batches = iter(loader)
 
@@ -69,10 +69,6 @@ class TorchBatches:
     def close(self) -> None:
         """Stop the worker processes."""
         del self._batches
-
-
-def _begin_worker(number: int) -> None:
-    leave_to_parent()
 
 
 class _Images(data.Dataset[_Item]):
@@ -95,7 +91,6 @@ class _Images(data.Dataset[_Item]):
         return np.asarray(self._transform(image, one)), row
 
     def _transform(self, image: Image.Image, one: Samples) -> Image.Image:
-        """Crop the window, resize, crop the output and flip, with Pillow."""
         if self._steps.window:
             x, y, w, h = one.window[0].tolist()
             image = image.crop((x, y, x + w, y + h))
@@ -110,8 +105,8 @@ class _Images(data.Dataset[_Item]):
 
 
 def _collate(items: list[_Item]) -> tuple[torch.Tensor, Ints] | str:
-    error = next((item for item in items if isinstance(item, str)), None)
-    if error is not None:
-        return error
+    for item in items:
+        if isinstance(item, str):
+            return item
     images, rows = zip(*items, strict=True)
     return torch.from_numpy(np.stack(images)), np.stack(rows)

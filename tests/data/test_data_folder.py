@@ -41,7 +41,7 @@ def _console(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(data: Dataset, sample: int) -> Path:
     """File of a sample."""
     assert isinstance(data.files, TreeFiles)
-    return data.files.path(sample)
+    return Path(data.files.where(sample))
 
 
 def names(data: Dataset) -> list[str]:

@@ -5,10 +5,12 @@ It reads the headers, or with `decode` all bytes, and reports all findings, not 
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -93,27 +95,19 @@ class Report:
 
     def facts(self) -> dict[str, Any]:
         """Return the report as JSON values."""
+        splits = [asdict(split) for split in self.splits]
         findings = [asdict(finding) | {"wrong": finding.wrong} for finding in self.findings]
-        return {
-            "decoded": self.decoded,
-            "splits": [asdict(split) for split in self.splits],
-            "findings": findings,
-        }
+        return {"decoded": self.decoded, "splits": splits, "findings": findings}
 
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """The facts of one image; few, as ImageNet has 1.3 million.
-
-    Attributes:
-        head: digest of its first bytes; 0 if it is empty or unreadable.
-        findings: of this image.
-    """
+    """The facts of one image; few, as ImageNet has 1.3 million."""
 
     width: int = 0
     height: int = 0
     png: bool = False
-    head: int = 0
+    head: int = 0  # digest of its first bytes; 0 if it is empty or unreadable
     findings: tuple[Finding, ...] = ()
 
 
@@ -125,7 +119,9 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
     """
     splits, findings, images_of = [], [], []
     for source in sources:
-        images = list(_read_all(source, decode=decode, workers=workers))
+        read, numbers = partial(_read, source, decode=decode), range(len(source))
+        what = f"checking {source.split or source.root}"
+        images = list(in_parallel(read, numbers, threads=workers, what=what, unit="images"))
         images_of.append(images)
         splits.append(_split(source, images))
         findings += [finding for image in images for finding in image.findings]
@@ -138,14 +134,7 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
     return Report(decode, splits, findings)
 
 
-def _read_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Image]:
-    return in_parallel(
-        lambda image: _read_image(source, image, decode=decode), range(len(source)),
-        threads=workers, what=f"checking {source.split or source.root}", unit="images",
-    )  # fmt: skip
-
-
-def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
+def _read(source: Source, image: int, *, decode: bool) -> _Image:
     where = source.where(image)
     try:
         content = source.read(image) if decode else source.read(image, _HEAD_BYTES)
@@ -161,7 +150,6 @@ def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
 
 
 def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
-    """Return the facts of an encoded image; None if its header does not parse."""
     findings = []
     try:
         with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
@@ -177,11 +165,10 @@ def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
                     image.load()
                 except (OSError, ValueError, SyntaxError) as error:
                     findings.append(Finding("corrupt", where, str(error)))
-            digest = hashlib.sha256(content[:_HEAD_BYTES]).digest()
-            head = int.from_bytes(digest[:8])
+            head = int.from_bytes(hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8])
             return _Image(width, height, image.format == "PNG", head, tuple(findings))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        return None  # its header does not parse
 
 
 def _split(source: Source, images: Sequence[_Image]) -> Split:
@@ -200,11 +187,9 @@ def _split(source: Source, images: Sequence[_Image]) -> Split:
     )
 
 
-def _odd_png(source: Source, images: Sequence[_Image]) -> Iterable[Finding]:
-    numbers = [number for number, image in enumerate(images) if image.png]
-    if 2 * len(numbers) < len(images):
-        return [Finding("PNG", source.where(number)) for number in numbers]
-    return []
+def _odd_png(source: Source, images: Sequence[_Image]) -> list[Finding]:
+    found = [Finding("PNG", source.where(n)) for n, image in enumerate(images) if image.png]
+    return found if 2 * len(found) < len(images) else []
 
 
 def _counts(source: Source) -> Iterator[Finding]:
@@ -217,14 +202,13 @@ def _counts(source: Source) -> Iterator[Finding]:
         return
     if len(source) != (due := IMAGENET[source.split]):
         yield Finding("counts", root, f"{len(source):,} images, ImageNet has {due:,}")
-    if source.split == "val":
-        other = [n for n, images in counts.items() if images != IMAGENET_VAL_PER_CLASS]
-        if other:
-            yield Finding(
-                "counts", root,
-                f"class {source.classes[other[0]]} has {counts[other[0]]} images, each has "
-                f"{IMAGENET_VAL_PER_CLASS} ({len(other)} such classes)",
-            )  # fmt: skip
+    other = [n for n, images in counts.items() if images != IMAGENET_VAL_PER_CLASS]
+    if source.split == "val" and other:
+        detail = (
+            f"class {source.classes[other[0]]} has {counts[other[0]]} images, each has "
+            f"{IMAGENET_VAL_PER_CLASS} ({len(other)} such classes)"
+        )
+        yield Finding("counts", root, detail)
 
 
 def _altered(source: Source) -> Iterator[Finding]:
@@ -238,9 +222,8 @@ def _altered(source: Source) -> Iterator[Finding]:
 
 
 def _other_classes(sources: Sequence[Source]) -> Iterator[Finding]:
-    for have, lack in ((a, b) for a in sources for b in sources if a is not b):
-        missing = sorted(set(have.classes) - set(lack.classes))
-        if missing:
+    for have, lack in permutations(sources, 2):
+        if missing := sorted(set(have.classes) - set(lack.classes)):
             detail = f"has no {missing[0]}, which {have.root} has ({len(missing)} such)"
             yield Finding("classes", str(lack.root), detail)
 
@@ -251,9 +234,9 @@ def _shared(sources: Sequence[Source], images_of: Sequence[Sequence[_Image]]) ->
     if not {"train", "val"} <= set(by_split):
         return []
     train, val = sources[by_split["train"]], sources[by_split["val"]]
-    by_head: dict[int, list[int]] = {}
+    by_head = defaultdict(list)
     for number, image in enumerate(images_of[by_split["train"]]):
-        by_head.setdefault(image.head, []).append(number)
+        by_head[image.head].append(number)
     duplicates = []
     for number, image in enumerate(images_of[by_split["val"]]):
         # Both images are read in full only if their first bytes agree.

@@ -142,6 +142,5 @@ def packed(folder: Path, split: str) -> Source:
     )
     if not images:
         raise BadInput(f"{folder}: its shards hold no image with a .cls beside it")
-    classes = class_names([(image.name, image.label) for image in images])
-    classes = classes or [str(label) for label in range(images[-1].label + 1)]
+    classes, _ = class_names([(image.name, image.label) for image in images])
     return Source(folder, "tar shards", split, classes, images)
