@@ -114,11 +114,8 @@ def pack(
         return
     if dest.resolve() == source.resolve():
         raise BadInput(f"{dest}: is also the source; leave DEST out to index it in place")
-    packing = pack.Packing(
-        shard_images,
-        None if in_order else shuffle_seed or 0,
-        pack.Encoding(shorter_px, longer_px, quality),
-    )
+    encoding = pack.Encoding(shorter_px, longer_px, quality)
+    packing = pack.Packing(shard_images, None if in_order else shuffle_seed or 0, encoding)
     flags = []
     for part in _choose(source, split):
         folder = dest / part.split
@@ -148,20 +145,16 @@ def _index_in_place(root: Path) -> None:
         folders = list(split_folders(root).values()) or [root]
     for folder in folders:
         data = open_folder(folder)
-        out.print(
-            f"{folder}: {len(data):,} images of {len(data.classes):,} classes; index: {data.index}"
-        )
+        what = f"{len(data):,} images of {len(data.classes):,} classes"
+        out.print(f"{folder}: {what}; index: {data.files.index}")
     out.print("train on it: torchrun launch/train.py CONFIG.yaml --data.train DIR --data.val DIR")
 
 
 def _choose(root: Path, split: str | None) -> list[Source]:
-    """Return the sources of the given split, or all if none is given."""
     from harness.data.prepare.sources import open_sources
 
     sources = open_sources(root)
-    if not split:
-        return sources
-    chosen = [source for source in sources if source.split == split]
+    chosen = [source for source in sources if split in (None, source.split)]
     if not chosen:
         have = ", ".join(source.split or "one without a name" for source in sources)
         raise BadInput(f"{root}: has no split {split}; it has: {have}")

@@ -70,6 +70,7 @@ def resized_crop(
         fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
         first = np.argmax(fits, axis=1)
         image = np.arange(len(u))
+        # The fallback is the largest crop in the center with an allowed ratio.
         w_fallback, h_fallback = _largest_in_center(width, height, ratio)
         any_fits = fits[image, first]
         w = np.where(any_fits, w[image, first], w_fallback)
@@ -87,10 +88,8 @@ def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Augmentation:
     """Return the CIFAR papers' augmentation: pad, then a random crop (He et al. 2015, 4.2)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        x = _uniform_int(u[:, 20], width + 2 * pad_px - out_px + 1) - pad_px
-        y = _uniform_int(u[:, 21], height + 2 * pad_px - out_px + 1) - pad_px
         size = np.stack([width, height], axis=1)
-        cut = np.stack([x, y], axis=1)
+        cut = _uniform_int(u[:, 20:22], size + 2 * pad_px - out_px + 1) - pad_px
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
     return Augmentation(law, Steps(cut=True))
@@ -102,9 +101,7 @@ def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Aug
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         shorter = least_px + _uniform_int(u[:, 0], np.full(len(u), most_px - least_px + 1))
         size = _shorter_side_to(shorter[:, None], width, height)
-        cut = np.stack(
-            [_uniform_int(u[:, 20 + i], size[:, i] - out_px + 1) for i in (0, 1)], axis=1
-        )
+        cut = _uniform_int(u[:, 20:22], size - out_px + 1)
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
     return Augmentation(law, Steps(resize=True, cut=True))
@@ -132,11 +129,9 @@ def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         size = _resized(resize_px, width, height)
         spare = size - out_px
-        zero, center = np.zeros_like(spare), np.rint(spare / 2).astype(np.int64)
-        corners = [zero, np.stack([spare[:, 0], zero[:, 1]], axis=1),
-                   np.stack([zero[:, 0], spare[:, 1]], axis=1), spare]  # fmt: skip
+        corners = [spare * corner for corner in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        plain = [*corners, np.rint(spare / 2).astype(np.int64)]
         # The left corner of the mirrored image is the right corner of the original.
-        plain = [*corners, center]
         mirrored = [np.stack([spare[:, 0] - cut[:, 0], cut[:, 1]], axis=1) for cut in plain]
         cuts = np.stack(plain + mirrored, axis=1).reshape(-1, 2)
         flips = np.tile(np.repeat([0, 1], 5), len(width))
@@ -203,8 +198,7 @@ def _shorter_side_to(px: Ints, width: Ints, height: Ints) -> Ints:
     """Return sizes [n, 2] with the shorter side at `px` [n, 1], rounded as by torchvision."""
     size = np.stack([width, height], axis=1)
     shorter = size.min(axis=1, keepdims=True)
-    resized: Ints = np.where(size == shorter, px, size * px // shorter)
-    return resized
+    return np.where(size == shorter, px, size * px // shorter)
 
 
 def _uniform_int(u: Floats, bound: Ints) -> Ints:
@@ -221,7 +215,6 @@ def _whole(width: Ints, height: Ints) -> Ints:
 
 
 def _largest_in_center(width: Ints, height: Ints, ratio: tuple[float, float]) -> tuple[Ints, Ints]:
-    """Return the size of RandomResizedCrop's fallback: the largest crop with an allowed ratio."""
     aspect = width / height
     w = np.where(aspect > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
     h = np.where(aspect < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)

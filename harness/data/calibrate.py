@@ -10,18 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness import config as cfg
-from harness.data import dali_info
 from harness.data.batch import Batches
 from harness.data.index import cache_folder, locked
 from harness.data.sets import Images
-from harness.data.stream import Samples, Split
+from harness.data.stream import Samples
 from harness.system.console import out
 from harness.system.files import write_text
 from harness.system.progress import in_parallel
@@ -51,44 +47,12 @@ class Demand:
     bound: Callable[[], float]
 
 
-def best_decode(
-    data: cfg.Data,
-    images: Images,
-    split: Split,
-    *,
-    device: torch.device,
-    threads: int,
-    samples: Iterator[Samples],
-    make: Callable[[str], Batches],
-    demand: Demand | None,
-) -> str:
-    """Return the best way to decode, measured on this node unless its cache has the rates.
+def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:
+    """Read the files of the first batches, and of those prefetched, into the page cache.
 
     Args:
         samples: the training micro-batches, from the first on.
     """
-    from harness.data.dali import release_memory
-
-    matters = {"image_px", "augment", "hw_decoder_load", "largest_px", "prefetch_batches"}
-    key = {
-        "device": torch.cuda.get_device_name(device),
-        **dali_info.versions(),
-        "threads": threads,
-        "local_batch": split.local_batch,
-        "images": images.digest,
-        **data.model_dump(include=matters),
-    }
-    gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
-    ways = [way for way in WAYS if way != "gpu" or gpu_decodes]
-    way = decode_on(
-        key, ways, make, read_once=partial(read_once, data, images, samples, threads), demand=demand
-    )
-    release_memory()  # of the ways that were measured
-    return way
-
-
-def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:
-    """Read the files of the first batches, and of those prefetched, into the page cache."""
     assert images.dataset is not None
     ahead = data.read_ahead_batches + data.prefetch_batches + 1
     batches = itertools.islice(samples, WARM_BATCHES + MOST_BATCHES + ahead)

@@ -39,7 +39,6 @@ class Dataset:
     width: NDArray[np.int32] = field(repr=False)
     height: NDArray[np.int32] = field(repr=False)
     digest: str
-    index: Path = field(repr=False)
     files: TreeFiles | ShardFiles = field(repr=False)
 
     def __len__(self) -> int:
@@ -60,7 +59,7 @@ class Dataset:
             "root": str(self.root),
             "kind": "folder tree" if isinstance(self.files, TreeFiles) else "tar shards",
             "images": len(self),
-            "index": str(self.index),
+            "index": str(self.files.index),
             "kb_per_image": float(self.size_bytes.mean()) / 1e3,
             "cached_pct": self.cached_pct(),
         }
@@ -134,7 +133,7 @@ def _open_tree(root: Path) -> Dataset:
     index, arrays = load_or_build(root, key, build, lambda old: "older than the images")
     classes, labels = [folder.name for folder in folders], arrays["labels"]
     files = TreeFiles(root, classes, labels, arrays["names"], arrays["size_bytes"], index)
-    return _dataset(root, classes, True, arrays, index, files)
+    return _dataset(root, classes, True, arrays, files)
 
 
 def _open_shards(root: Path, paths: list[Path]) -> Dataset:
@@ -158,18 +157,14 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
         paths, arrays["shard_bytes"], arrays["shard"], arrays["offset"], arrays["size_bytes"], index
     )
     classes = [str(name) for name in arrays["classes"]]
-    return _dataset(root, classes, bool(arrays["named"]), arrays, index, files)
+    return _dataset(root, classes, bool(arrays["named"]), arrays, files)
 
 
 def _dataset(
-    root: Path, classes: list[str], named: bool, arrays: Arrays, index: Path,
-    files: TreeFiles | ShardFiles,
-) -> Dataset:  # fmt: skip
+    root: Path, classes: list[str], named: bool, arrays: Arrays, files: TreeFiles | ShardFiles
+) -> Dataset:
     columns = {name: arrays[name] for name in _COLUMNS}
-    digest = str(arrays["digest"])
-    return Dataset(
-        root=root, classes=classes, named=named, digest=digest, index=index, files=files, **columns
-    )
+    return Dataset(root, classes, named, digest=str(arrays["digest"]), files=files, **columns)
 
 
 def undecodable(dataset: Dataset, sample: int, reason: object) -> str:

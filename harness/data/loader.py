@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from harness import config as cfg
 from harness.data import dali_info, stream
 from harness.data.batch import Batches
@@ -66,14 +68,31 @@ class Loader:
             return replace(on_gpu, decode="cpu")
         if train is None or split is None:
             return on_gpu
-        from harness.data.calibrate import best_decode
+        return replace(on_gpu, decode=on_gpu._best_decode(train, split, demand))
 
-        way = best_decode(
-            data, train, split, device=world.device, threads=threads, demand=demand,
-            samples=on_gpu._samples(train, split),
-            make=lambda way: replace(on_gpu, decode=way).train(train, split),
+    def _best_decode(self, images: Images, split: Split, demand: Demand | None) -> str:
+        """Return the best way to decode, measured on this node unless its cache has the rates."""
+        from harness.data import calibrate
+        from harness.data.dali import release_memory
+
+        matters = {"image_px", "augment", "hw_decoder_load", "largest_px", "prefetch_batches"}
+        key = {
+            "device": torch.cuda.get_device_name(self.world.device),
+            **dali_info.versions(),
+            "threads": self.threads,
+            "local_batch": split.local_batch,
+            "images": images.digest,
+            **self.data.model_dump(include=matters),
+        }
+        gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
+        ways = [way for way in calibrate.WAYS if way != "gpu" or gpu_decodes]
+        samples = self._samples(images, split)
+        way = calibrate.decode_on(
+            key, ways, lambda way: replace(self, decode=way).train(images, split), demand=demand,
+            read_once=lambda: calibrate.read_once(self.data, images, samples, self.threads),
         )  # fmt: skip
-        return replace(on_gpu, decode=way)
+        release_memory()  # of the ways that were measured
+        return way
 
     def _samples(
         self, images: Images, split: Split, epoch: int = 0, step: int = 0, epochs: int = ENDLESS

@@ -65,9 +65,8 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
     if data.mean_image:
         from harness.data.mean import check_one_size
 
-        assert train_part is not None, "rules.py asks for data.train"
-        check_one_size(train_part, data.image_px)
-        check_one_size(val, data.image_px)
+        for part in filter(None, (train_part, val)):
+            check_one_size(part, data.image_px)
     if not training:
         return None, val_images
     assert train_part is not None
@@ -89,7 +88,7 @@ def mean_of_training(data: cfg.Data) -> MeanImage | None:
     from harness.data.mean import mean_image
 
     train_part, _ = _open_datasets(data)
-    assert train_part is not None
+    assert train_part is not None, "rules.py asks for data.train"
     return mean_image(train_part, data.image_px)
 
 
@@ -152,11 +151,9 @@ def _synthetic(data: cfg.Data, images: int, seed: int, law: Augmentation) -> Ima
 
 
 def _check_crops_fit(dataset: Dataset, data: cfg.Data) -> None:
-    if data.augment != "pad_crop":
-        return
     shorter = np.minimum(dataset.width, dataset.height)
     smallest = int(np.argmin(shorter))
-    if shorter[smallest] + 2 * data.pad_px < data.image_px:
+    if data.augment == "pad_crop" and shorter[smallest] + 2 * data.pad_px < data.image_px:
         raise BadInput(
             f"{dataset.where(smallest)}: {shorter[smallest]} px and data.pad_px {data.pad_px} on "
             f"each side are less than data.image_px {data.image_px}; use data.augment resized_crop"

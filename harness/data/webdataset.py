@@ -14,7 +14,6 @@ from PIL import Image
 from harness.data import manifest
 from harness.errors import BadInput
 
-BLOCK = tarfile.BLOCKSIZE
 IMAGES = ("jpg", "jpeg", "png")
 
 
@@ -70,8 +69,8 @@ def check_end(path: Path, tar: tarfile.TarFile) -> None:
     """
     with path.open("rb") as file:
         file.seek(tar.offset)
-        block = file.read(BLOCK)
-    if len(block) < BLOCK:
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
         raise BadInput(f"{path}: truncated at offset {tar.offset:,}; copy it again")
     if any(block):
         raise BadInput(f"{path}: offset {tar.offset:,}: is no tar header; copy it again")
@@ -119,8 +118,7 @@ def _sample(
         width, height = size_px(cast(Any, tar.extractfile(image))) if sized else (0, 0)
     except ValueError as error:
         raise BadInput(f"{where}: {error}; harness data check lists all such") from None
-    name = manifest.unescaped(key)
-    return Member(name, label, width, height, image.size, image.offset_data)
+    return Member(manifest.unescaped(key), label, width, height, image.size, image.offset_data)
 
 
 def size_px(image: Path | IO[bytes]) -> tuple[int, int]:

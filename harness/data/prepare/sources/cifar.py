@@ -71,8 +71,8 @@ def _split(root: Path, kind: type[CIFAR10], *, train: bool) -> Source:
     try:
         data = kind(str(root), train=train)
     except RuntimeError as error:
-        raise BadInput(f"{root}: {str(error).split('.')[0]}; download {kind.__name__} again"
-                       ) from None  # fmt: skip
+        what = str(error).split(".")[0]
+        raise BadInput(f"{root}: {what}; download {kind.__name__} again") from None
     # As in a tree: by the sorted names of the classes.
     classes = sorted(data.classes)
     names = [data.classes[target] for target in data.targets]

@@ -35,20 +35,17 @@ def ilsvrc(root: Path) -> list[Source]:
     Raises:
         BadInput: a tar that is not ILSVRC's, or truncated; validation images without the devkit.
     """
-    sources = []
-    if (root / TRAIN).exists():
-        sources.append(_train(root / TRAIN))
-    if (root / VAL).exists():
-        sources.append(_val(root))
-    for name in (TRAIN, VAL):
+    listed = {TRAIN: _train, VAL: _val}
+    sources = [list_of(root) for name, list_of in listed.items() if (root / name).exists()]
+    for name in listed:
         if sources and not (root / name).exists():
             out.print(f"{root / name}: is not there, so the split is left out")
     return sources
 
 
-def _train(path: Path) -> Source:
-    with opened(path) as tar:
-        members = list(_members(path, tar))
+def _train(root: Path) -> Source:
+    with opened(path := root / TRAIN) as tar:
+        members = _members(path, tar)
         classes = sorted(name.removesuffix(".tar") for name, _ in members)
         label_of = {name: label for label, name in enumerate(classes)}
         images: list[Place] = []
@@ -60,9 +57,10 @@ def _train(path: Path) -> Source:
                     "ILSVRC's training tar holds one for each"
                 )
             inner = cast(IO[bytes], tar.extractfile(member))
-            for image, offset, size in _class_images(path, name, inner):
-                start = member.offset_data + offset
-                images.append(Place(label_of[wnid], f"{wnid}/{image}", path, start, size))
+            images += [
+                Place(label_of[wnid], f"{wnid}/{image}", path, member.offset_data + offset, size)
+                for image, offset, size in _class_images(path, name, inner)
+            ]
     return _source(path, "train", classes, images)
 
 
@@ -86,7 +84,7 @@ def _val(root: Path) -> Source:
             f"{root / DEVKIT}: is missing; it holds the labels of the validation images: download "
             f"it beside {VAL}"
         )
-    wnids, truth = _devkit(root / DEVKIT)
+    classes, truth = _devkit(root / DEVKIT)
     with opened(path) as tar:
         members = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
     if len(members) != len(truth):
@@ -94,13 +92,11 @@ def _val(root: Path) -> Source:
             f"{path}: holds {len(members):,} images, and {DEVKIT} labels for {len(truth):,}; "
             "download both again"
         )
-    classes = sorted(wnids.values())
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    images = []
-    for (name, member), number in zip(members, truth, strict=True):
-        wnid = wnids[number]
-        full_name = f"{wnid}/{Path(name).stem}"
-        images.append(Place(label_of[wnid], full_name, path, member.offset_data, member.size))
+    images = [
+        Place(label_of[wnid], f"{wnid}/{Path(name).stem}", path, member.offset_data, member.size)
+        for (name, member), wnid in zip(members, truth, strict=True)
+    ]
     return _source(path, "val", classes, images)
 
 
@@ -113,8 +109,8 @@ def _members(path: Path, tar: tarfile.TarFile) -> list[tuple[str, tarfile.TarInf
     return members
 
 
-def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Folder name (wnid) of each class number, and the number of each validation image."""
+def _devkit(path: Path) -> tuple[list[str], list[str]]:
+    """Return the classes (wnids), sorted, and that of each validation image."""
     from scipy.io import loadmat
 
     try:
@@ -132,7 +128,7 @@ def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
         raise BadInput(f"{path}: is no devkit of ILSVRC2012 ({error}); download it again") from None
     if unknown := set(numbers) - set(wnids):
         raise BadInput(f"{path}: {_TRUTH} names class {min(unknown)}, {_META} does not")
-    return wnids, numbers
+    return sorted(wnids.values()), [wnids[number] for number in numbers]
 
 
 def _source(path: Path, split: str, classes: list[str], images: list[Place]) -> Source:
