@@ -41,18 +41,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An augmentation.
+    """An augmentation: its functions of random numbers."""
 
-    Attributes:
-        of: (random numbers [n, 24], widths [n], heights [n]) -> Geometry.
-        views: crops per image; their geometries follow one another.
-        color: (random numbers [n, 4]) -> shift of R, G, B [n, 3], in COLOR_UNITS.
-    """
-
-    of: Callable[[Floats, Ints, Ints], Geometry]
+    of: Callable[[Floats, Ints, Ints], Geometry]  # of [n, 24], widths [n] and heights [n]
     steps: Steps
-    views: int = 1
-    color: Callable[[Floats], Ints] | None = None
+    views: int = 1  # crops per image; their geometries follow one another
+    color: Callable[[Floats], Ints] | None = None  # [n, 4] -> R, G, B [n, 3] in COLOR_UNITS
 
 
 def resized_crop(
@@ -111,7 +105,7 @@ def center_crop(resize_px: int, out_px: int) -> Augmentation:
     """Return validation's Resize(resize_px), unless 0, and CenterCrop(out_px), as torchvision's."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        size = _resized(resize_px, width, height)
+        size = _shorter_side_to(resize_px, width, height)
         spare = size - out_px
         cut = np.where(spare >= 0, np.rint(spare / 2).astype(np.int64), -(-spare // 2))
         return Geometry(_whole(width, height), size, cut, np.zeros(len(width), dtype=np.int64))
@@ -127,7 +121,7 @@ def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     """
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        size = _resized(resize_px, width, height)
+        size = _shorter_side_to(resize_px, width, height)
         spare = size - out_px
         corners = [spare * corner for corner in ((0, 0), (1, 0), (0, 1), (1, 1))]
         plain = [*corners, np.rint(spare / 2).astype(np.int64)]
@@ -188,15 +182,12 @@ def eval_law(config: cfg.Config) -> Augmentation:
     return crop(config.data.eval_resize_px, config.data.image_px)
 
 
-def _resized(resize_px: int, width: Ints, height: Ints) -> Ints:
-    if not resize_px:
-        return np.stack([width, height], axis=1)
-    return _shorter_side_to(np.full((len(width), 1), resize_px), width, height)
-
-
-def _shorter_side_to(px: Ints, width: Ints, height: Ints) -> Ints:
-    """Return sizes [n, 2] with the shorter side at `px` [n, 1], rounded as by torchvision."""
+def _shorter_side_to(px: Ints | int, width: Ints, height: Ints) -> Ints:
+    """Return sizes [n, 2] with the shorter side at `px` ([n, 1], or for all; 0 keeps the size)."""
     size = np.stack([width, height], axis=1)
+    if isinstance(px, int) and px == 0:
+        return size
+    # Rounded as by torchvision.
     shorter = size.min(axis=1, keepdims=True)
     return np.where(size == shorter, px, size * px // shorter)
 

@@ -22,9 +22,7 @@ from harness.system.console import out
 from harness.system.files import write_text
 from harness.system.progress import in_parallel
 
-WAYS = ("cpu", "split", "gpu")
-"""In the order of what they do on the GPU: nothing; resize and flip; decoding too."""
-
+WAYS = ("cpu", "split", "gpu")  # what they do on the GPU: nothing; resize and flip; all
 WARM_BATCHES, MOST_BATCHES = 5, 20
 TURN_S = 2.0
 ENOUGH = 0.86
@@ -36,15 +34,10 @@ AS_FAST = 0.9
 
 @dataclass(frozen=True)
 class Demand:
-    """How many images per second training could consume.
+    """How many images per second training could consume."""
 
-    Attributes:
-        of: the settings that this depends on; part of the key of the stored rates.
-        bound: returns an upper bound in images per second of one rank.
-    """
-
-    of: Mapping[str, Any]
-    bound: Callable[[], float]
+    of: Mapping[str, Any]  # the settings that it depends on; part of the key of the stored rates
+    bound: Callable[[], float]  # returns an upper bound in images per second of one rank
 
 
 def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:

@@ -21,8 +21,7 @@ from harness.data.files import Bytes, read_ahead
 from harness.data.stream import Samples
 from harness.errors import RunFailed
 
-MOST_IN_USE = 8
-"""Batches that the host may run ahead of the GPU; their memory cannot be reused meanwhile."""
+MOST_IN_USE = 8  # batches that the host runs ahead of the GPU; their memory is not reused then
 
 
 class DaliBatches:

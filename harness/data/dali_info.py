@@ -27,17 +27,11 @@ _CUDA = re.compile(
 
 @dataclass(frozen=True)
 class Dali:
-    """The installed DALI.
+    """The installed DALI."""
 
-    Attributes:
-        version: read from the installed files; None if there are none.
-        cuda: major version of the CUDA that it is built for; None if unknown.
-        packages: the installed ones of PACKAGES. If more than one, they overwrote each other.
-    """
-
-    version: str | None
-    cuda: int | None
-    packages: tuple[str, ...]
+    version: str | None  # read from the installed files; None if there are none
+    cuda: int | None  # major version of the CUDA that it is built for; None if unknown
+    packages: tuple[str, ...]  # those of PACKAGES; if more than one, they overwrote each other
 
 
 def installed() -> Dali:

@@ -33,8 +33,7 @@ class Dataset:
 
     root: Path
     classes: list[str]
-    named: bool
-    """Whether classes have names; labels are then the classes' places in sorted order."""
+    named: bool  # whether classes have names; labels are then their places in sorted order
     labels: NDArray[np.int32] = field(repr=False)
     width: NDArray[np.int32] = field(repr=False)
     height: NDArray[np.int32] = field(repr=False)
@@ -191,8 +190,7 @@ def same_classes(train: Dataset, val: Dataset) -> int:
         return max(len(train.classes), len(val.classes))
     for have, lack in ((train, val), (val, train)):
         if have.named and lack.named:
-            missing = sorted(set(have.classes) - set(lack.classes))
-            if missing:
+            if missing := sorted(set(have.classes) - set(lack.classes)):
                 raise BadInput(
                     f"{lack.root}: has no class folder {missing[0]}, which {have.root} has "
                     f"({len(missing)} such); labels would not match"

@@ -24,11 +24,9 @@ from harness.system.pagecache import Extent
 Bytes = NDArray[np.uint8]
 _BLOCK, _PAGE = tarfile.BLOCKSIZE, mmap.PAGESIZE
 SUFFIXES = (".jpg", ".jpeg", ".png")
-PACK_NAME = "pack.json"
-"""The file in which `harness data pack` lists its shards; see manifest.py."""
+PACK_NAME = "pack.json"  # in which `harness data pack` lists its shards; see manifest.py
 
-READ_AHEAD_THREADS = 8
-"""Threads that mostly wait for the disk."""
+READ_AHEAD_THREADS = 8  # they mostly wait for the disk
 _CHUNK = 64  # images per task of a thread: smaller tasks cost more than they hide
 
 

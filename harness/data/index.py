@@ -23,9 +23,7 @@ from platformdirs import user_cache_path
 from harness.errors import BadInput
 from harness.system.console import duration, out
 
-INDEX_VERSION = 2
-"""Increased when the content of an index changes: older ones are rebuilt."""
-
+INDEX_VERSION = 2  # increased when the content of an index changes: older ones are rebuilt
 INDEX_NAME = ".harness-index.npz"
 _WORTH_SAYING_S = 2.0
 
@@ -38,7 +36,7 @@ def load_or_build(
     """Return the path and content of a folder's index; it is built if missing, damaged or stale.
 
     Args:
-        key: identifies the state of the data; changes when they change.
+        key: of the state of the data; it changes when they change.
         stale: returns why an index with another key is stale, for a message; may raise BadInput.
     """
     # An index in the folder, by a user who may write there, serves all users. It is replaced

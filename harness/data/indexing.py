@@ -115,11 +115,7 @@ def build_shards(root: Path, paths: Sequence[Path]) -> Arrays:
 def digest_of(
     classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
-    """Return 16 hex digits of names, labels and sizes: the same for a tree and its shards.
-
-    Args:
-        keys: `class/name` of each image, without suffix.
-    """
+    """Return 16 hex digits of classes, keys (`class/name`), labels and sizes, in either form."""
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for array in (np.array(keys), *arrays):
         digest.update(array.tobytes())
@@ -129,10 +125,7 @@ def digest_of(
 def class_names(samples: Sequence[tuple[str, int]]) -> tuple[list[str], bool]:
     """Return the names of the classes, and whether they are more than the labels' numbers.
 
-    They are if each label has a folder of its own, as in packed shards.
-
-    Args:
-        samples: key and label of each image.
+    They are if each label has a folder of its own in the keys, as in packed shards.
     """
     folders = {(label, os.path.dirname(key)) for key, label in samples}
     labels, names = zip(*sorted(folders), strict=True)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from harness.data.calibrate import Demand
     from harness.data.dali import DaliBatches
 
-ENDLESS = 2**30
-"""A number of epochs that is never reached."""
+ENDLESS = 2**30  # epochs, which are never reached
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ class Loader:
         if data.decode in ("gpu", "split") and not world.on_gpu:
             raise BadInput(f"data.decode: {data.decode} was asked for, but this process has no GPU")
         allow_open_files()
-        threads = data.threads or world.cores()
+        on_gpu = Loader(data, world, "gpu", data.threads or world.cores())
         if data.source == "synthetic":
-            return Loader(data, world, "none", threads)
+            return replace(on_gpu, decode="none")
         if data.decode != "auto":
-            return Loader(data, world, data.decode, threads)
-        on_gpu = Loader(data, world, "gpu", threads)
+            return replace(on_gpu, decode=data.decode)
         if not world.on_gpu or data.source != "dali":
             return replace(on_gpu, decode="cpu")
         if train is None or split is None:
@@ -116,11 +114,7 @@ class Loader:
         return self._dali(images, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
-        """Return this rank's batches of the validation set, repeated without end.
-
-        Args:
-            local_batch: images per batch; a batch holds all views of each.
-        """
+        """Return this rank's batches of `local_batch` validation images, all views, without end."""
         endless = itertools.chain.from_iterable(
             stream.eval_samples(images.stream, local_batch, self.world.rank, self.world.size)
             for _ in itertools.count()

@@ -2,30 +2,27 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from harness.data.files import PACK_NAME
 from harness.errors import BadInput
 from harness.system.files import write_text
 
 
-class Shard(BaseModel):
+class Shard(BaseModel, frozen=True):
     """A finished shard."""
 
-    model_config = ConfigDict(frozen=True)
     images: int
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True):
     """The source, options and finished shards of a folder."""
 
-    model_config = ConfigDict(frozen=True)
     version: int = 1
     source: str
-    digest: str
-    """The digest of the names, labels and sizes of the images to pack."""
+    digest: str  # of the names, labels and sizes of the images to pack
     images: int
     options: dict[str, int | str | None]
     shards: dict[str, Shard] = {}

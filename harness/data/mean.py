@@ -14,8 +14,7 @@ from harness.errors import BadInput, RunFailed
 from harness.system.files import write_atomic
 from harness.system.progress import in_parallel
 
-MeanImage = NDArray[np.float64]
-"""[px, px, 3], R, G, B of 0 to 255."""
+MeanImage = NDArray[np.float64]  # [px, px, 3], R, G, B of 0 to 255
 
 _CHUNK, _THREADS = 1000, 4
 

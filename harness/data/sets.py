@@ -20,8 +20,7 @@ from harness.errors import BadInput
 if TYPE_CHECKING:
     from harness.data.mean import MeanImage
 
-DEMO_VERSION = 1
-"""Increased when the demo set is drawn differently."""
+DEMO_VERSION = 1  # increased when the demo set is drawn differently
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,11 +136,9 @@ class Stream:
 
     def _samples(self, positions: Ints, ids: Ints, u: Floats, color: Ints | None = None) -> Samples:
         width, height = self.width[ids].astype(np.int64), self.height[ids].astype(np.int64)
-        geometry, views = self.law.of(u, width, height), self.law.views
-        labels = self.labels[ids].astype(np.int64)
-        return Samples(positions.repeat(views), ids.repeat(views), labels.repeat(views),
-                       geometry.window, geometry.resized, geometry.cut, geometry.flip,
-                       color)  # fmt: skip
+        geometry, labels = self.law.of(u, width, height), self.labels[ids].astype(np.int64)
+        positions, ids, labels = (x.repeat(self.law.views) for x in (positions, ids, labels))
+        return Samples(positions, ids, labels, **vars(geometry), color=color)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,10 +23,8 @@ from harness.system.progress import in_parallel, track
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000
 IMAGENET_VAL_PER_CLASS = 50
-HUGE_PX = 5980 * 6430
-"""Pixels of the largest image of ImageNet (DALI's advice for what to preallocate)."""
-LEAK_PCT = 1.0
-"""More validation images than this among the training images make an accuracy wrong."""
+HUGE_PX = 5980 * 6430  # of the largest image of ImageNet (DALI's advice what to preallocate)
+LEAK_PCT = 1.0  # more validation images than that in the training set make an accuracy wrong
 
 _HEAD_BYTES = 4096  # hashed to find duplicates; few images share them without being the same
 _ORIENTATION, _ROTATED = 0x0112, range(2, 9)  # EXIF; some cameras write 0, which is undefined
@@ -93,12 +90,6 @@ class Report:
         """Findings that would make training wrong."""
         return [finding for finding in self.findings if finding.wrong]
 
-    def facts(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        splits = [asdict(split) for split in self.splits]
-        findings = [asdict(finding) | {"wrong": finding.wrong} for finding in self.findings]
-        return {"decoded": self.decoded, "splits": splits, "findings": findings}
-
 
 @dataclass(frozen=True, slots=True)
 class _Image:
@@ -112,11 +103,7 @@ class _Image:
 
 
 def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
-    """Check every image of all splits.
-
-    Args:
-        decode: decode all images entirely, and compare the digests of packed shards.
-    """
+    """Check every image of all splits; with `decode` all bytes, and packed shards' digests."""
     splits, findings, images_of = [], [], []
     for source in sources:
         read, numbers = partial(_read, source, decode=decode), range(len(source))
@@ -212,7 +199,7 @@ def _counts(source: Source) -> Iterator[Finding]:
 
 
 def _altered(source: Source) -> Iterator[Finding]:
-    packed = manifest.read(source.root) if source.root.is_dir() else None
+    packed = manifest.read(source.root)
     shards = packed.shards if packed else {}
     for name, shard in track(shards.items(), total=len(shards), what="comparing digests"):
         path = source.root / name

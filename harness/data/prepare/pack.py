@@ -61,10 +61,6 @@ class Packing:
     seed: int | None  # of the order in the shards; None keeps the order of classes
     encoding: Encoding
 
-    def options(self) -> dict[str, int | str | None]:
-        """Return the options for pack.json."""
-        return {"shard_images": self.shard_images, "seed": self.seed, **asdict(self.encoding)}
-
 
 def pack(source: Source, dest: Path, how: Packing, workers: int) -> manifest.Manifest:
     """Write the shards of one split into a folder of their own, or resume a killed pack.
@@ -123,8 +119,9 @@ def _exclusive(dest: Path) -> Iterator[None]:
 
 def _begun(source: Source, dest: Path, how: Packing) -> manifest.Manifest:
     """Return the folder's manifest, new or of an earlier pack of the same images and options."""
+    options = {"shard_images": how.shard_images, "seed": how.seed, **asdict(how.encoding)}
     fresh = manifest.Manifest(
-        source=source.kind, digest=source.digest, images=len(source), options=how.options()
+        source=source.kind, digest=source.digest, images=len(source), options=options
     )
     packed = manifest.read(dest)
     if packed is None:

@@ -1,6 +1,7 @@
 """Print the report of `harness data check`, and write it as JSON."""
 
 import json
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def show(report: Report) -> None:
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report as JSON."""
-    write_text(path, json.dumps(report.facts(), indent=1))
+    findings = [asdict(finding) | {"wrong": finding.wrong} for finding in report.findings]
+    write_text(path, json.dumps(asdict(report) | {"findings": findings}, indent=1))
 
 
 def last_line(report: Report, path: Path) -> str:
@@ -55,10 +57,7 @@ def last_line(report: Report, path: Path) -> str:
             f"{path}: {count(len(report.wrong), 'finding')} would make training wrong; fix them "
             "and check again"
         )
+    looked = "headers are good; --decode looks at all of every image,"
+    looked = "images are good;" if report.decoded else looked
     images = sum(split.images for split in report.splits)
-    if not report.decoded:
-        return (
-            f"{path}: {images:,} headers are good; --decode looks at all of every image, "
-            "harness data pack makes shards of them"
-        )
-    return f"{path}: {images:,} images are good; harness data pack makes shards of them"
+    return f"{path}: {images:,} {looked} harness data pack makes shards of them"

@@ -85,14 +85,9 @@ def _split(root: Path, kind: type[CIFAR10], *, train: bool) -> Source:
 
 
 def get(name: str, root: Path, archive: Path | None = None) -> None:
-    """Write `train` and `test`, one folder per class, from torchvision's download.
+    """Write `train` and `test`, one folder per class, from torchvision's download or `archive`.
 
     If this fails, no partial folder is left.
-
-    Args:
-        name: cifar10 or cifar100.
-        root: a new folder.
-        archive: the set's .tar.gz, if it has been downloaded already.
 
     Raises:
         BadInput: the folder exists, the archive is a wrong one, or the download fails.

@@ -28,6 +28,9 @@ IMAGES = Path("ILSVRC", "Data", "CLS-LOC")
 LABELS = "LOC_val_solution.csv"
 KIND = "Kaggle's ImageNet"
 
+_Image = tuple[str, str, int, int]
+"""Class, name without suffix, offset and size of an image in a tar."""
+
 
 def ilsvrc(root: Path) -> list[Source]:
     """The splits whose tars lie in a folder.
@@ -47,8 +50,7 @@ def _train(root: Path) -> Source:
     with opened(path := root / TRAIN) as tar:
         members = _members(path, tar)
         classes = sorted(name.removesuffix(".tar") for name, _ in members)
-        label_of = {name: label for label, name in enumerate(classes)}
-        images: list[Place] = []
+        images: list[_Image] = []
         for name, member in track(members, total=len(members), what=f"listing {path}"):
             wnid = name.removesuffix(".tar")
             if not name.endswith(".tar"):
@@ -57,10 +59,8 @@ def _train(root: Path) -> Source:
                     "ILSVRC's training tar holds one for each"
                 )
             inner = cast(IO[bytes], tar.extractfile(member))
-            images += [
-                Place(label_of[wnid], f"{wnid}/{image}", path, member.offset_data + offset, size)
-                for image, offset, size in _class_images(path, name, inner)
-            ]
+            listed = _class_images(path, name, inner)
+            images += [(wnid, stem, member.offset_data + at, size) for stem, at, size in listed]
     return _source(path, "train", classes, images)
 
 
@@ -78,24 +78,22 @@ def _class_images(path: Path, name: str, file: IO[bytes]) -> list[tuple[str, int
 
 
 def _val(root: Path) -> Source:
-    path = root / VAL
     if not (root / DEVKIT).exists():
         raise BadInput(
             f"{root / DEVKIT}: is missing; it holds the labels of the validation images: download "
             f"it beside {VAL}"
         )
     classes, truth = _devkit(root / DEVKIT)
-    with opened(path) as tar:
+    with opened(path := root / VAL) as tar:
         members = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
     if len(members) != len(truth):
         raise BadInput(
             f"{path}: holds {len(members):,} images, and {DEVKIT} labels for {len(truth):,}; "
             "download both again"
         )
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
     images = [
-        Place(label_of[wnid], f"{wnid}/{Path(name).stem}", path, member.offset_data, member.size)
-        for (name, member), wnid in zip(members, truth, strict=True)
+        (wnid, Path(name).stem, member.offset_data, member.size)
+        for wnid, (name, member) in zip(truth, members, strict=True)
     ]
     return _source(path, "val", classes, images)
 
@@ -131,10 +129,12 @@ def _devkit(path: Path) -> tuple[list[str], list[str]]:
     return sorted(wnids.values()), [wnids[number] for number in numbers]
 
 
-def _source(path: Path, split: str, classes: list[str], images: list[Place]) -> Source:
+def _source(path: Path, split: str, classes: list[str], images: list[_Image]) -> Source:
     if not images:
         raise BadInput(f"{path}: holds no images; is it ILSVRC2012's?")
-    return Source(path, "ILSVRC2012 tar", split, classes, sorted(images))
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    places = [Place(label_of[wnid], f"{wnid}/{stem}", path, *at) for wnid, stem, *at in images]
+    return Source(path, "ILSVRC2012 tar", split, classes, sorted(places))
 
 
 def kaggle(root: Path) -> list[Source]:
@@ -175,7 +175,6 @@ def _kaggle_val(labels: Path, folder: Path, classes: list[str] | None) -> Source
 
 
 def _wnids(path: Path) -> dict[str, str]:
-    """Class of each validation image, by its name without suffix."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
