@@ -15,8 +15,7 @@ from harness import config as cfg
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-WORDS = 24
-"""Random numbers per sample: ten tries of (area, ratio), x and y position, flip, one unused."""
+WORDS = 24  # random numbers per sample: ten tries of (area, ratio), x, y, flip, one unused
 _TRIES = 10
 
 
@@ -41,12 +40,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An augmentation: its functions of random numbers."""
+    """An augmentation: the geometry, and maybe the color, as functions of random numbers."""
 
-    of: Callable[[Floats, Ints, Ints], Geometry]  # of [n, 24], widths [n] and heights [n]
+    of: Callable[[Floats, Ints, Ints], Geometry]  # of numbers [n, WORDS], widths, heights [n]
     steps: Steps
     views: int = 1  # crops per image; their geometries follow one another
-    color: Callable[[Floats], Ints] | None = None  # [n, 4] -> R, G, B [n, 3] in COLOR_UNITS
+    color: Callable[[Floats], Ints] | None = None  # [n, 4] -> shift [n, 3] in COLOR_UNITS
 
 
 def resized_crop(
@@ -135,8 +134,7 @@ def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     return Augmentation(law, Steps(resize=resize_px > 0, cut=True), views=10)
 
 
-COLOR_UNITS = 255_000
-"""A channel's full range: color shifts are integers, to fit into a batch's table and its digest."""
+COLOR_UNITS = 255_000  # a channel's range: shifts are integers, to fit into a table of rows
 
 # Krizhevsky et al. 2012, 4.1: principal components (columns) of ImageNet's RGB values in [0, 1], as
 # printed in fb.resnet.torch, and the square roots of their variances.

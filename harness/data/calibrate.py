@@ -6,6 +6,7 @@ They are stored because a resumed run must decode as before: the decoders' pixel
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -41,11 +42,7 @@ class Demand:
 
 
 def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:
-    """Read the files of the first batches, and of those prefetched, into the page cache.
-
-    Args:
-        samples: the training micro-batches, from the first on.
-    """
+    """Read the files of the first batches, and of those prefetched, into the page cache."""
     assert images.dataset is not None
     ahead = data.read_ahead_batches + data.prefetch_batches + 1
     batches = itertools.islice(samples, WARM_BATCHES + MOST_BATCHES + ahead)
@@ -95,8 +92,7 @@ def decode_on(
 
 def choose(rates: Mapping[str, float], bound: float | None) -> str:
     """Return the first of WAYS that is fast enough for training, or nearly the fastest."""
-    need = AS_FAST * max(rates.values())
-    need = min(need, ENOUGH * bound) if bound else need
+    need = min(AS_FAST * max(rates.values()), ENOUGH * bound if bound else math.inf)
     return next(way for way in WAYS if rates.get(way, 0.0) >= need)
 
 
@@ -127,8 +123,7 @@ def _turn(batches: Batches) -> tuple[int, float]:
 def _load(path: Path, ways: Sequence[str]) -> tuple[dict[str, float], float | None] | None:
     try:
         content = json.loads(path.read_text())
-        bound = content["training_bound"]
         rates = {way: float(content["images_per_second"][way]) for way in ways}
-        return rates, None if bound is None else float(bound)
+        return rates, content["training_bound"]
     except (OSError, ValueError, KeyError):
         return None

@@ -58,9 +58,8 @@ class DaliBatches:
         decode_only: bool = False,
     ) -> None:
         self._dataset, self._samples, self._steps = dataset, samples, steps
-        self._read: Read = read
-        self._read_ahead, self._out_px, self._decode = read_ahead_batches, out_px, decode
-        self._nvjpeg, self._decode_only = nvjpeg or {}, decode_only
+        self._read, self._read_ahead, self._out_px = read, read_ahead_batches, out_px
+        self._decode, self._nvjpeg, self._decode_only = decode, nvjpeg or {}, decode_only
         self._device, self._on_gpu = device, device.type == "cuda"
         # All batches that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)

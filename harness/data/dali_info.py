@@ -77,15 +77,14 @@ def misfit(dali: Dali, driver: int | None = None) -> tuple[str, str] | None:
 def versions() -> dict[str, str | None]:
     """Return the versions of DALI and its codecs, for the record of a run."""
     dali = installed()
-    codecs = {
-        name: next(filter(None, map(version_of, packages)), None)
-        for name, packages in {
-            "nvimgcodec": [f"nvidia-nvimgcodec-cu{n}" for n in (dali.cuda, 13, 12) if n],
-            "nvjpeg": [f"nvidia-nvjpeg-cu{dali.cuda}", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"],
-        }.items()
+    nvimgcodec = [f"nvidia-nvimgcodec-cu{n}" for n in (dali.cuda, 13, 12) if n]
+    nvjpeg = [f"nvidia-nvjpeg-cu{dali.cuda}", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"]
+    return {
+        "dali": dali.version,
+        "dali_cuda": None if dali.cuda is None else str(dali.cuda),
+        "nvimgcodec": next(filter(None, map(version_of, nvimgcodec)), None),
+        "nvjpeg": next(filter(None, map(version_of, nvjpeg)), None),
     }
-    cuda = None if dali.cuda is None else str(dali.cuda)
-    return {"dali": dali.version, "dali_cuda": cuda, **codecs}
 
 
 def has_nvjpeg(cuda: int | None) -> bool:
@@ -117,8 +116,7 @@ def driver_cuda() -> int | None:
 def machine_error(error: RuntimeError) -> Exception | None:
     """Convert an error of DALI that is not about an image: no memory, or CUDA; None for others."""
     text = str(error)
-    line = _first_line(text, _NO_MEMORY) or _first_line(text, _CUDA)
-    if line is None:
+    if (line := _first_line(text, _NO_MEMORY) or _first_line(text, _CUDA)) is None:
         return None
     if not _NO_MEMORY.search(text):
         return RunFailed(f"data: a CUDA error in DALI, not in an image: {line}")

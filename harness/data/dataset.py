@@ -70,8 +70,7 @@ class Dataset:
 
     def part(self, ids: NDArray[np.int64], what: str) -> Dataset:
         """Return a subset, by sorted ids; all classes stay. `what` goes into the digest."""
-        digest = hashlib.sha256(f"{self.digest} {what}".encode())
-        digest.update(ids.astype(np.int64).tobytes())
+        digest = hashlib.sha256(f"{self.digest} {what}".encode() + ids.astype(np.int64).tobytes())
         columns = {name: getattr(self, name)[ids] for name in _COLUMNS}
         files = self.files.part(ids)
         return replace(self, files=files, digest=digest.hexdigest()[:16], **columns)

@@ -122,18 +122,16 @@ class Loader:
         return self._batches(images, endless, local_batch * images.stream.law.views)
 
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
-        steps, data, device = images.stream.law.steps, self.data, self.world.device
+        data, px, device = self.data, self.data.image_px, self.world.device
         if images.dataset is None:
             from harness.data.synthetic import SyntheticBatches
 
-            return SyntheticBatches(
-                samples, local_batch=local_batch, out_px=data.image_px, device=device
-            )
+            return SyntheticBatches(samples, local_batch=local_batch, out_px=px, device=device)
         if data.source == "torchvision":
             from harness.data.torch_loader import TorchBatches
 
             return TorchBatches(
-                images.dataset, samples, steps, out_px=data.image_px, device=device,
+                images.dataset, samples, images.stream.law.steps, out_px=px, device=device,
                 threads=self.threads, prefetch=data.prefetch_batches,
             )  # fmt: skip
         return self._dali(images, samples, local_batch, decode_only=False)

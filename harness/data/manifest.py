@@ -68,16 +68,15 @@ def check_whole(root: Path) -> None:
             "harness data pack again, which goes on where it stopped"
         )
     for name, shard in manifest.shards.items():
+        path = root / name
         try:
-            size = (root / name).stat().st_size
+            size = path.stat().st_size
         except OSError as error:
-            raise BadInput(f"{root / name}: {error.strerror}, {PACK_NAME} lists it; copy it again"
-                           ) from None  # fmt: skip
+            reason = f"{error.strerror}, {PACK_NAME} lists it"
+            raise BadInput(f"{path}: {reason}; copy it again") from None
         if size != shard.bytes:
-            raise BadInput(
-                f"{root / name}: has {size:,} bytes, {shard.bytes:,} when it was packed; copy it "
-                "again"
-            )
+            reason = f"has {size:,} bytes, {shard.bytes:,} when it was packed"
+            raise BadInput(f"{path}: {reason}; copy it again")
 
 
 def escaped(stem: str) -> str:

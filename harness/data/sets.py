@@ -109,14 +109,11 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
 
 def protocol(config: cfg.Config) -> str:
     """Return a description of how validation images are cropped, for results."""
-    data = config.data
-    resize = f"shorter side to {data.eval_resize_px} px, " if data.eval_resize_px else ""
+    px, resize_px = config.data.image_px, config.data.eval_resize_px
+    crops = f"centre crop {px} px, single view"
     if config.eval.views == "ten_crop":
-        return (
-            f"{resize}10 crops {data.image_px} px (corners, centre, mirrored), mean of their "
-            "probabilities"
-        )
-    return f"{resize}centre crop {data.image_px} px, single view"
+        crops = f"10 crops {px} px (corners, centre, mirrored), mean of their probabilities"
+    return f"shorter side to {resize_px} px, {crops}" if resize_px else crops
 
 
 def _open(folder: str, split: str) -> Dataset:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from harness.data.augment import WORDS, Augmentation, Floats, Ints
 
-PADDING = -1
-"""Label of the images that pad the last validation batch; they are never counted."""
+PADDING = -1  # label of the images that pad the last validation batch; they are never counted
 
 _PURPOSES = {"order": 0, "augment": 1, "color": 2, "hold out": 3}
 _WORDS_PER_BLOCK = 4  # Philox's `advance` counts blocks of four 64-bit words
@@ -30,10 +29,8 @@ _WORDS_PER_BLOCK = 4  # Philox's `advance` counts blocks of four 64-bit words
 class Samples:
     """A contiguous piece of an epoch: the ids of its images, and the geometry of each.
 
-    A loader decodes `window` (x, y, w, h in source pixels), resizes it to `resized` (w, h), crops
-    the output's square at `cut` (x, y; black outside of the image), and mirrors it where `flip` is
-    1. If `color` is given, it is then added to R, G and B (in augment.COLOR_UNITS). All arrays are
-    int64 with one row per image.
+    All arrays are int64 with one row per image. A loader decodes `window`, resizes it to `resized`,
+    crops at `cut`, and mirrors as `flip` says: see `Geometry`. Then `color` is added to R, G and B.
     """
 
     positions: Ints
@@ -152,8 +149,7 @@ class Split:
 
     def first(self, step: int, rank: int, micro: int) -> int:
         """Return the position, within the epoch, of the first image of a micro-batch."""
-        in_step = rank * self.accumulate + micro
-        return step * self.global_batch + in_step * self.local_batch
+        return step * self.global_batch + (rank * self.accumulate + micro) * self.local_batch
 
 
 def train_samples(

@@ -6,6 +6,8 @@ label in ASCII. Other members are ignored. Any tool may have written the tar.
 
 import tarfile
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -40,7 +42,7 @@ def samples_of(path: Path, *, sized: bool = True) -> Iterator[Member]:
     """
     with opened(path) as tar:
         try:
-            for key, parts in grouped(tar):
+            for key, parts in _grouped(tar):
                 yield _sample(path, tar, key, parts, sized=sized)
         except tarfile.TarError as error:
             raise BadInput(
@@ -76,23 +78,18 @@ def check_end(path: Path, tar: tarfile.TarFile) -> None:
         raise BadInput(f"{path}: offset {tar.offset:,}: is no tar header; copy it again")
 
 
-def grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Yield consecutive members of one name as {suffix: member}: WebDataset's rule."""
-    parts: dict[str, tarfile.TarInfo] = {}
-    last = ""
-    for member in tar:
-        folder, _, base = member.name.removeprefix("./").rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if not member.isfile() or not stem:
-            continue  # folders; macOS's `._name` and other hidden ones
-        key = f"{folder}/{stem}" if folder else stem
-        if key != last:
-            if parts:
-                yield last, parts
-            parts, last = {}, key
-        parts[suffix.lower()] = member
-    if parts:
-        yield last, parts
+
+    def named() -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+        for member in tar:
+            folder, _, base = member.name.removeprefix("./").rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if member.isfile() and stem:  # no folders; no macOS's `._name` and other hidden ones
+                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), member
+
+    for key, members in groupby(named(), key=itemgetter(0)):
+        yield key, {suffix: member for _, suffix, member in members}
 
 
 def _sample(

@@ -21,8 +21,7 @@ from harness.errors import BadInput
 from harness.system.progress import in_parallel, track
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
-IMAGENET_CLASSES = 1000
-IMAGENET_VAL_PER_CLASS = 50
+IMAGENET_CLASSES, IMAGENET_VAL_PER_CLASS = 1000, 50
 HUGE_PX = 5980 * 6430  # of the largest image of ImageNet (DALI's advice what to preallocate)
 LEAK_PCT = 1.0  # more validation images than that in the training set make an accuracy wrong
 

@@ -123,8 +123,7 @@ def _begun(source: Source, dest: Path, how: Packing) -> manifest.Manifest:
     fresh = manifest.Manifest(
         source=source.kind, digest=source.digest, images=len(source), options=options
     )
-    packed = manifest.read(dest)
-    if packed is None:
+    if (packed := manifest.read(dest)) is None:
         if others := sorted(set(os.listdir(dest)) - {_LOCK}):
             raise BadInput(f"{dest}: holds {others[0]} already; give a new folder")
         manifest.write(dest, fresh)
