@@ -1,10 +1,8 @@
 """The verb `harness data`: make, download, pack and check data sets."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from typer import Argument, Option
 
@@ -12,9 +10,6 @@ from harness.commands.parser import group, verb
 from harness.errors import EXIT_FAILED, BadInput, RunFailed
 from harness.system.console import out
 from harness.system.process import rank_cores
-
-if TYPE_CHECKING:
-    from harness.data.prepare.sources import Source
 
 SOURCES = """\
 SOURCE is one of
@@ -106,6 +101,7 @@ def pack(
     from harness.data.dataset import open_folder
     from harness.data.files import PACK_NAME
     from harness.data.prepare import pack
+    from harness.data.prepare.sources import open_sources
 
     if in_order and shuffle_seed is not None:
         raise BadInput("--shuffle-seed: not allowed with --in-order; give one of the two")
@@ -114,13 +110,14 @@ def pack(
         return
     if dest.resolve() == source.resolve():
         raise BadInput(f"{dest}: is also the source; leave DEST out to index it in place")
-    packing = pack.Packing(
-        shard_images,
-        None if in_order else shuffle_seed or 0,
-        pack.Encoding(shorter_px, longer_px, quality),
-    )
-    flags = []
-    for part in _choose(source, split):
+    encoding = pack.Encoding(shorter_px, longer_px, quality)
+    packing = pack.Packing(shard_images, None if in_order else shuffle_seed or 0, encoding)
+    sources, flags = open_sources(source), []
+    chosen = [part for part in sources if split in (None, part.split)]
+    if not chosen:
+        have = ", ".join(part.split or "one without a name" for part in sources)
+        raise BadInput(f"{source}: has no split {split}; it has: {have}")
+    for part in chosen:
         folder = dest / part.split
         packed = pack.pack(part, folder, packing, workers or rank_cores())
         dataset = open_folder(folder)
@@ -143,29 +140,12 @@ def _index_in_place(root: Path) -> None:
     from harness.data.files import shard_paths
     from harness.data.prepare.sources.source import split_folders
 
-    folders = [root]
-    if root.is_dir() and not shard_paths(root):
-        folders = list(split_folders(root).values()) or [root]
-    for folder in folders:
+    parts = {} if not root.is_dir() or shard_paths(root) else split_folders(root)
+    for folder in parts.values() or [root]:
         data = open_folder(folder)
-        out.print(
-            f"{folder}: {len(data):,} images of {len(data.classes):,} classes; index: {data.index}"
-        )
+        what = f"{len(data):,} images of {len(data.classes):,} classes"
+        out.print(f"{folder}: {what}; index: {data.files.index}")
     out.print("train on it: torchrun launch/train.py CONFIG.yaml --data.train DIR --data.val DIR")
-
-
-def _choose(root: Path, split: str | None) -> list[Source]:
-    """Return the sources of the given split, or all if none is given."""
-    from harness.data.prepare.sources import open_sources
-
-    sources = open_sources(root)
-    if not split:
-        return sources
-    chosen = [source for source in sources if source.split == split]
-    if not chosen:
-        have = ", ".join(source.split or "one without a name" for source in sources)
-        raise BadInput(f"{root}: has no split {split}; it has: {have}")
-    return chosen
 
 
 @verb(app, CHECK)

@@ -15,8 +15,7 @@ from harness import config as cfg
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-WORDS = 24
-"""Random numbers per sample: ten tries of (area, ratio), x and y position, flip, one unused."""
+WORDS = 24  # random numbers per sample: ten tries of (area, ratio), x, y, flip, one unused
 _TRIES = 10
 
 
@@ -41,18 +40,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An augmentation.
+    """An augmentation: the geometry, and maybe the color, as functions of random numbers."""
 
-    Attributes:
-        of: (random numbers [n, 24], widths [n], heights [n]) -> Geometry.
-        views: crops per image; their geometries follow one another.
-        color: (random numbers [n, 4]) -> shift of R, G, B [n, 3], in COLOR_UNITS.
-    """
-
-    of: Callable[[Floats, Ints, Ints], Geometry]
+    of: Callable[[Floats, Ints, Ints], Geometry]  # of numbers [n, WORDS], widths, heights [n]
     steps: Steps
-    views: int = 1
-    color: Callable[[Floats], Ints] | None = None
+    views: int = 1  # crops per image; their geometries follow one another
+    color: Callable[[Floats], Ints] | None = None  # [n, 4] -> shift [n, 3] in COLOR_UNITS
 
 
 def resized_crop(
@@ -70,6 +63,7 @@ def resized_crop(
         fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
         first = np.argmax(fits, axis=1)
         image = np.arange(len(u))
+        # The fallback is the largest crop in the center with an allowed ratio.
         w_fallback, h_fallback = _largest_in_center(width, height, ratio)
         any_fits = fits[image, first]
         w = np.where(any_fits, w[image, first], w_fallback)
@@ -87,10 +81,8 @@ def pad_crop(pad_px: int, out_px: int, *, flip: bool) -> Augmentation:
     """Return the CIFAR papers' augmentation: pad, then a random crop (He et al. 2015, 4.2)."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        x = _uniform_int(u[:, 20], width + 2 * pad_px - out_px + 1) - pad_px
-        y = _uniform_int(u[:, 21], height + 2 * pad_px - out_px + 1) - pad_px
         size = np.stack([width, height], axis=1)
-        cut = np.stack([x, y], axis=1)
+        cut = _uniform_int(u[:, 20:22], size + 2 * pad_px - out_px + 1) - pad_px
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
     return Augmentation(law, Steps(cut=True))
@@ -102,9 +94,7 @@ def scale_jitter(least_px: int, most_px: int, out_px: int, *, flip: bool) -> Aug
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
         shorter = least_px + _uniform_int(u[:, 0], np.full(len(u), most_px - least_px + 1))
         size = _shorter_side_to(shorter[:, None], width, height)
-        cut = np.stack(
-            [_uniform_int(u[:, 20 + i], size[:, i] - out_px + 1) for i in (0, 1)], axis=1
-        )
+        cut = _uniform_int(u[:, 20:22], size - out_px + 1)
         return Geometry(_whole(width, height), size, cut, _coin(u[:, 22], flip))
 
     return Augmentation(law, Steps(resize=True, cut=True))
@@ -114,7 +104,7 @@ def center_crop(resize_px: int, out_px: int) -> Augmentation:
     """Return validation's Resize(resize_px), unless 0, and CenterCrop(out_px), as torchvision's."""
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        size = _resized(resize_px, width, height)
+        size = _shorter_side_to(resize_px, width, height)
         spare = size - out_px
         cut = np.where(spare >= 0, np.rint(spare / 2).astype(np.int64), -(-spare // 2))
         return Geometry(_whole(width, height), size, cut, np.zeros(len(width), dtype=np.int64))
@@ -130,13 +120,11 @@ def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     """
 
     def law(u: Floats, width: Ints, height: Ints) -> Geometry:
-        size = _resized(resize_px, width, height)
+        size = _shorter_side_to(resize_px, width, height)
         spare = size - out_px
-        zero, center = np.zeros_like(spare), np.rint(spare / 2).astype(np.int64)
-        corners = [zero, np.stack([spare[:, 0], zero[:, 1]], axis=1),
-                   np.stack([zero[:, 0], spare[:, 1]], axis=1), spare]  # fmt: skip
+        corners = [spare * corner for corner in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        plain = [*corners, np.rint(spare / 2).astype(np.int64)]
         # The left corner of the mirrored image is the right corner of the original.
-        plain = [*corners, center]
         mirrored = [np.stack([spare[:, 0] - cut[:, 0], cut[:, 1]], axis=1) for cut in plain]
         cuts = np.stack(plain + mirrored, axis=1).reshape(-1, 2)
         flips = np.tile(np.repeat([0, 1], 5), len(width))
@@ -146,8 +134,7 @@ def ten_crop(resize_px: int, out_px: int) -> Augmentation:
     return Augmentation(law, Steps(resize=resize_px > 0, cut=True), views=10)
 
 
-COLOR_UNITS = 255_000
-"""A channel's full range: color shifts are integers, to fit into a batch's table and its digest."""
+COLOR_UNITS = 255_000  # a channel's range: shifts are integers, to fit into a table of rows
 
 # Krizhevsky et al. 2012, 4.1: principal components (columns) of ImageNet's RGB values in [0, 1], as
 # printed in fb.resnet.torch, and the square roots of their variances.
@@ -193,18 +180,14 @@ def eval_law(config: cfg.Config) -> Augmentation:
     return crop(config.data.eval_resize_px, config.data.image_px)
 
 
-def _resized(resize_px: int, width: Ints, height: Ints) -> Ints:
-    if not resize_px:
-        return np.stack([width, height], axis=1)
-    return _shorter_side_to(np.full((len(width), 1), resize_px), width, height)
-
-
-def _shorter_side_to(px: Ints, width: Ints, height: Ints) -> Ints:
-    """Return sizes [n, 2] with the shorter side at `px` [n, 1], rounded as by torchvision."""
+def _shorter_side_to(px: Ints | int, width: Ints, height: Ints) -> Ints:
+    """Return sizes [n, 2] with the shorter side at `px` ([n, 1], or for all; 0 keeps the size)."""
     size = np.stack([width, height], axis=1)
+    if isinstance(px, int) and px == 0:
+        return size
+    # Rounded as by torchvision.
     shorter = size.min(axis=1, keepdims=True)
-    resized: Ints = np.where(size == shorter, px, size * px // shorter)
-    return resized
+    return np.where(size == shorter, px, size * px // shorter)
 
 
 def _uniform_int(u: Floats, bound: Ints) -> Ints:
@@ -221,7 +204,6 @@ def _whole(width: Ints, height: Ints) -> Ints:
 
 
 def _largest_in_center(width: Ints, height: Ints, ratio: tuple[float, float]) -> tuple[Ints, Ints]:
-    """Return the size of RandomResizedCrop's fallback: the largest crop with an allowed ratio."""
     aspect = width / height
     w = np.where(aspect > ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
     h = np.where(aspect < ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)

@@ -13,18 +13,11 @@ from harness.data.stream import Samples
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of static shape.
+    """One micro-batch of static shape."""
 
-    Attributes:
-        images: uint8 [n, 3, px, px] on the device, channels_last (a view of the source's NHWC).
-        labels: int64 [n] on the device; `stream.PADDING` where validation is padded.
-        rows: int64 [n, 12], or [n, 15] with color, on the host: `stream.Samples.rows`, as the
-            loader returned them.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    rows: Ints
+    images: torch.Tensor  # uint8 [n, 3, px, px] on the device, channels_last: a view of NHWC
+    labels: torch.Tensor  # int64 [n] on the device; `stream.PADDING` where validation is padded
+    rows: Ints  # int64 [n, 12], or [n, 15] with color, on the host: `stream.Samples.rows`
 
     @property
     def samples(self) -> Samples:

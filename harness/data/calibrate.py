@@ -6,29 +6,24 @@ They are stored because a resumed run must decode as before: the decoders' pixel
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness import config as cfg
-from harness.data import dali_info
 from harness.data.batch import Batches
 from harness.data.index import cache_folder, locked
 from harness.data.sets import Images
-from harness.data.stream import Samples, Split
+from harness.data.stream import Samples
 from harness.system.console import out
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 from harness.system.progress import in_parallel
 
-WAYS = ("cpu", "split", "gpu")
-"""In the order of what they do on the GPU: nothing; resize and flip; decoding too."""
-
+WAYS = ("cpu", "split", "gpu")  # what they do on the GPU: nothing; resize and flip; all
 WARM_BATCHES, MOST_BATCHES = 5, 20
 TURN_S = 2.0
 ENOUGH = 0.86
@@ -40,55 +35,10 @@ AS_FAST = 0.9
 
 @dataclass(frozen=True)
 class Demand:
-    """How many images per second training could consume.
+    """How many images per second training could consume."""
 
-    Attributes:
-        of: the settings that this depends on; part of the key of the stored rates.
-        bound: returns an upper bound in images per second of one rank.
-    """
-
-    of: Mapping[str, Any]
-    bound: Callable[[], float]
-
-
-def best_decode(
-    data: cfg.Data,
-    images: Images,
-    split: Split,
-    *,
-    device: torch.device,
-    threads: int,
-    samples: Iterator[Samples],
-    make: Callable[[str], Batches],
-    demand: Demand | None,
-) -> str:
-    """Return the best way to decode, measured on this node unless its cache has the rates.
-
-    Args:
-        samples: the training micro-batches, from the first on.
-    """
-    from harness.data.dali import release_memory
-
-    key = {
-        "device": torch.cuda.get_device_name(device),
-        **dali_info.versions(),
-        "threads": threads,
-        "local_batch": split.local_batch,
-        "images": images.digest,
-        "image_px": data.image_px,
-        "augment": data.augment,
-        "hw_decoder_load": data.hw_decoder_load,
-        "largest_px": list(data.largest_px),
-        "prefetch_batches": data.prefetch_batches,
-    }
-
-    gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
-    ways = [way for way in WAYS if way != "gpu" or gpu_decodes]
-    way = decode_on(
-        key, ways, make, read_once=partial(read_once, data, images, samples, threads), demand=demand
-    )
-    release_memory()  # of the ways that were measured
-    return way
+    of: Mapping[str, Any]  # the settings that it depends on; part of the key of the stored rates
+    bound: Callable[[], float]  # returns an upper bound in images per second of one rank
 
 
 def read_once(data: cfg.Data, images: Images, samples: Iterator[Samples], threads: int) -> None:
@@ -121,18 +71,17 @@ def decode_on(
         demand: None if nothing is known about the training; then the fastest way is chosen.
     """
     key = {**key, "ways": list(ways), "training": dict(demand.of) if demand else None}
-    path = _path(key)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "decode" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     with locked(path):
         measured = _load(path, ways)
         if measured is None:
             read_once()
             rates, bound = measured = _rates(ways, make), demand.bound() if demand else None
             way = choose(rates, bound)
-            content = {
-                "decode": way, "images_per_second": rates, "training_bound": bound, "of": key
-            }  # fmt: skip
-            text = json.dumps(content, indent=1)
-            write_atomic(path, lambda part: part.write_text(text))
+            found = {"decode": way, "images_per_second": rates, "training_bound": bound, "of": key}
+            write_text(path, json.dumps(found, indent=1))
             listed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
             limit = f"; training needs at most {bound:,.0f}" if bound else ""
             out.print(
@@ -143,8 +92,7 @@ def decode_on(
 
 def choose(rates: Mapping[str, float], bound: float | None) -> str:
     """Return the first of WAYS that is fast enough for training, or nearly the fastest."""
-    need = AS_FAST * max(rates.values())
-    need = min(need, ENOUGH * bound) if bound else need
+    need = min(AS_FAST * max(rates.values()), ENOUGH * bound if bound else math.inf)
     return next(way for way in WAYS if rates.get(way, 0.0) >= need)
 
 
@@ -161,35 +109,21 @@ def _rates(ways: Sequence[str], make: Callable[[str], Batches]) -> dict[str, flo
 def _turn(batches: Batches) -> tuple[int, float]:
     """Return the number of images of one measurement, and its seconds."""
     with closing(batches):
-        iterator: Iterator[Any] = iter(batches)
-        for _ in range(WARM_BATCHES):
-            _wait(next(iterator))
-        began, images, done = time.perf_counter(), 0, 0
-        while done < MOST_BATCHES and time.perf_counter() - began < TURN_S:
-            images += _wait(next(iterator))
-            done += 1
+        # `tolist` waits until a batch is complete, as GPU work is asynchronous.
+        for batch in itertools.islice(batches, WARM_BATCHES):
+            batch.labels.tolist()
+        began, images = time.perf_counter(), 0
+        for batch in itertools.islice(batches, MOST_BATCHES):
+            images += len(batch.labels.tolist())
+            if time.perf_counter() - began >= TURN_S:
+                break
         return images, time.perf_counter() - began
 
 
-def _wait(batch: Any) -> int:
-    """Wait until a batch is complete, as GPU work is asynchronous; return its number of images."""
-    batch.labels.tolist()
-    return len(batch.labels)
-
-
-def _path(key: Mapping[str, Any]) -> Path:
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "decode"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.json"
-
-
 def _load(path: Path, ways: Sequence[str]) -> tuple[dict[str, float], float | None] | None:
-    """Return the stored rates and training bound; None if there are none."""
     try:
         content = json.loads(path.read_text())
-        bound = content["training_bound"]
         rates = {way: float(content["images_per_second"][way]) for way in ways}
-        return rates, None if bound is None else float(bound)
+        return rates, content["training_bound"]
     except (OSError, ValueError, KeyError):
         return None

@@ -7,7 +7,6 @@ only file that imports DALI.
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from harness.data.files import Bytes, read_ahead
 from harness.data.stream import Samples
 from harness.errors import RunFailed
 
-MOST_IN_USE = 8
-"""Batches that the host may run ahead of the GPU; their memory cannot be reused meanwhile."""
+MOST_IN_USE = 8  # batches that the host runs ahead of the GPU; their memory is not reused then
 
 
 class DaliBatches:
@@ -31,8 +29,7 @@ class DaliBatches:
 
     Args:
         samples: the micro-batches, each of `local_batch` images.
-        decode: `cpu`; `gpu` (nvJPEG; resize and flip on the GPU too); or `split` (decoded on the
-            CPU, resized and flipped on the GPU).
+        decode: `cpu`; `gpu` (by nvJPEG); or `split` (decoded on the CPU, the rest on the GPU).
         nvjpeg: options of DALI's decoder with `gpu`.
         decode_only: build a pipeline that only decodes, for `decode()`.
 
@@ -57,20 +54,17 @@ class DaliBatches:
         read_ahead_batches: int,
         threads: int,
         prefetch: int,
-        nvjpeg: Mapping[str, Any] = MappingProxyType({}),
+        nvjpeg: Mapping[str, Any] | None = None,
         decode_only: bool = False,
     ) -> None:
-        self._dataset = dataset
-        self._read: Read = read
-        self._read_ahead = read_ahead_batches
-        self._samples, self._steps = samples, steps
-        self._out_px, self._device, self._decode = out_px, device, decode
-        self._nvjpeg, self._decode_only = nvjpeg, decode_only
+        self._dataset, self._samples, self._steps = dataset, samples, steps
+        self._read, self._read_ahead, self._out_px = read, read_ahead_batches, out_px
+        self._decode, self._nvjpeg, self._decode_only = decode, nvjpeg or {}, decode_only
+        self._device, self._on_gpu = device, device.type == "cuda"
         # All batches that DALI may be working on, so that an error can be traced to its file.
         self._in_flight: deque[Samples] = deque(maxlen=2 * prefetch + 2)
         self._in_use = BuffersInUse()
-        self._pipeline = self._define(self._feed(), local_batch, threads, prefetch)
-        self._build(self._pipeline)
+        self._pipeline = self._build(self._feed(), local_batch, threads, prefetch, self._on_gpu)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -80,25 +74,21 @@ class DaliBatches:
         assert self._decode_only
         self._run()
 
-    def _run(self) -> tuple[Any, ...]:
+    def _run(self) -> Any:
         """Return the next outputs; on a GPU in the order of torch's stream, without a host wait."""
         stream = [torch.cuda.current_stream(self._device)] if self._on_gpu else []
         try:
-            outputs: tuple[Any, ...] = self._pipeline.run(*stream)
+            return self._pipeline.run(*stream)
         except RuntimeError as error:
             raise dali_info.machine_error(error) or self._bad_image(error) or error from None
-        return outputs
 
     def __next__(self) -> Batch:
         images, labels, rows = outputs = self._run()
         pixels, classes = self._as_torch(images), self._as_torch(labels)
         if self._on_gpu:
             self._in_use.add(outputs, torch.cuda.current_stream(self._device))
-        return Batch(
-            images=as_nchw(pixels),
-            labels=classes.flatten(),
-            rows=torch.from_dlpack(rows.as_tensor()).numpy(),
-        )
+        rows_on_host = torch.from_dlpack(rows.as_tensor()).numpy()
+        return Batch(as_nchw(pixels), classes.flatten(), rows_on_host)
 
     def _as_torch(self, output: Any) -> torch.Tensor:
         """Return a view on the CPU, a copy on a GPU (0.03 ms for 256 images).
@@ -109,10 +99,6 @@ class DaliBatches:
         if not self._on_gpu:
             return torch.from_dlpack(output.as_tensor())
         return torch.as_tensor(output.as_tensor(), device=self._device).clone()
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self._device.type == "cuda"
 
     def close(self) -> None:
         """Stop DALI's threads."""
@@ -125,12 +111,10 @@ class DaliBatches:
             self._in_flight.append(samples)
             yield inputs(samples, encoded, self._steps)
 
-    def _define(
-        self, feed: Iterator[Any], batch: int, threads: int, prefetch: int, *, on_gpu: bool = True
+    def _build(
+        self, feed: Iterator[Any], batch: int, threads: int, prefetch: int, on_gpu: bool
     ) -> Any:
-        """Return the pipeline, not yet built; with `on_gpu` false it runs on the CPU alone."""
-        on_gpu = on_gpu and self._on_gpu
-        return _graph(
+        pipeline = _graph(
             batch_size=batch,
             num_threads=threads,
             device_id=self._device.index if on_gpu else None,
@@ -144,8 +128,6 @@ class DaliBatches:
             to_gpu=on_gpu,
             decode_only=self._decode_only,
         )
-
-    def _build(self, pipeline: Any) -> None:
         with warnings.catch_warnings():
             if self._decode_only:  # the inputs for resize, crop and flip are not used
                 warnings.filterwarnings("ignore", "The external source node")
@@ -153,6 +135,7 @@ class DaliBatches:
                 pipeline.build()
             except RuntimeError as error:
                 raise dali_info.machine_error(error) or error from None
+        return pipeline
 
     def _bad_image(self, error: RuntimeError) -> RunFailed | None:
         """Find the first image in flight that does not decode alone on the CPU; return its error.
@@ -161,12 +144,10 @@ class DaliBatches:
         """
         if "decode" not in str(error):
             return None
-        tables = [samples.rows() for samples in self._in_flight]
-        singles = [Samples.from_rows(row[None]) for rows in tables for row in rows]
+        singles = [Samples.from_rows(row[None]) for many in self._in_flight for row in many.rows()]
         read = self._dataset.reader(self._read)
         feed = (inputs(one, [read(int(one.ids[0]))], self._steps) for one in singles)
-        pipeline = self._define(feed, batch=1, threads=1, prefetch=1, on_gpu=False)
-        self._build(pipeline)
+        pipeline = self._build(feed, batch=1, threads=1, prefetch=1, on_gpu=False)
         for one in singles:
             try:
                 pipeline.run()
@@ -183,8 +164,7 @@ class DaliBatches:
 class BuffersInUse:
     """DALI's outputs that copies on torch's stream may still read.
 
-    DALI does not know that stream and reuses the memory once no reference is held, so references
-    are held until the copies have run.
+    DALI does not know that stream and reuses memory to which no reference is held.
     """
 
     def __init__(self) -> None:
@@ -207,14 +187,10 @@ class BuffersInUse:
 
 def inputs(samples: Samples, encoded: list[Bytes], steps: Steps) -> tuple[Any, ...]:
     """Return the graph's inputs: new arrays or views of files, since DALI keeps them uncopied."""
-    window = samples.window.astype(np.int32)
-    arrays = [
-        encoded,
-        samples.labels[:, None],
-        samples.rows(),
-        samples.flip[:, None].astype(np.int32),
-    ]
+    flip = samples.flip[:, None].astype(np.int32)
+    arrays: list[Any] = [encoded, samples.labels[:, None], samples.rows(), flip]
     if steps.window:
+        window = samples.window.astype(np.int32)
         arrays += [window[:, :2].copy(), window[:, 2:].copy()]
     if steps.resize:
         arrays += [samples.resized[:, ::-1].astype(np.float32, order="C")]
@@ -238,9 +214,9 @@ def _graph(
     The ways to decode differ only in where the images move to the GPU: at the end (cpu), after the
     decoder (split), or in the decoder (gpu).
     """
-    geometry = 2 * steps.window * [types.INT32]
-    geometry += steps.resize * [types.FLOAT] + steps.cut * [types.INT32]
-    kinds = [types.UINT8, types.INT64, types.INT64, types.INT32, *geometry]
+    kinds = [types.UINT8, types.INT64, types.INT64, types.INT32]
+    kinds += 2 * steps.window * [types.INT32] + steps.resize * [types.FLOAT]
+    kinds += steps.cut * [types.INT32]
     encoded, labels, rows, flip, *rest = fn.external_source(
         source=feed, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds, ndim=1
     )
@@ -286,7 +262,6 @@ def release_memory() -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the sentence of DALI's report that says what is wrong with the image."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in lines if "[" in line and "]" in line), lines[0])
     return line.split("]", 1)[-1].strip()[:200]

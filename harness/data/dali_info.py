@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,23 +27,20 @@ _CUDA = re.compile(
 
 @dataclass(frozen=True)
 class Dali:
-    """The installed DALI.
+    """The installed DALI."""
 
-    Attributes:
-        version: read from the installed files; None if there are none.
-        cuda: major version of the CUDA that it is built for; None if unknown.
-        packages: the installed ones of PACKAGES. If more than one, they overwrote each other.
-    """
-
-    version: str | None
-    cuda: int | None
-    packages: tuple[str, ...]
+    version: str | None  # read from the installed files; None if there are none
+    cuda: int | None  # major version of the CUDA that it is built for; None if unknown
+    packages: tuple[str, ...]  # those of PACKAGES; if more than one, they overwrote each other
 
 
 def installed() -> Dali:
     """Return the DALI that would be imported; a build from source has files but no package."""
     packages = tuple(name for name in PACKAGES if version_of(name))
-    text = _source()
+    text = ""
+    if origin := _origin():
+        with suppress(OSError):
+            text = Path(origin).read_text()
     version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
     cuda = re.search(r"^__cuda_version__ = int\('(\d+)\.", text, re.MULTILINE)
     return Dali(
@@ -79,15 +77,14 @@ def misfit(dali: Dali, driver: int | None = None) -> tuple[str, str] | None:
 def versions() -> dict[str, str | None]:
     """Return the versions of DALI and its codecs, for the record of a run."""
     dali = installed()
-    codecs = {
-        name: next(filter(None, map(version_of, packages)), None)
-        for name, packages in {
-            "nvimgcodec": [f"nvidia-nvimgcodec-cu{n}" for n in (dali.cuda, 13, 12) if n],
-            "nvjpeg": [f"nvidia-nvjpeg-cu{dali.cuda}", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"],
-        }.items()
+    nvimgcodec = [f"nvidia-nvimgcodec-cu{n}" for n in (dali.cuda, 13, 12) if n]
+    nvjpeg = [f"nvidia-nvjpeg-cu{dali.cuda}", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"]
+    return {
+        "dali": dali.version,
+        "dali_cuda": None if dali.cuda is None else str(dali.cuda),
+        "nvimgcodec": next(filter(None, map(version_of, nvimgcodec)), None),
+        "nvjpeg": next(filter(None, map(version_of, nvjpeg)), None),
     }
-    cuda = None if dali.cuda is None else str(dali.cuda)
-    return {"dali": dali.version, "dali_cuda": cuda, **codecs}
 
 
 def has_nvjpeg(cuda: int | None) -> bool:
@@ -99,7 +96,11 @@ def has_nvjpeg(cuda: int | None) -> bool:
         folders += [packages / "nvjpeg" / "lib", packages / f"cu{cuda}" / "lib"]
     # Names without a folder are searched in the linker's default paths.
     places = [*names, *(str(folder / name) for folder in folders for name in names)]
-    return any(map(_loads, dict.fromkeys(places)))
+    for library in dict.fromkeys(places):
+        with suppress(OSError):
+            ctypes.CDLL(library)
+            return True
+    return False
 
 
 def driver_cuda() -> int | None:
@@ -113,14 +114,9 @@ def driver_cuda() -> int | None:
 
 
 def machine_error(error: RuntimeError) -> Exception | None:
-    """Convert an error of DALI that is not about an image: no memory, or CUDA; None for others.
-
-    Returns:
-        torch.OutOfMemoryError if the GPU's memory is full, else RunFailed.
-    """
+    """Convert an error of DALI that is not about an image: no memory, or CUDA; None for others."""
     text = str(error)
-    line = first_line(text, _NO_MEMORY) or first_line(text, _CUDA)
-    if line is None:
+    if (line := _first_line(text, _NO_MEMORY) or _first_line(text, _CUDA)) is None:
         return None
     if not _NO_MEMORY.search(text):
         return RunFailed(f"data: a CUDA error in DALI, not in an image: {line}")
@@ -130,10 +126,10 @@ def machine_error(error: RuntimeError) -> Exception | None:
     return torch.OutOfMemoryError(f"DALI decodes on this GPU too: {advice}; {line}")
 
 
-def first_line(text: str, pattern: re.Pattern[str]) -> str | None:
-    """Return the first line of DALI's report that matches, without source locations."""
+def _first_line(text: str, pattern: re.Pattern[str]) -> str | None:
     lines = (line.strip() for line in text.splitlines())
     match = next((line for line in lines if pattern.search(line)), None)
+    # Without source locations.
     return match and re.sub(r"\[\S+:\d+\]\s*", "", match)[:200]
 
 
@@ -151,19 +147,3 @@ def _origin() -> str | None:
     except ModuleNotFoundError:  # no `nvidia` package at all
         return None
     return spec.origin if spec else None
-
-
-def _source() -> str:
-    origin = _origin()
-    try:
-        return Path(origin).read_text() if origin else ""
-    except OSError:
-        return ""
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True

@@ -12,20 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.files import (
-    PACK_NAME,
-    Bytes,
-    ShardFiles,
-    TreeFiles,
-    class_folders,
-    shard_paths,
-)
+from harness.data.files import PACK_NAME, Bytes, ShardFiles, TreeFiles, class_folders, shard_paths
 from harness.data.index import Arrays, key_of, load_or_build
 from harness.errors import BadInput
 from harness.system import pagecache
 
 Read = Literal["mmap", "pread"]
 
+_COLUMNS = ("labels", "width", "height")
 _CACHE_SAMPLE = 64  # images by which the cached share is estimated: a run waits for it at its start
 
 
@@ -39,13 +33,11 @@ class Dataset:
 
     root: Path
     classes: list[str]
-    named: bool
-    """Whether classes have names; labels are then the classes' places in sorted order."""
+    named: bool  # whether classes have names; labels are then their places in sorted order
     labels: NDArray[np.int32] = field(repr=False)
     width: NDArray[np.int32] = field(repr=False)
     height: NDArray[np.int32] = field(repr=False)
     digest: str
-    index: Path = field(repr=False)
     files: TreeFiles | ShardFiles = field(repr=False)
 
     def __len__(self) -> int:
@@ -66,7 +58,7 @@ class Dataset:
             "root": str(self.root),
             "kind": "folder tree" if isinstance(self.files, TreeFiles) else "tar shards",
             "images": len(self),
-            "index": str(self.index),
+            "index": str(self.files.index),
             "kb_per_image": float(self.size_bytes.mean()) / 1e3,
             "cached_pct": self.cached_pct(),
         }
@@ -78,35 +70,29 @@ class Dataset:
 
     def part(self, ids: NDArray[np.int64], what: str) -> Dataset:
         """Return a subset, by sorted ids; all classes stay. `what` goes into the digest."""
-        digest = hashlib.sha256(f"{self.digest} {what}".encode())
-        digest.update(ids.astype(np.int64).tobytes())
-        return replace(
-            self,
-            labels=self.labels[ids],
-            width=self.width[ids],
-            height=self.height[ids],
-            files=self.files.part(ids),
-            digest=digest.hexdigest()[:16],
-        )
+        digest = hashlib.sha256(f"{self.digest} {what}".encode() + ids.astype(np.int64).tobytes())
+        columns = {name: getattr(self, name)[ids] for name in _COLUMNS}
+        files = self.files.part(ids)
+        return replace(self, files=files, digest=digest.hexdigest()[:16], **columns)
 
     def content(self, sample: int) -> bytes:
         """Return the encoded bytes of a sample."""
         return self.files.read(sample).tobytes()
 
     def reader(self, read: Read, *, soon: bool = False) -> Callable[[int], Bytes]:
-        """Return a function from a sample to its encoded bytes.
-
-        Args:
-            read: `mmap` returns a view, paged in when decoded; `pread` reads into memory.
-            soon: start to page mapped bytes in at the call, without waiting for them.
-        """
+        """Return a function from a sample to its encoded bytes; see `reader_of`."""
         return reader_of(self.files, read, soon=soon)
 
 
 def reader_of(
     files: TreeFiles | ShardFiles, read: Read, *, soon: bool = False
 ) -> Callable[[int], Bytes]:
-    """Return a reader as `Dataset.reader` does, for files without a dataset."""
+    """Return a function from the number of an image to its encoded bytes.
+
+    Args:
+        read: `mmap` returns a view, paged in when decoded; `pread` reads into memory.
+        soon: start to page mapped bytes in at the call, without waiting for them.
+    """
     if read == "pread":
         return files.read
     return lambda sample: files.mapped(sample, soon=soon)
@@ -145,7 +131,7 @@ def _open_tree(root: Path) -> Dataset:
     index, arrays = load_or_build(root, key, build, lambda old: "older than the images")
     classes, labels = [folder.name for folder in folders], arrays["labels"]
     files = TreeFiles(root, classes, labels, arrays["names"], arrays["size_bytes"], index)
-    return _dataset(root, classes, True, arrays, index, files)
+    return _dataset(root, classes, True, arrays, files)
 
 
 def _open_shards(root: Path, paths: list[Path]) -> Dataset:
@@ -155,27 +141,28 @@ def _open_shards(root: Path, paths: list[Path]) -> Dataset:
         return build_shards(root, paths)
 
     def stale(old: Arrays) -> str:
-        from harness.data.indexing import stale_shards
-
-        return stale_shards(root, paths, old)
+        present = {path.name for path in paths}
+        for name in map(str, old.get("shards", ())):
+            if name not in present:
+                raise BadInput(
+                    f"{root / name}: is missing, the index of {root} lists it; copy it again, or "
+                    "remove the index to do without it"
+                )
+        return "older than the shards"
 
     index, arrays = load_or_build(root, key_of_shards(paths), build, stale)
     files = ShardFiles(
         paths, arrays["shard_bytes"], arrays["shard"], arrays["offset"], arrays["size_bytes"], index
     )
     classes = [str(name) for name in arrays["classes"]]
-    return _dataset(root, classes, bool(arrays["named"]), arrays, index, files)
+    return _dataset(root, classes, bool(arrays["named"]), arrays, files)
 
 
 def _dataset(
-    root: Path, classes: list[str], named: bool, arrays: Arrays, index: Path,
-    files: TreeFiles | ShardFiles,
-) -> Dataset:  # fmt: skip
-    columns = {name: arrays[name] for name in ("labels", "width", "height")}
-    digest = str(arrays["digest"])
-    return Dataset(
-        root=root, classes=classes, named=named, digest=digest, index=index, files=files, **columns
-    )
+    root: Path, classes: list[str], named: bool, arrays: Arrays, files: TreeFiles | ShardFiles
+) -> Dataset:
+    columns = {name: arrays[name] for name in _COLUMNS}
+    return Dataset(root, classes, named, digest=str(arrays["digest"]), files=files, **columns)
 
 
 def undecodable(dataset: Dataset, sample: int, reason: object) -> str:
@@ -202,8 +189,7 @@ def same_classes(train: Dataset, val: Dataset) -> int:
         return max(len(train.classes), len(val.classes))
     for have, lack in ((train, val), (val, train)):
         if have.named and lack.named:
-            missing = sorted(set(have.classes) - set(lack.classes))
-            if missing:
+            if missing := sorted(set(have.classes) - set(lack.classes)):
                 raise BadInput(
                     f"{lack.root}: has no class folder {missing[0]}, which {have.root} has "
                     f"({len(missing)} such); labels would not match"

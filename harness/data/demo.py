@@ -24,7 +24,6 @@ def _at(box: Box, px: float, py: float) -> tuple[float, float]:
 
 
 def _polygon(*points: tuple[float, float]) -> Painter:
-    """Return a painter of a filled polygon, whose points are in units of the box."""
     return lambda draw, box, color: draw.polygon([_at(box, *p) for p in points], fill=color)
 
 
@@ -89,8 +88,7 @@ def _draw_one(folder: Path, split: str, number: int) -> None:
     name = list(CLASSES)[number % len(CLASSES)]
     background, color = _two_colors(u.random(6))
     grain = (u.random((height, width, 1)) - 0.5) * 60
-    pixels = np.clip(background + grain, 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(np.clip(background + grain, 0, 255).astype(np.uint8))
     side = (0.5 + 0.4 * u.random()) * min(width, height)
     x, y = u.random(2) * (width - side, height - side)
     CLASSES[name](ImageDraw.Draw(image), (x, y, x + side, y + side), color)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,9 @@ from harness.system.pagecache import Extent
 Bytes = NDArray[np.uint8]
 _BLOCK, _PAGE = tarfile.BLOCKSIZE, mmap.PAGESIZE
 SUFFIXES = (".jpg", ".jpeg", ".png")
-PACK_NAME = "pack.json"
-"""The file in which `harness data pack` lists its shards; see manifest.py."""
+PACK_NAME = "pack.json"  # in which `harness data pack` lists its shards; see manifest.py
 
-READ_AHEAD_THREADS = 8
-"""Threads that mostly wait for the disk."""
+READ_AHEAD_THREADS = 8  # they mostly wait for the disk
 _CHUNK = 64  # images per task of a thread: smaller tasks cost more than they hide
 
 
@@ -79,26 +78,19 @@ class TreeFiles:
     size_bytes: NDArray[np.int64] = field(repr=False)
     index: Path
 
-    def path(self, sample: int) -> Path:
-        """Return the file of a sample."""
-        return Path(self.where(sample))
-
     def where(self, sample: int) -> str:
-        """Return the same as a string: joining Paths takes longer than opening the file."""
+        """Return the path of a sample, a string: joining Paths takes longer than opening it."""
         name = os.fsdecode(bytes(self.names[sample]))
         return os.path.join(self.root, self.classes[self.labels[sample]], name)
 
     def extent(self, sample: int) -> Extent:
         """Return the same as a range of bytes."""
-        return Extent(self.path(sample), 0, int(self.size_bytes[sample]))
+        return Extent(Path(self.where(sample)), 0, int(self.size_bytes[sample]))
 
     def part(self, ids: NDArray[np.int64]) -> TreeFiles:
         """Return the files of some samples."""
         return replace(
-            self,
-            labels=self.labels[ids],
-            names=self.names[ids],
-            size_bytes=self.size_bytes[ids],
+            self, labels=self.labels[ids], names=self.names[ids], size_bytes=self.size_bytes[ids]
         )
 
     def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
@@ -144,14 +136,10 @@ class TreeFiles:
             os.close(descriptor)
 
 
-@dataclass(frozen=True, eq=False)
-class _Shard:
-    """An open shard, mapped into memory."""
-
-    path: Path
+class _Shard(NamedTuple):
     bytes: Bytes
     map: mmap.mmap
-    file: Any
+    file: FileIO
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +173,7 @@ class ShardFiles:
     def part(self, ids: NDArray[np.int64]) -> ShardFiles:
         """Return the files of some samples."""
         return replace(
-            self,
-            shard=self.shard[ids],
-            offset=self.offset[ids],
-            size_bytes=self.size_bytes[ids],
+            self, shard=self.shard[ids], offset=self.offset[ids], size_bytes=self.size_bytes[ids]
         )
 
     def mapped(self, sample: int, *, soon: bool = False) -> Bytes:
@@ -217,9 +202,8 @@ class ShardFiles:
         return np.frombuffer(read, dtype=np.uint8)
 
     def _open(self, number: int) -> _Shard:
-        """Return a shard, which is opened at its first use and stays open."""
         if (opened := self._opened.get(number)) is not None:
-            return opened
+            return opened  # since its first use
         path = self.paths[number]
         try:
             file = path.open("rb", buffering=0)
@@ -233,7 +217,7 @@ class ShardFiles:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise RunFailed(f"{path}: {error.strerror}") from None
-        shard = _Shard(path, np.frombuffer(mapped, dtype=np.uint8), mapped, file)
+        shard = _Shard(np.frombuffer(mapped, dtype=np.uint8), mapped, file)
         return self._opened.setdefault(number, shard)
 
 
@@ -249,13 +233,13 @@ def read_ahead(
     Raises:
         RunFailed: from `read`, when the batch is due.
     """
-    if not batches:
-        for batch in samples:
-            yield batch, [read(sample) for sample in batch.ids.tolist()]
-        return
 
-    def read_chunk(ids: list[int]) -> list[Bytes]:
+    def read_all(ids: list[int]) -> list[Bytes]:
         return [read(sample) for sample in ids]
+
+    if not batches:
+        yield from ((batch, read_all(batch.ids.tolist())) for batch in samples)
+        return
 
     def due() -> tuple[Samples, list[Bytes]]:
         batch, parts = waiting.popleft()
@@ -266,9 +250,8 @@ def read_ahead(
     try:
         for batch in samples:
             ids = batch.ids.tolist()
-            starts = range(0, len(ids), _CHUNK)
-            parts = [pool.submit(read_chunk, ids[k : k + _CHUNK]) for k in starts]
-            waiting.append((batch, parts))
+            chunks = [ids[first : first + _CHUNK] for first in range(0, len(ids), _CHUNK)]
+            waiting.append((batch, [pool.submit(read_all, chunk) for chunk in chunks]))
             if len(waiting) > batches:
                 yield due()
         while waiting:

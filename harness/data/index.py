@@ -23,9 +23,7 @@ from platformdirs import user_cache_path
 from harness.errors import BadInput
 from harness.system.console import duration, out
 
-INDEX_VERSION = 2
-"""Increased when the content of an index changes: older ones are rebuilt."""
-
+INDEX_VERSION = 2  # increased when the content of an index changes: older ones are rebuilt
 INDEX_NAME = ".harness-index.npz"
 _WORTH_SAYING_S = 2.0
 
@@ -38,19 +36,17 @@ def load_or_build(
     """Return the path and content of a folder's index; it is built if missing, damaged or stale.
 
     Args:
-        key: identifies the state of the data; changes when they change.
+        key: of the state of the data; it changes when they do.
         stale: returns why an index with another key is stale, for a message; may raise BadInput.
     """
     # An index in the folder, by a user who may write there, serves all users. It is replaced
     # atomically, so that reading needs no lock.
     path = index_in(root)
-    arrays = load(path)
-    if arrays is not None and arrays["key"] == key:
+    if (arrays := load(path)) is not None and arrays["key"] == key:
         return path, arrays
     path = writable_index(root)
     with locked(path):
-        arrays = load(path)
-        if arrays is not None and arrays["key"] == key:
+        if (arrays := load(path)) is not None and arrays["key"] == key:
             return path, arrays
         if path.exists():
             why = stale(arrays) if arrays is not None else "not a complete index"
@@ -75,8 +71,7 @@ def cache_folder() -> Path:
     Raises:
         BadInput: it cannot be written.
     """
-    given = os.environ.get("HARNESS_CACHE")
-    folder = Path(given) if given else user_cache_path("imagenet-harness")
+    folder = Path(os.environ.get("HARNESS_CACHE") or user_cache_path("imagenet-harness"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(folder, os.W_OK) else "is not yours to write"

@@ -60,7 +60,6 @@ def build_tree(root: Path, folders: list[Path]) -> Arrays:
 
 
 def _is_split(folder: Path) -> bool:
-    """Return whether a supposed class folder holds folders or shards instead of images."""
     return any(
         entry.is_dir() or entry.name.endswith(".tar")
         for entry in os.scandir(folder)
@@ -69,7 +68,6 @@ def _is_split(folder: Path) -> bool:
 
 
 def _measure(path: Path) -> tuple[int, int, int]:
-    """Return width and height in px, and size in bytes."""
     try:
         return (*size_px(path), path.stat().st_size)
     except ValueError as error:
@@ -87,25 +85,22 @@ def build_shards(root: Path, paths: Sequence[Path]) -> Arrays:
     listings = in_parallel(
         lambda path: list(samples_of(path)), paths, threads=_SHARD_THREADS, what=f"indexing {root}"
     )
-    members = [
+    members = sorted(
         (member.label, member.key, shard, member)
         for shard, listing in enumerate(listings)
         for member in listing
-    ]
+    )
     if not members:
         raise BadInput(f"{root}: its shards hold no {', '.join(IMAGES)} with a .cls beside it")
-    members.sort()
-    ordered = [member for *_, member in members]
-    table = np.array([member[1:] for member in ordered], dtype=np.int64)
-    named = class_names([(member.key, member.label) for member in ordered])
-    classes = named or [str(label) for label in range(int(table[:, 0].max()) + 1)]
+    table = np.array([member[1:] for *_, member in members], dtype=np.int64)
+    classes, named = class_names([(key, label) for label, key, *_ in members])
     arrays: Arrays = {
         "labels": table[:, 0].astype(np.int32),
         "width": table[:, 1].astype(np.int32),
         "height": table[:, 2].astype(np.int32),
         "size_bytes": table[:, 3].copy(),
     }
-    keys = [os.fsencode(member.key) for member in ordered]
+    keys = [os.fsencode(key) for _, key, *_ in members]
     return arrays | {
         "digest": digest_of(classes, keys, list(arrays.values())),
         "offset": table[:, 4].copy(),
@@ -113,51 +108,27 @@ def build_shards(root: Path, paths: Sequence[Path]) -> Arrays:
         "shards": np.array([path.name for path in paths]),
         "shard_bytes": np.array([path.stat().st_size for path in paths], dtype=np.int64),
         "classes": np.array(classes),
-        "named": np.array(named is not None),
+        "named": np.array(named),
     }
-
-
-def stale_shards(root: Path, paths: Sequence[Path], old: Arrays) -> str:
-    """Return why an index does not fit these shards, for a message.
-
-    Raises:
-        BadInput: a shard that the index lists is missing.
-    """
-    present = {path.name for path in paths}
-    for name in old.get("shards", ()):
-        if str(name) not in present:
-            raise BadInput(
-                f"{root / str(name)}: is missing, the index of {root} lists it; copy it again, or "
-                "remove the index to do without it"
-            )
-    return "older than the shards"
 
 
 def digest_of(
     classes: Sequence[str], keys: Sequence[bytes], arrays: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
-    """Return 16 hex digits of names, labels and sizes: the same for a tree and its shards.
-
-    Args:
-        keys: `class/name` of each image, without suffix.
-    """
+    """Return 16 hex digits of classes, keys (`class/name`), labels and sizes, in either form."""
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for array in (np.array(keys), *arrays):
         digest.update(array.tobytes())
     return np.array(digest.hexdigest()[:16])
 
 
-def class_names(samples: Sequence[tuple[str, int]]) -> list[str] | None:
-    """Return the classes' names if each label has a folder of its own, as in packed shards.
+def class_names(samples: Sequence[tuple[str, int]]) -> tuple[list[str], bool]:
+    """Return the names of the classes, and whether they are more than the labels' numbers.
 
-    None if the labels are only numbers.
+    They are if each label has a folder of its own in the keys, as in packed shards.
     """
-    folder_of: dict[int, str] = {}
-    for key, label in samples:
-        folder = os.path.dirname(key)
-        if not folder or folder_of.setdefault(label, folder) != folder:
-            return None
-    if sorted(folder_of) != list(range(len(folder_of))):
-        return None
-    names = [folder_of[label] for label in range(len(folder_of))]
-    return names if len(set(names)) == len(names) else None
+    folders = {(label, os.path.dirname(key)) for key, label in samples}
+    labels, names = zip(*sorted(folders), strict=True)
+    if labels == tuple(range(len(labels))) and all(names) and len(set(names)) == len(names):
+        return list(names), True
+    return [str(label) for label in range(labels[-1] + 1)], False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from harness import config as cfg
 from harness.data import dali_info, stream
 from harness.data.batch import Batches
-from harness.data.dataset import Dataset, allow_open_files
+from harness.data.dataset import allow_open_files
 from harness.data.sets import Images
 from harness.data.stream import Samples, Split
 from harness.distributed import World
@@ -19,8 +22,7 @@ if TYPE_CHECKING:
     from harness.data.calibrate import Demand
     from harness.data.dali import DaliBatches
 
-ENDLESS = 2**30
-"""A number of epochs that is never reached."""
+ENDLESS = 2**30  # epochs, which are never reached
 
 
 @dataclass(frozen=True)
@@ -55,38 +57,53 @@ class Loader:
         if data.decode in ("gpu", "split") and not world.on_gpu:
             raise BadInput(f"data.decode: {data.decode} was asked for, but this process has no GPU")
         allow_open_files()
-        threads = data.threads or world.cores()
+        on_gpu = Loader(data, world, "gpu", data.threads or world.cores())
         if data.source == "synthetic":
-            return Loader(data, world, "none", threads)
+            return replace(on_gpu, decode="none")
         if data.decode != "auto":
-            return Loader(data, world, data.decode, threads)
-        on_gpu = Loader(data, world, "gpu", threads)
+            return replace(on_gpu, decode=data.decode)
         if not world.on_gpu or data.source != "dali":
             return replace(on_gpu, decode="cpu")
         if train is None or split is None:
             return on_gpu
-        from harness.data.calibrate import best_decode
+        return replace(on_gpu, decode=on_gpu._best_decode(train, split, demand))
 
-        way = best_decode(
-            data, train, split, device=world.device, threads=threads, demand=demand,
-            samples=on_gpu._samples(train, split),
-            make=lambda way: replace(on_gpu, decode=way).train(
-                train, split, epoch=0, step=0, epochs=ENDLESS
-            ),
+    def _best_decode(self, images: Images, split: Split, demand: Demand | None) -> str:
+        """Return the best way to decode, measured on this node unless its cache has the rates."""
+        from harness.data import calibrate
+        from harness.data.dali import release_memory
+
+        matters = {"image_px", "augment", "hw_decoder_load", "largest_px", "prefetch_batches"}
+        key = {
+            "device": torch.cuda.get_device_name(self.world.device),
+            **dali_info.versions(),
+            "threads": self.threads,
+            "local_batch": split.local_batch,
+            "images": images.digest,
+            **self.data.model_dump(include=matters),
+        }
+        gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
+        ways = [way for way in calibrate.WAYS if way != "gpu" or gpu_decodes]
+        samples = self._samples(images, split)
+        way = calibrate.decode_on(
+            key, ways, lambda way: replace(self, decode=way).train(images, split), demand=demand,
+            read_once=lambda: calibrate.read_once(self.data, images, samples, self.threads),
         )  # fmt: skip
-        return replace(on_gpu, decode=way)
+        release_memory()  # of the ways that were measured
+        return way
 
-    def _samples(self, images: Images, split: Split) -> Iterator[Samples]:
-        """Return an endless iterator of this rank's training micro-batches, from the first on."""
+    def _samples(
+        self, images: Images, split: Split, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
+    ) -> Iterator[Samples]:
         return stream.train_samples(
-            images.stream, split, self.world.rank, epoch=0, step=0, epochs=ENDLESS
-        )
-
-    def train(self, images: Images, split: Split, *, epoch: int, step: int, epochs: int) -> Batches:
-        """Return this rank's micro-batches from (epoch, step) to the end of training."""
-        samples = stream.train_samples(
             images.stream, split, self.world.rank, epoch=epoch, step=step, epochs=epochs
         )
+
+    def train(
+        self, images: Images, split: Split, *, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
+    ) -> Batches:
+        """Return this rank's micro-batches from (epoch, step) to the end of training."""
+        samples = self._samples(images, split, epoch, step, epochs)
         return self._batches(images, samples, split.local_batch)
 
     def decoding(self, images: Images, split: Split) -> DaliBatches | None:
@@ -94,50 +111,42 @@ class Loader:
         if images.dataset is None or self.data.source != "dali":
             return None
         samples = self._samples(images, split)
-        return self._dali(images, images.dataset, samples, split.local_batch, decode_only=True)
+        return self._dali(images, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:
-        """Return this rank's batches of the validation set, repeated without end.
-
-        Args:
-            local_batch: images per batch; a batch holds all views of each.
-        """
-
-        def endless() -> Iterator[Samples]:
-            world = self.world
-            while True:
-                yield from stream.eval_samples(images.stream, local_batch, world.rank, world.size)
-
-        return self._batches(images, endless(), local_batch * images.stream.law.views)
+        """Return this rank's batches of `local_batch` validation images, all views, without end."""
+        endless = itertools.chain.from_iterable(
+            stream.eval_samples(images.stream, local_batch, self.world.rank, self.world.size)
+            for _ in itertools.count()
+        )
+        return self._batches(images, endless, local_batch * images.stream.law.views)
 
     def _batches(self, images: Images, samples: Iterator[Samples], local_batch: int) -> Batches:
-        steps, data, device = images.stream.law.steps, self.data, self.world.device
+        data, px, device = self.data, self.data.image_px, self.world.device
         if images.dataset is None:
             from harness.data.synthetic import SyntheticBatches
 
-            return SyntheticBatches(
-                samples, local_batch=local_batch, out_px=data.image_px, device=device
-            )
+            return SyntheticBatches(samples, local_batch=local_batch, out_px=px, device=device)
         if data.source == "torchvision":
             from harness.data.torch_loader import TorchBatches
 
             return TorchBatches(
-                images.dataset, samples, steps, out_px=data.image_px, device=device,
+                images.dataset, samples, images.stream.law.steps, out_px=px, device=device,
                 threads=self.threads, prefetch=data.prefetch_batches,
             )  # fmt: skip
-        return self._dali(images, images.dataset, samples, local_batch)
+        return self._dali(images, samples, local_batch, decode_only=False)
 
     def _dali(
-        self, images: Images, dataset: Dataset, samples: Iterator[Samples], local_batch: int, *,
-        decode_only: bool = False,
-    ) -> DaliBatches:  # fmt: skip
+        self, images: Images, samples: Iterator[Samples], local_batch: int, *, decode_only: bool
+    ) -> DaliBatches:
         # Imported here: it takes a second, and some systems have no wheel of DALI.
         from harness.data.dali import DaliBatches
 
+        assert images.dataset is not None
         data = self.data
         width_px, height_px = data.largest_px
         return DaliBatches(
-            dataset, samples, images.stream.law.steps, local_batch=local_batch,
+            images.dataset, samples, images.stream.law.steps, local_batch=local_batch,
             out_px=data.image_px, device=self.world.device, decode=self.decode, read=data.read,
             read_ahead_batches=data.read_ahead_batches, threads=self.threads,
             prefetch=data.prefetch_batches, decode_only=decode_only,
@@ -147,11 +156,6 @@ class Loader:
 
 
 def _check_dali(data: cfg.Data, world: World) -> None:
-    """Check that the installed DALI supports the settings.
-
-    Raises:
-        BadInput: it does not; the message says what to do.
-    """
     dali = dali_info.installed()
     if misfit := dali_info.misfit(dali, dali_info.driver_cuda() if world.on_gpu else None):
         raise BadInput(f"data.source: {misfit[0]}; {misfit[1]}")

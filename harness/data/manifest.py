@@ -1,34 +1,28 @@
 """pack.json: lists the shards that harness data pack wrote, and whether packing has finished."""
 
-import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from harness.data.files import PACK_NAME
 from harness.errors import BadInput
-from harness.system.files import write_atomic
-
-_ESCAPED = {".": "%2E", "%": "%25"}
+from harness.system.files import write_text
 
 
-class Shard(BaseModel):
+class Shard(BaseModel, frozen=True):
     """A finished shard."""
 
-    model_config = ConfigDict(frozen=True)
     images: int
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, frozen=True):
     """The source, options and finished shards of a folder."""
 
-    model_config = ConfigDict(frozen=True)
     version: int = 1
     source: str
-    digest: str
-    """The digest of the names, labels and sizes of the images to pack."""
+    digest: str  # of the names, labels and sizes of the images to pack
     images: int
     options: dict[str, int | str | None]
     shards: dict[str, Shard] = {}
@@ -57,8 +51,7 @@ def read(root: Path) -> Manifest | None:
 
 def write(root: Path, manifest: Manifest) -> None:
     """Replace the manifest of a folder."""
-    text = manifest.model_dump_json(indent=1)
-    write_atomic(root / PACK_NAME, lambda part: part.write_text(text))
+    write_text(root / PACK_NAME, manifest.model_dump_json(indent=1))
 
 
 def check_whole(root: Path) -> None:
@@ -67,8 +60,7 @@ def check_whole(root: Path) -> None:
     Raises:
         BadInput: one of these; the message names the shard. Folders without manifest pass.
     """
-    manifest = read(root)
-    if manifest is None:
+    if (manifest := read(root)) is None:
         return
     if not manifest.finished:
         raise BadInput(
@@ -76,21 +68,20 @@ def check_whole(root: Path) -> None:
             "harness data pack again, which goes on where it stopped"
         )
     for name, shard in manifest.shards.items():
+        path = root / name
         try:
-            size = (root / name).stat().st_size
+            size = path.stat().st_size
         except OSError as error:
-            raise BadInput(f"{root / name}: {error.strerror}, {PACK_NAME} lists it; copy it again"
-                           ) from None  # fmt: skip
+            reason = f"{error.strerror}, {PACK_NAME} lists it"
+            raise BadInput(f"{path}: {reason}; copy it again") from None
         if size != shard.bytes:
-            raise BadInput(
-                f"{root / name}: has {size:,} bytes, {shard.bytes:,} when it was packed; copy it "
-                "again"
-            )
+            reason = f"has {size:,} bytes, {shard.bytes:,} when it was packed"
+            raise BadInput(f"{path}: {reason}; copy it again")
 
 
 def escaped(stem: str) -> str:
     """Escape dots in a file's stem: in WebDataset, a sample's name ends at its first dot."""
-    return re.sub(r"[.%]", lambda match: _ESCAPED[match[0]], stem)
+    return stem.replace("%", "%25").replace(".", "%2E")
 
 
 def unescaped(name: str) -> str:

@@ -6,16 +6,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from harness.data.dataset import Dataset, undecodable
+from harness.data.dataset import Dataset
 from harness.data.index import index_in, locked, writable_index
-from harness.errors import BadInput, RunFailed
+from harness.data.torch_loader import decoded
+from harness.errors import BadInput
 from harness.system.files import write_atomic
 from harness.system.progress import in_parallel
 
-MeanImage = NDArray[np.float64]
-"""[px, px, 3], R, G, B of 0 to 255."""
+MeanImage = NDArray[np.float64]  # [px, px, 3], R, G, B of 0 to 255
 
 _CHUNK, _THREADS = 1000, 4
 
@@ -42,15 +41,14 @@ def mean_image(dataset: Dataset, px: int) -> MeanImage:
         RunFailed: an image does not decode.
     """
     # As with the index: a user who may write there computes it for all users.
-    mean = _load(_path(index_in(dataset.root), dataset))
-    if mean is not None:
+    if (mean := _load(_path(index_in(dataset.root), dataset))) is not None:
         return mean
     path = _path(writable_index(dataset.root), dataset)
     with locked(path):
-        mean = _load(path)
-        if mean is None:
-            computed = mean = _compute(dataset, px)
-            write_atomic(path, lambda part: _save(part, computed))
+        if (mean := _load(path)) is None:
+            mean = _compute(dataset, px)
+            np.save(file := BytesIO(), mean)
+            write_atomic(path, lambda part: part.write_bytes(file.getvalue()))
     return mean
 
 
@@ -61,34 +59,19 @@ def _path(index: Path, dataset: Dataset) -> Path:
 def _load(path: Path) -> MeanImage | None:
     try:
         mean: MeanImage = np.load(path)
+        return mean
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
-    return mean
-
-
-def _save(path: Path, mean: MeanImage) -> None:
-    with path.open("wb") as file:
-        np.save(file, mean)
 
 
 def _compute(dataset: Dataset, px: int) -> MeanImage:
+    zero = np.zeros((px, px, 3), dtype=np.int64)
+
     def sum_of(chunk: range) -> NDArray[np.int64]:
-        total = np.zeros((px, px, 3), dtype=np.int64)
-        for sample in chunk:
-            total += _pixels(dataset, sample)
-        return total
+        pixels = (np.asarray(decoded(dataset, sample), dtype=np.int64) for sample in chunk)
+        return sum(pixels, zero)
 
     samples = range(len(dataset))
     chunks = [samples[first : first + _CHUNK] for first in samples[::_CHUNK]]
-    total = np.zeros((px, px, 3), dtype=np.int64)
-    for part in in_parallel(sum_of, chunks, threads=_THREADS, what="mean image"):
-        total += part
-    return total / len(dataset)
-
-
-def _pixels(dataset: Dataset, sample: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(BytesIO(dataset.content(sample))) as file:
-            return np.asarray(file.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise RunFailed(undecodable(dataset, sample, error)) from None
+    sums = in_parallel(sum_of, chunks, threads=_THREADS, what="mean image")
+    return sum(sums, zero) / len(dataset)

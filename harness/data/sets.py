@@ -20,8 +20,7 @@ from harness.errors import BadInput
 if TYPE_CHECKING:
     from harness.data.mean import MeanImage
 
-DEMO_VERSION = 1
-"""Increased when the demo set is drawn differently."""
+DEMO_VERSION = 1  # increased when the demo set is drawn differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +64,8 @@ def open_sets(config: cfg.Config) -> tuple[Images | None, Images]:
     if data.mean_image:
         from harness.data.mean import check_one_size
 
-        assert train_part is not None, "rules.py asks for data.train"
-        check_one_size(train_part, data.image_px)
-        check_one_size(val, data.image_px)
+        for part in filter(None, (train_part, val)):
+            check_one_size(part, data.image_px)
     if not training:
         return None, val_images
     assert train_part is not None
@@ -89,7 +87,7 @@ def mean_of_training(data: cfg.Data) -> MeanImage | None:
     from harness.data.mean import mean_image
 
     train_part, _ = _open_datasets(data)
-    assert train_part is not None
+    assert train_part is not None, "rules.py asks for data.train"
     return mean_image(train_part, data.image_px)
 
 
@@ -111,14 +109,11 @@ def _open_datasets(data: cfg.Data) -> tuple[Dataset | None, Dataset]:
 
 def protocol(config: cfg.Config) -> str:
     """Return a description of how validation images are cropped, for results."""
-    data = config.data
-    resize = f"shorter side to {data.eval_resize_px} px, " if data.eval_resize_px else ""
+    px, resize_px = config.data.image_px, config.data.eval_resize_px
+    crops = f"centre crop {px} px, single view"
     if config.eval.views == "ten_crop":
-        return (
-            f"{resize}10 crops {data.image_px} px (corners, centre, mirrored), mean of their "
-            "probabilities"
-        )
-    return f"{resize}centre crop {data.image_px} px, single view"
+        crops = f"10 crops {px} px (corners, centre, mirrored), mean of their probabilities"
+    return f"shorter side to {resize_px} px, {crops}" if resize_px else crops
 
 
 def _open(folder: str, split: str) -> Dataset:
@@ -152,11 +147,9 @@ def _synthetic(data: cfg.Data, images: int, seed: int, law: Augmentation) -> Ima
 
 
 def _check_crops_fit(dataset: Dataset, data: cfg.Data) -> None:
-    if data.augment != "pad_crop":
-        return
     shorter = np.minimum(dataset.width, dataset.height)
     smallest = int(np.argmin(shorter))
-    if shorter[smallest] + 2 * data.pad_px < data.image_px:
+    if data.augment == "pad_crop" and shorter[smallest] + 2 * data.pad_px < data.image_px:
         raise BadInput(
             f"{dataset.where(smallest)}: {shorter[smallest]} px and data.pad_px {data.pad_px} on "
             f"each side are less than data.image_px {data.image_px}; use data.augment resized_crop"

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from harness.data.augment import WORDS, Augmentation, Floats, Ints
 
-PADDING = -1
-"""Label of the images that pad the last validation batch; they are never counted."""
+PADDING = -1  # label of the images that pad the last validation batch; they are never counted
 
 _PURPOSES = {"order": 0, "augment": 1, "color": 2, "hold out": 3}
 _WORDS_PER_BLOCK = 4  # Philox's `advance` counts blocks of four 64-bit words
@@ -30,10 +29,8 @@ _WORDS_PER_BLOCK = 4  # Philox's `advance` counts blocks of four 64-bit words
 class Samples:
     """A contiguous piece of an epoch: the ids of its images, and the geometry of each.
 
-    A loader decodes `window` (x, y, w, h in source pixels), resizes it to `resized` (w, h), crops
-    the output's square at `cut` (x, y; black outside of the image), and mirrors it where `flip` is
-    1. If `color` is given, it is then added to R, G and B (in augment.COLOR_UNITS). All arrays are
-    int64 with one row per image.
+    All arrays are int64 with one row per image. A loader decodes `window`, resizes it to `resized`,
+    crops at `cut`, and mirrors as `flip` says: see `Geometry`. Then `color` is added to R, G and B.
     """
 
     positions: Ints
@@ -50,7 +47,7 @@ class Samples:
 
     def rows(self) -> Ints:
         """Return one table of all columns: [n, 12], or [n, 15] with color. Batches carry it."""
-        columns = (getattr(self, name) for name in _WIDTHS)
+        columns = [getattr(self, name) for name in _WIDTHS]
         tables = [x.reshape(len(self), -1) for x in columns if x is not None]
         return np.concatenate(tables, axis=1)
 
@@ -92,8 +89,7 @@ def order(seed: int, epoch: int, size: int) -> Ints:
 
     It is a stable sort of raw random words: numpy may change the bits of `Generator.permutation`.
     """
-    words = _philox(seed, epoch, "order").random_raw(size)
-    ids = np.argsort(words, kind="stable")
+    ids = np.argsort(_philox(seed, epoch, "order").random_raw(size), kind="stable")
     ids.setflags(write=False)
     return ids
 
@@ -121,9 +117,7 @@ class Stream:
         """Return the samples at positions [first, first + count) of the shuffled epoch."""
         ids = order(self.seed, epoch, len(self.labels))[first : first + count]
         u = draws(self.seed, epoch, "augment", first, count, WORDS)
-        color = None
-        if self.law.color is not None:
-            color = self.law.color(draws(self.seed, epoch, "color", first, count, 4))
+        color = self.law.color and self.law.color(draws(self.seed, epoch, "color", first, count, 4))
         return self._samples(np.arange(first, first + count), ids, u, color)
 
     def in_order(self, first: int, count: int) -> Samples:
@@ -139,11 +133,9 @@ class Stream:
 
     def _samples(self, positions: Ints, ids: Ints, u: Floats, color: Ints | None = None) -> Samples:
         width, height = self.width[ids].astype(np.int64), self.height[ids].astype(np.int64)
-        geometry, views = self.law.of(u, width, height), self.law.views
-        labels = self.labels[ids].astype(np.int64)
-        return Samples(positions.repeat(views), ids.repeat(views), labels.repeat(views),
-                       geometry.window, geometry.resized, geometry.cut, geometry.flip,
-                       color)  # fmt: skip
+        geometry, labels = self.law.of(u, width, height), self.labels[ids].astype(np.int64)
+        positions, ids, labels = (x.repeat(self.law.views) for x in (positions, ids, labels))
+        return Samples(positions, ids, labels, **vars(geometry), color=color)
 
 
 @dataclass(frozen=True)
@@ -157,8 +149,7 @@ class Split:
 
     def first(self, step: int, rank: int, micro: int) -> int:
         """Return the position, within the epoch, of the first image of a micro-batch."""
-        in_step = rank * self.accumulate + micro
-        return step * self.global_batch + in_step * self.local_batch
+        return step * self.global_batch + (rank * self.accumulate + micro) * self.local_batch
 
 
 def train_samples(
@@ -196,15 +187,12 @@ class Digest:
 
     def clear(self) -> None:
         """Reset for a new epoch."""
-        self.images = 0
-        self.order = 0
-        self.samples = 0
+        self.images = self.order = self.samples = 0
 
     def add(self, rows: Ints) -> None:
         """Add the images of a batch, without padding (`Samples.rows`, [n, 12])."""
-        columns = rows.astype(np.uint64).T
         hashes = np.zeros(len(rows), dtype=np.uint64)
-        for column in columns:
+        for column in rows.astype(np.uint64).T:
             hashes = _mix(hashes ^ column)
         self.images += len(rows)
         self.order = (self.order + int(np.sum(hashes, dtype=np.uint64))) % 2**64
@@ -216,8 +204,7 @@ class Digest:
 
     def words(self) -> Ints:
         """Return [images, order, samples] as int64, to be summed over ranks (the sum wraps)."""
-        sums = np.array([self.images, self.order, self.samples], dtype=np.uint64)
-        return sums.view(np.int64)
+        return np.array([self.images, self.order, self.samples], dtype=np.uint64).view(np.int64)
 
 
 def digest_of(ids: Ints) -> int:

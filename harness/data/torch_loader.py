@@ -19,8 +19,7 @@ from harness.data.stream import Samples
 from harness.errors import RunFailed
 from harness.system.process import leave_to_parent
 
-_Item = tuple[NDArray[np.uint8], Ints] | str
-"""Pixels and row, or an error message about the image."""
+_Item = tuple[NDArray[np.uint8], Ints] | str  # pixels and row, or an error about the image
 
 
 class TorchBatches:
@@ -50,7 +49,7 @@ class TorchBatches:
             prefetch_factor=prefetch if threads else None,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_begin_worker,
+            worker_init_fn=lambda _: leave_to_parent(),
         )
         self._batches = iter(loader)
 
@@ -71,10 +70,6 @@ class TorchBatches:
         del self._batches
 
 
-def _begin_worker(number: int) -> None:
-    leave_to_parent()
-
-
 class _Images(data.Dataset[_Item]):
     """A map from a row of `Samples.rows` to the image [px, px, 3] and the row."""
 
@@ -83,19 +78,11 @@ class _Images(data.Dataset[_Item]):
 
     def __getitem__(self, row: Ints) -> _Item:
         one = Samples.from_rows(row[None])
-        sample = int(one.ids[0])
         try:
-            with Image.open(BytesIO(self._dataset.content(sample))) as file:
-                image = file.convert("RGB")
+            image = decoded(self._dataset, int(one.ids[0]))
         except RunFailed as error:
             # Not raised: the DataLoader would wrap it in the traceback of its worker.
             return str(error)
-        except (OSError, SyntaxError) as error:
-            return undecodable(self._dataset, sample, error)
-        return np.asarray(self._transform(image, one)), row
-
-    def _transform(self, image: Image.Image, one: Samples) -> Image.Image:
-        """Crop the window, resize, crop the output and flip, with Pillow."""
         if self._steps.window:
             x, y, w, h = one.window[0].tolist()
             image = image.crop((x, y, x + w, y + h))
@@ -106,12 +93,21 @@ class _Images(data.Dataset[_Item]):
             image = image.crop((x, y, x + self._out_px, y + self._out_px))
         if one.flip[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return np.asarray(image), row
+
+
+def decoded(dataset: Dataset, sample: int) -> Image.Image:
+    """Return an image as Pillow decodes it, in RGB; raise RunFailed if it does not decode."""
+    try:
+        with Image.open(BytesIO(dataset.content(sample))) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise RunFailed(undecodable(dataset, sample, error)) from None
 
 
 def _collate(items: list[_Item]) -> tuple[torch.Tensor, Ints] | str:
-    error = next((item for item in items if isinstance(item, str)), None)
-    if error is not None:
-        return error
+    for item in items:
+        if isinstance(item, str):
+            return item
     images, rows = zip(*items, strict=True)
     return torch.from_numpy(np.stack(images)), np.stack(rows)

@@ -6,6 +6,8 @@ label in ASCII. Other members are ignored. Any tool may have written the tar.
 
 import tarfile
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -14,7 +16,6 @@ from PIL import Image
 from harness.data import manifest
 from harness.errors import BadInput
 
-BLOCK = tarfile.BLOCKSIZE
 IMAGES = ("jpg", "jpeg", "png")
 
 
@@ -41,7 +42,7 @@ def samples_of(path: Path, *, sized: bool = True) -> Iterator[Member]:
     """
     with opened(path) as tar:
         try:
-            for key, parts in grouped(tar):
+            for key, parts in _grouped(tar):
                 yield _sample(path, tar, key, parts, sized=sized)
         except tarfile.TarError as error:
             raise BadInput(
@@ -70,30 +71,25 @@ def check_end(path: Path, tar: tarfile.TarFile) -> None:
     """
     with path.open("rb") as file:
         file.seek(tar.offset)
-        block = file.read(BLOCK)
-    if len(block) < BLOCK:
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
         raise BadInput(f"{path}: truncated at offset {tar.offset:,}; copy it again")
     if any(block):
         raise BadInput(f"{path}: offset {tar.offset:,}: is no tar header; copy it again")
 
 
-def grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Yield consecutive members of one name as {suffix: member}: WebDataset's rule."""
-    parts: dict[str, tarfile.TarInfo] = {}
-    last = ""
-    for member in tar:
-        folder, _, base = member.name.removeprefix("./").rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if not member.isfile() or not stem:
-            continue  # folders; macOS's `._name` and other hidden ones
-        key = f"{folder}/{stem}" if folder else stem
-        if key != last:
-            if parts:
-                yield last, parts
-            parts, last = {}, key
-        parts[suffix.lower()] = member
-    if parts:
-        yield last, parts
+
+    def named() -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+        for member in tar:
+            folder, _, base = member.name.removeprefix("./").rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if member.isfile() and stem:  # no folders; no macOS's `._name` and other hidden ones
+                yield f"{folder}/{stem}" if folder else stem, suffix.lower(), member
+
+    for key, members in groupby(named(), key=itemgetter(0)):
+        yield key, {suffix: member for _, suffix, member in members}
 
 
 def _sample(
@@ -119,8 +115,7 @@ def _sample(
         width, height = size_px(cast(Any, tar.extractfile(image))) if sized else (0, 0)
     except ValueError as error:
         raise BadInput(f"{where}: {error}; harness data check lists all such") from None
-    name = manifest.unescaped(key)
-    return Member(name, label, width, height, image.size, image.offset_data)
+    return Member(manifest.unescaped(key), label, width, height, image.size, image.offset_data)
 
 
 def size_px(image: Path | IO[bytes]) -> tuple[int, int]:

@@ -224,7 +224,7 @@ def on_a_made_gpu(
     build = DaliBatches._build
     there = torch.device("cuda", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(DaliBatches, "_build", lambda self, pipeline: None)
+        patch.setattr(DaliBatches, "_build", lambda self, *_: None)
         batches = dali(dataset, CENTRE, decode=decode, device=there)
     monkeypatch.setattr(DaliBatches, "_build", build)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")

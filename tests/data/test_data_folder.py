@@ -41,7 +41,7 @@ def _console(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(data: Dataset, sample: int) -> Path:
     """File of a sample."""
     assert isinstance(data.files, TreeFiles)
-    return data.files.path(sample)
+    return Path(data.files.where(sample))
 
 
 def names(data: Dataset) -> list[str]:
@@ -249,11 +249,11 @@ def test_the_index_goes_into_the_cache(
 ) -> None:
     data = open_folder(read_only)
     assert files(read_only) == set()
-    assert data.index.parent == tmp_path / "deep" / "cache" / "index"
-    assert files(data.index.parent) == {data.index.name}
-    before = data.index.stat().st_mtime_ns
+    assert data.files.index.parent == tmp_path / "deep" / "cache" / "index"
+    assert files(data.files.index.parent) == {data.files.index.name}
+    before = data.files.index.stat().st_mtime_ns
     assert open_folder(read_only).digest == data.digest
-    assert data.index.stat().st_mtime_ns == before
+    assert data.files.index.stat().st_mtime_ns == before
     change_add(read_only)
     assert len(open_folder(read_only)) == 7
     assert "older than the images" in capsys.readouterr().out
@@ -264,7 +264,7 @@ def test_an_index_beside_the_data_serves_all(
 ) -> None:
     owner = open_folder(root)
     request.getfixturevalue("read_only")
-    assert open_folder(root).index == owner.index
+    assert open_folder(root).files.index == owner.files.index
     assert not (tmp_path / "deep").exists()
 
 
@@ -343,7 +343,7 @@ def test_a_file_that_changed_its_size_is_named(root: Path, read: Read) -> None:
 def test_the_index_to_remove_is_the_one_in_use(read_only: Path) -> None:
     data = open_folder(read_only)
     path(data, 0).write_bytes(b"")
-    with pytest.raises(RunFailed, match=re.escape(f"remove {data.index} and start again")):
+    with pytest.raises(RunFailed, match=re.escape(f"remove {data.files.index} and start again")):
         data.reader("mmap")(0)
 
 

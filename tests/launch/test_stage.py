@@ -33,14 +33,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_copy_is_the_source_with_its_index(source: Path, tmp_path: Path) -> None:
     there = open_folder(source)
     copy = stage(source, tmp_path / "local")
-    before = (copy / there.index.name).stat().st_mtime_ns
+    before = (copy / there.files.index.name).stat().st_mtime_ns
     here = open_folder(copy)
     assert contents(copy) == contents(source)
     assert here.digest == there.digest
     assert [here.where(k).removeprefix(str(here.root)) for k in range(len(here))] == [
         there.where(k).removeprefix(str(there.root)) for k in range(len(there))
     ]
-    assert (copy / there.index.name).stat().st_mtime_ns == before, "indexed again"
+    assert (copy / there.files.index.name).stat().st_mtime_ns == before, "indexed again"
     assert [path.name for path in (tmp_path / "local").iterdir() if path.suffix != ".lock"] == [
         copy.name
     ]

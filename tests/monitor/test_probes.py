@@ -116,8 +116,8 @@ def test_reading_ends_with_its_time(photos: Path) -> None:
 def test_a_sample_is_random_and_of_real_files(photos: Path, tmp_path: Path) -> None:
     first, again, other = (some(photos, 20, seed) for seed in (1, 1, 2))
     assert list(first.names) == list(again.names) != list(other.names)
-    assert len({first.path(n) for n in range(20)}) == 20
-    assert all(first.path(n).stat().st_size == first.size_bytes[n] for n in range(20))
+    assert len({first.where(n) for n in range(20)}) == 20
+    assert all(os.stat(first.where(n)).st_size == first.size_bytes[n] for n in range(20))
     (tmp_path / "class0").mkdir()
     with pytest.raises(BadInput, match="class0: holds no image"):
         some_files(tmp_path, 20, seed=1)

@@ -5,11 +5,12 @@ It reads the headers, or with `decode` all bytes, and reports all findings, not 
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
-from typing import Any
+from itertools import permutations
 
 import numpy as np
 from PIL import Image
@@ -20,12 +21,9 @@ from harness.errors import BadInput
 from harness.system.progress import in_parallel, track
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
-IMAGENET_CLASSES = 1000
-IMAGENET_VAL_PER_CLASS = 50
-HUGE_PX = 5980 * 6430
-"""Pixels of the largest image of ImageNet (DALI's advice for what to preallocate)."""
-LEAK_PCT = 1.0
-"""More validation images than this among the training images make an accuracy wrong."""
+IMAGENET_CLASSES, IMAGENET_VAL_PER_CLASS = 1000, 50
+HUGE_PX = 5980 * 6430  # of the largest image of ImageNet (DALI's advice what to preallocate)
+LEAK_PCT = 1.0  # more validation images than that in the training set make an accuracy wrong
 
 _HEAD_BYTES = 4096  # hashed to find duplicates; few images share them without being the same
 _ORIENTATION, _ROTATED = 0x0112, range(2, 9)  # EXIF; some cameras write 0, which is undefined
@@ -91,41 +89,25 @@ class Report:
         """Findings that would make training wrong."""
         return [finding for finding in self.findings if finding.wrong]
 
-    def facts(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        findings = [asdict(finding) | {"wrong": finding.wrong} for finding in self.findings]
-        return {
-            "decoded": self.decoded,
-            "splits": [asdict(split) for split in self.splits],
-            "findings": findings,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """The facts of one image; few, as ImageNet has 1.3 million.
-
-    Attributes:
-        head: digest of its first bytes; 0 if it is empty or unreadable.
-        findings: of this image.
-    """
+    """The facts of one image; few, as ImageNet has 1.3 million."""
 
     width: int = 0
     height: int = 0
     png: bool = False
-    head: int = 0
+    head: int = 0  # digest of its first bytes; 0 if it is empty or unreadable
     findings: tuple[Finding, ...] = ()
 
 
 def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
-    """Check every image of all splits.
-
-    Args:
-        decode: decode all images entirely, and compare the digests of packed shards.
-    """
+    """Check every image of all splits; with `decode` all bytes, and packed shards' digests."""
     splits, findings, images_of = [], [], []
     for source in sources:
-        images = list(_read_all(source, decode=decode, workers=workers))
+        read, numbers = partial(_read, source, decode=decode), range(len(source))
+        what = f"checking {source.split or source.root}"
+        images = list(in_parallel(read, numbers, threads=workers, what=what, unit="images"))
         images_of.append(images)
         splits.append(_split(source, images))
         findings += [finding for image in images for finding in image.findings]
@@ -138,14 +120,7 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
     return Report(decode, splits, findings)
 
 
-def _read_all(source: Source, *, decode: bool, workers: int) -> Iterator[_Image]:
-    return in_parallel(
-        lambda image: _read_image(source, image, decode=decode), range(len(source)),
-        threads=workers, what=f"checking {source.split or source.root}", unit="images",
-    )  # fmt: skip
-
-
-def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
+def _read(source: Source, image: int, *, decode: bool) -> _Image:
     where = source.where(image)
     try:
         content = source.read(image) if decode else source.read(image, _HEAD_BYTES)
@@ -161,7 +136,6 @@ def _read_image(source: Source, image: int, *, decode: bool) -> _Image:
 
 
 def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
-    """Return the facts of an encoded image; None if its header does not parse."""
     findings = []
     try:
         with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
@@ -177,11 +151,10 @@ def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
                     image.load()
                 except (OSError, ValueError, SyntaxError) as error:
                     findings.append(Finding("corrupt", where, str(error)))
-            digest = hashlib.sha256(content[:_HEAD_BYTES]).digest()
-            head = int.from_bytes(digest[:8])
+            head = int.from_bytes(hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8])
             return _Image(width, height, image.format == "PNG", head, tuple(findings))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        return None  # its header does not parse
 
 
 def _split(source: Source, images: Sequence[_Image]) -> Split:
@@ -200,11 +173,9 @@ def _split(source: Source, images: Sequence[_Image]) -> Split:
     )
 
 
-def _odd_png(source: Source, images: Sequence[_Image]) -> Iterable[Finding]:
-    numbers = [number for number, image in enumerate(images) if image.png]
-    if 2 * len(numbers) < len(images):
-        return [Finding("PNG", source.where(number)) for number in numbers]
-    return []
+def _odd_png(source: Source, images: Sequence[_Image]) -> list[Finding]:
+    found = [Finding("PNG", source.where(n)) for n, image in enumerate(images) if image.png]
+    return found if 2 * len(found) < len(images) else []
 
 
 def _counts(source: Source) -> Iterator[Finding]:
@@ -217,18 +188,17 @@ def _counts(source: Source) -> Iterator[Finding]:
         return
     if len(source) != (due := IMAGENET[source.split]):
         yield Finding("counts", root, f"{len(source):,} images, ImageNet has {due:,}")
-    if source.split == "val":
-        other = [n for n, images in counts.items() if images != IMAGENET_VAL_PER_CLASS]
-        if other:
-            yield Finding(
-                "counts", root,
-                f"class {source.classes[other[0]]} has {counts[other[0]]} images, each has "
-                f"{IMAGENET_VAL_PER_CLASS} ({len(other)} such classes)",
-            )  # fmt: skip
+    other = [n for n, images in counts.items() if images != IMAGENET_VAL_PER_CLASS]
+    if source.split == "val" and other:
+        detail = (
+            f"class {source.classes[other[0]]} has {counts[other[0]]} images, each has "
+            f"{IMAGENET_VAL_PER_CLASS} ({len(other)} such classes)"
+        )
+        yield Finding("counts", root, detail)
 
 
 def _altered(source: Source) -> Iterator[Finding]:
-    packed = manifest.read(source.root) if source.root.is_dir() else None
+    packed = manifest.read(source.root)
     shards = packed.shards if packed else {}
     for name, shard in track(shards.items(), total=len(shards), what="comparing digests"):
         path = source.root / name
@@ -238,9 +208,8 @@ def _altered(source: Source) -> Iterator[Finding]:
 
 
 def _other_classes(sources: Sequence[Source]) -> Iterator[Finding]:
-    for have, lack in ((a, b) for a in sources for b in sources if a is not b):
-        missing = sorted(set(have.classes) - set(lack.classes))
-        if missing:
+    for have, lack in permutations(sources, 2):
+        if missing := sorted(set(have.classes) - set(lack.classes)):
             detail = f"has no {missing[0]}, which {have.root} has ({len(missing)} such)"
             yield Finding("classes", str(lack.root), detail)
 
@@ -251,9 +220,9 @@ def _shared(sources: Sequence[Source], images_of: Sequence[Sequence[_Image]]) ->
     if not {"train", "val"} <= set(by_split):
         return []
     train, val = sources[by_split["train"]], sources[by_split["val"]]
-    by_head: dict[int, list[int]] = {}
+    by_head = defaultdict(list)
     for number, image in enumerate(images_of[by_split["train"]]):
-        by_head.setdefault(image.head, []).append(number)
+        by_head[image.head].append(number)
     duplicates = []
     for number, image in enumerate(images_of[by_split["val"]]):
         # Both images are read in full only if their first bytes agree.

@@ -37,21 +37,11 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are made smaller; by default not at all.
+    """How images are made smaller; by default not at all."""
 
-    Attributes:
-        shorter_px, longer_px: maximum of the shorter or longer side; the ratio is kept.
-        quality: JPEG quality of all images; by default 90 for those that are resized.
-    """
-
-    shorter_px: int | None = None
+    shorter_px: int | None = None  # maximum of the shorter side; the ratio is kept
     longer_px: int | None = None
-    quality: int | None = None
-
-    @property
-    def changes_images(self) -> bool:
-        """Whether any image may be re-encoded."""
-        return any(value is not None for value in (self.shorter_px, self.longer_px, self.quality))
+    quality: int | None = None  # of all JPEGs; by default 90 for those that are resized
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height to which an image of this size is resized."""
@@ -65,21 +55,11 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Packing:
-    """The options of packing; the bytes of the shards depend on all of them.
-
-    Attributes:
-        shard_images: images per shard.
-        seed: of the order in the shards; None keeps the order of classes.
-        encoding: how images are re-encoded.
-    """
+    """The options of packing; the bytes of the shards depend on all of them."""
 
     shard_images: int
-    seed: int | None
+    seed: int | None  # of the order in the shards; None keeps the order of classes
     encoding: Encoding
-
-    def options(self) -> dict[str, int | str | None]:
-        """Return the options for pack.json."""
-        return {"shard_images": self.shard_images, "seed": self.seed, **asdict(self.encoding)}
 
 
 def pack(source: Source, dest: Path, how: Packing, workers: int) -> manifest.Manifest:
@@ -113,17 +93,16 @@ def pack(source: Source, dest: Path, how: Packing, workers: int) -> manifest.Man
             packed = packed.model_copy(update={"shards": shards, "finished": True})
             manifest.write(dest, packed)
         except OSError as error:
+            room = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise RunFailed(
-                f"{dest}: {error.strerror} after {count(len(packed.shards), 'shard')}"
-                + ("; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "")
-                + ", and give the same command again: it goes on from there"
+                f"{dest}: {error.strerror} after {count(len(packed.shards), 'shard')}{room}, and "
+                "give the same command again: it goes on from there"
             ) from None
     return packed
 
 
 @contextmanager
 def _exclusive(dest: Path) -> Iterator[None]:
-    """Keep other processes from packing into the folder."""
     lock = FileLock(dest / _LOCK)
     try:
         lock.acquire(blocking=False)
@@ -140,11 +119,11 @@ def _exclusive(dest: Path) -> Iterator[None]:
 
 def _begun(source: Source, dest: Path, how: Packing) -> manifest.Manifest:
     """Return the folder's manifest, new or of an earlier pack of the same images and options."""
+    options = {"shard_images": how.shard_images, "seed": how.seed, **asdict(how.encoding)}
     fresh = manifest.Manifest(
-        source=source.kind, digest=source.digest, images=len(source), options=how.options()
+        source=source.kind, digest=source.digest, images=len(source), options=options
     )
-    packed = manifest.read(dest)
-    if packed is None:
+    if (packed := manifest.read(dest)) is None:
         if others := sorted(set(os.listdir(dest)) - {_LOCK}):
             raise BadInput(f"{dest}: holds {others[0]} already; give a new folder")
         manifest.write(dest, fresh)
@@ -175,25 +154,17 @@ def _refuse_duplicate_names(source: Source) -> None:
 
 
 def _plan(source: Source, how: Packing) -> dict[str, Sequence[int]]:
-    """Return the images of each shard, by the shard's name."""
     size = len(source)
     ids = list(range(size)) if how.seed is None else stream.order(how.seed, 0, size).tolist()
-    cuts = range(0, size, how.shard_images)
     return {
         f"{source.split or 'images'}-{number:06d}.tar": ids[first : first + how.shard_images]
-        for number, first in enumerate(cuts)
+        for number, first in enumerate(range(0, size, how.shard_images))
     }
 
 
 def _check_room(source: Source, dest: Path, how: Packing, todo: dict[str, Sequence[int]]) -> None:
-    """Check that the shards fit on the disk; the size of re-encoded images is not known before.
-
-    Raises:
-        BadInput: they do not; the message says how much is needed.
-    """
-    if source.sizes is None or how.encoding.changes_images:
-        return
-    sizes = source.sizes
+    if (sizes := source.sizes) is None or how.encoding != Encoding():
+        return  # the size of re-encoded images is not known before
     needed = sum(sizes[image] + 2560 for ids in todo.values() for image in ids)
     free = shutil.disk_usage(dest).free
     if needed + _FREE_BYTES > free:
@@ -206,16 +177,15 @@ def _check_room(source: Source, dest: Path, how: Packing, todo: dict[str, Sequen
 def _written(
     source: Source, dest: Path, how: Packing, todo: dict[str, Sequence[int]], workers: int
 ) -> Iterator[tuple[str, manifest.Shard]]:
-    """Write the shards in parallel, with a bar; yield each finished one."""
     stop = Event()
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
         jobs = {
             pool.submit(_write, source, ids, dest / name, how.encoding, stop): name
             for name, ids in todo.items()
         }
+        done = as_completed(jobs)
         try:
-            finished = as_completed(jobs)
-            for job in track(finished, total=len(jobs), what=f"packing {dest}", unit="shards"):
+            for job in track(done, total=len(jobs), what=f"packing {dest}", unit="shards"):
                 yield jobs[job], job.result()
         finally:
             stop.set()
@@ -257,9 +227,6 @@ def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
 
     PNG stays PNG, which is lossless. Re-encoding drops EXIF, whose rotation is never applied.
 
-    Args:
-        where: the image's place, for a message.
-
     Raises:
         BadInput: it is neither JPEG nor PNG, or does not decode.
     """
@@ -275,11 +242,8 @@ def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
             pixels = image if suffix == "png" and image.mode != "P" else image.convert("RGB")
             if target != size:
                 pixels = pixels.resize(target, Image.Resampling.LANCZOS)
-            if suffix == "png":
-                pixels.save(file := BytesIO(), format="PNG")
-            else:
-                quality = how.quality or DEFAULT_QUALITY
-                pixels.save(file := BytesIO(), format="JPEG", quality=quality)
+            options = {} if suffix == "png" else {"quality": how.quality or DEFAULT_QUALITY}
+            pixels.save(file := BytesIO(), "PNG" if suffix == "png" else "JPEG", **options)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(
             f"{where}: {error}; remove or replace it, or find all such by harness data check"

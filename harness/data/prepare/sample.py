@@ -46,12 +46,8 @@ def _of_tree(root: Path, most: int, draw: random.Random) -> TreeFiles:
     if not images:
         raise BadInput(f"{folders[0]}: holds no image; remove it or fill it")
     images = draw.sample(images, min(most, len(images)))
+    labels = np.array([label for label, _ in images], dtype=np.int32)
+    names = np.array([os.fsencode(name) for _, name in images])
     sizes = [(folders[label] / name).stat().st_size for label, name in images]
-    return TreeFiles(
-        root=root,
-        classes=[folder.name for folder in folders],
-        labels=np.array([label for label, _ in images], dtype=np.int32),
-        names=np.array([os.fsencode(name) for _, name in images]),
-        size_bytes=np.array(sizes, dtype=np.int64),
-        index=root,
-    )
+    classes = [folder.name for folder in folders]
+    return TreeFiles(root, classes, labels, names, np.array(sizes, dtype=np.int64), index=root)

@@ -1,15 +1,16 @@
 """Print the report of `harness data check`, and write it as JSON."""
 
 import json
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from harness.data.prepare.check import NOTES, WRONG, Finding, Report
+from harness.data.prepare.check import NOTES, WRONG, Report
 from harness.system.console import count, out, wide
-from harness.system.files import write_atomic
+from harness.system.files import write_text
 
 _EXAMPLES = 5
 
@@ -34,22 +35,19 @@ def show(report: Report) -> None:
     order = [*WRONG, *NOTES]
     findings = sorted(report.findings, key=lambda finding: order.index(finding.kind))
     for kind, group in groupby(findings, key=lambda finding: finding.kind):
-        _show_kind(kind, list(group))
-
-
-def _show_kind(kind: str, findings: list[Finding]) -> None:
-    what = WRONG.get(kind) or NOTES[kind]
-    out.print(f"{'WRONG' if kind in WRONG else 'note'}: {len(findings):,} x {kind} ({what})")
-    for finding in findings[:_EXAMPLES]:
-        out.print(f"    {finding.where}" + (f": {finding.detail}" if finding.detail else ""))
-    if len(findings) > _EXAMPLES:
-        out.print(f"    and {len(findings) - _EXAMPLES:,} more; --json FILE lists them")
+        each = list(group)
+        what = WRONG.get(kind) or NOTES[kind]
+        out.print(f"{'WRONG' if kind in WRONG else 'note'}: {len(each):,} x {kind} ({what})")
+        for finding in each[:_EXAMPLES]:
+            out.print(f"    {finding.where}" + (f": {finding.detail}" if finding.detail else ""))
+        if len(each) > _EXAMPLES:
+            out.print(f"    and {len(each) - _EXAMPLES:,} more; --json FILE lists them")
 
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report as JSON."""
-    text = json.dumps(report.facts(), indent=1)
-    write_atomic(path, lambda part: part.write_text(text))
+    findings = [asdict(finding) | {"wrong": finding.wrong} for finding in report.findings]
+    write_text(path, json.dumps(asdict(report) | {"findings": findings}, indent=1))
 
 
 def last_line(report: Report, path: Path) -> str:
@@ -59,10 +57,7 @@ def last_line(report: Report, path: Path) -> str:
             f"{path}: {count(len(report.wrong), 'finding')} would make training wrong; fix them "
             "and check again"
         )
+    looked = "headers are good; --decode looks at all of every image,"
+    looked = "images are good;" if report.decoded else looked
     images = sum(split.images for split in report.splits)
-    if not report.decoded:
-        return (
-            f"{path}: {images:,} headers are good; --decode looks at all of every image, "
-            "harness data pack makes shards of them"
-        )
-    return f"{path}: {images:,} images are good; harness data pack makes shards of them"
+    return f"{path}: {images:,} {looked} harness data pack makes shards of them"

@@ -26,9 +26,8 @@ def open_sources(root: Path) -> list[Source]:
     for find in (imagenet.ilsvrc, imagenet.kaggle, cifar.find):
         if sources := find(root):
             return sources
-    splits = split_folders(root)
-    return [_one(folder, split) for split, folder in splits.items()] or [_one(root, "")]
-
-
-def _one(folder: Path, split: str) -> Source:
-    return packed(folder, split) if shard_paths(folder) else tree(folder, split)
+    folders = split_folders(root) or {"": root}
+    return [
+        packed(folder, split) if shard_paths(folder) else tree(folder, split)
+        for split, folder in folders.items()
+    ]

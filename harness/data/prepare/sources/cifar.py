@@ -71,8 +71,8 @@ def _split(root: Path, kind: type[CIFAR10], *, train: bool) -> Source:
     try:
         data = kind(str(root), train=train)
     except RuntimeError as error:
-        raise BadInput(f"{root}: {str(error).split('.')[0]}; download {kind.__name__} again"
-                       ) from None  # fmt: skip
+        what = str(error).split(".")[0]
+        raise BadInput(f"{root}: {what}; download {kind.__name__} again") from None
     # As in a tree: by the sorted names of the classes.
     classes = sorted(data.classes)
     names = [data.classes[target] for target in data.targets]
@@ -85,14 +85,9 @@ def _split(root: Path, kind: type[CIFAR10], *, train: bool) -> Source:
 
 
 def get(name: str, root: Path, archive: Path | None = None) -> None:
-    """Write `train` and `test`, one folder per class, from torchvision's download.
+    """Write `train` and `test`, one folder per class, from torchvision's download or `archive`.
 
     If this fails, no partial folder is left.
-
-    Args:
-        name: cifar10 or cifar100.
-        root: a new folder.
-        archive: the set's .tar.gz, if it has been downloaded already.
 
     Raises:
         BadInput: the folder exists, the archive is a wrong one, or the download fails.

@@ -28,6 +28,9 @@ IMAGES = Path("ILSVRC", "Data", "CLS-LOC")
 LABELS = "LOC_val_solution.csv"
 KIND = "Kaggle's ImageNet"
 
+_Image = tuple[str, str, int, int]
+"""Class, name without suffix, offset and size of an image in a tar."""
+
 
 def ilsvrc(root: Path) -> list[Source]:
     """The splits whose tars lie in a folder.
@@ -35,23 +38,19 @@ def ilsvrc(root: Path) -> list[Source]:
     Raises:
         BadInput: a tar that is not ILSVRC's, or truncated; validation images without the devkit.
     """
-    sources = []
-    if (root / TRAIN).exists():
-        sources.append(_train(root / TRAIN))
-    if (root / VAL).exists():
-        sources.append(_val(root))
-    for name in (TRAIN, VAL):
+    listed = {TRAIN: _train, VAL: _val}
+    sources = [list_of(root) for name, list_of in listed.items() if (root / name).exists()]
+    for name in listed:
         if sources and not (root / name).exists():
             out.print(f"{root / name}: is not there, so the split is left out")
     return sources
 
 
-def _train(path: Path) -> Source:
-    with opened(path) as tar:
-        members = list(_members(path, tar))
+def _train(root: Path) -> Source:
+    with opened(path := root / TRAIN) as tar:
+        members = _members(path, tar)
         classes = sorted(name.removesuffix(".tar") for name, _ in members)
-        label_of = {name: label for label, name in enumerate(classes)}
-        images: list[Place] = []
+        images: list[_Image] = []
         for name, member in track(members, total=len(members), what=f"listing {path}"):
             wnid = name.removesuffix(".tar")
             if not name.endswith(".tar"):
@@ -60,9 +59,8 @@ def _train(path: Path) -> Source:
                     "ILSVRC's training tar holds one for each"
                 )
             inner = cast(IO[bytes], tar.extractfile(member))
-            for image, offset, size in _class_images(path, name, inner):
-                start = member.offset_data + offset
-                images.append(Place(label_of[wnid], f"{wnid}/{image}", path, start, size))
+            listed = _class_images(path, name, inner)
+            images += [(wnid, stem, member.offset_data + at, size) for stem, at, size in listed]
     return _source(path, "train", classes, images)
 
 
@@ -80,27 +78,23 @@ def _class_images(path: Path, name: str, file: IO[bytes]) -> list[tuple[str, int
 
 
 def _val(root: Path) -> Source:
-    path = root / VAL
     if not (root / DEVKIT).exists():
         raise BadInput(
             f"{root / DEVKIT}: is missing; it holds the labels of the validation images: download "
             f"it beside {VAL}"
         )
-    wnids, truth = _devkit(root / DEVKIT)
-    with opened(path) as tar:
+    classes, truth = _devkit(root / DEVKIT)
+    with opened(path := root / VAL) as tar:
         members = sorted((name, m) for name, m in _members(path, tar) if is_image(name))
     if len(members) != len(truth):
         raise BadInput(
             f"{path}: holds {len(members):,} images, and {DEVKIT} labels for {len(truth):,}; "
             "download both again"
         )
-    classes = sorted(wnids.values())
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
-    images = []
-    for (name, member), number in zip(members, truth, strict=True):
-        wnid = wnids[number]
-        full_name = f"{wnid}/{Path(name).stem}"
-        images.append(Place(label_of[wnid], full_name, path, member.offset_data, member.size))
+    images = [
+        (wnid, Path(name).stem, member.offset_data, member.size)
+        for wnid, (name, member) in zip(truth, members, strict=True)
+    ]
     return _source(path, "val", classes, images)
 
 
@@ -113,8 +107,8 @@ def _members(path: Path, tar: tarfile.TarFile) -> list[tuple[str, tarfile.TarInf
     return members
 
 
-def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
-    """Folder name (wnid) of each class number, and the number of each validation image."""
+def _devkit(path: Path) -> tuple[list[str], list[str]]:
+    """Return the classes (wnids), sorted, and that of each validation image."""
     from scipy.io import loadmat
 
     try:
@@ -132,13 +126,15 @@ def _devkit(path: Path) -> tuple[dict[int, str], list[int]]:
         raise BadInput(f"{path}: is no devkit of ILSVRC2012 ({error}); download it again") from None
     if unknown := set(numbers) - set(wnids):
         raise BadInput(f"{path}: {_TRUTH} names class {min(unknown)}, {_META} does not")
-    return wnids, numbers
+    return sorted(wnids.values()), [wnids[number] for number in numbers]
 
 
-def _source(path: Path, split: str, classes: list[str], images: list[Place]) -> Source:
+def _source(path: Path, split: str, classes: list[str], images: list[_Image]) -> Source:
     if not images:
         raise BadInput(f"{path}: holds no images; is it ILSVRC2012's?")
-    return Source(path, "ILSVRC2012 tar", split, classes, sorted(images))
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    places = [Place(label_of[wnid], f"{wnid}/{stem}", path, *at) for wnid, stem, *at in images]
+    return Source(path, "ILSVRC2012 tar", split, classes, sorted(places))
 
 
 def kaggle(root: Path) -> list[Source]:
@@ -179,7 +175,6 @@ def _kaggle_val(labels: Path, folder: Path, classes: list[str] | None) -> Source
 
 
 def _wnids(path: Path) -> dict[str, str]:
-    """Class of each validation image, by its name without suffix."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))

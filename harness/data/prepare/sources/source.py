@@ -21,30 +21,22 @@ SPLITS = {"train": "train", "val": "val", "test": "val", "validation": "val"}
 
 
 class Place(NamedTuple):
-    """Where an image lies: label, `class/name` without suffix, and the range of a file.
-
-    The offset is 0 if it is a file of its own, and not 0 in a tar.
-    """
+    """Where an image lies."""
 
     label: int
-    name: str
+    name: str  # `class/name` without suffix
     path: Path
-    offset: int
+    offset: int  # 0 if it is a file of its own, and not 0 in a tar
     size_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A split, its images ordered by class, then name.
-
-    Attributes:
-        kind: a description such as `tar shards`.
-        split: train or val; empty for a folder without splits.
-    """
+    """A split, its images ordered by class, then name."""
 
     root: Path
-    kind: str
-    split: str
+    kind: str  # a description such as `tar shards`
+    split: str  # train or val; empty for a folder without splits
     classes: list[str]
     images: Sequence[Place] = field(repr=False)
 
@@ -111,7 +103,7 @@ def of_files(
 def split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split; empty if `root` has other visible folders than splits."""
     names = {entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."}
-    if not names or not names <= set(SPLITS) or not names & {"train", "val"}:
+    if not names <= set(SPLITS) or not names & {"train", "val"}:
         return {}
     folders: dict[str, Path] = {}
     for name, split in SPLITS.items():  # in this order: `val` goes before `test`
@@ -142,6 +134,5 @@ def packed(folder: Path, split: str) -> Source:
     )
     if not images:
         raise BadInput(f"{folder}: its shards hold no image with a .cls beside it")
-    classes = class_names([(image.name, image.label) for image in images])
-    classes = classes or [str(label) for label in range(images[-1].label + 1)]
+    classes, _ = class_names([(image.name, image.label) for image in images])
     return Source(folder, "tar shards", split, classes, images)
