@@ -5,8 +5,6 @@ owns the client and reads rows from rows.jsonl, so none is ever dropped. `finish
 process and exit hooks within its time limit, so that nothing of W&B is left at interpreter exit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 Ending = tuple[dict[str, Any], int]  # summary and exit code
 FINISH_TIMEOUT_S = 5.0
 LIVE_EVERY_S = 5.0
-
 SETTINGS: dict[str, Any] = {
     "console": "off",
     "disable_git": True,
@@ -167,7 +164,7 @@ class WandbMirror:
             live, self._live = self._live, None
             return live, self._ending
 
-    def _send(self, run: wandb.Run) -> None:
+    def _send(self, run: "wandb.Run") -> None:
         """Send the rows released since the last call, but those that the server has already."""
         # A row is one call without `step`, so W&B's steps count rows: this is the first it lacks.
         first = run.starting_step
@@ -179,7 +176,7 @@ class WandbMirror:
                 self._read += 1
                 self._offset += len(line)
 
-    def _open(self) -> wandb.Run:
+    def _open(self) -> "wandb.Run":
         """Start the client; online falls back to offline, with the same id."""
         if self.mode == "online":
             try:
@@ -192,7 +189,7 @@ class WandbMirror:
                 teardown()
         return self._start("offline")
 
-    def _start(self, mode: Literal["online", "offline"]) -> wandb.Run:
+    def _start(self, mode: Literal["online", "offline"]) -> "wandb.Run":
         # With error reporting on, the client's exit hook waits 10 s for a server that hangs.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb

@@ -14,20 +14,14 @@ from harness.config import Config, fingerprint, recorded
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 
 Mode = Literal["online", "offline", "off"]
-
 WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "off"}
-PUBLIC_SERVER = "https://api.wandb.ai"
 PUBLIC_HOSTS = frozenset({"api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com"})
 
 
 def choose_mode(
     setting: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
 ) -> tuple[Mode, str | None]:
-    """Return the mode to run in, and a line with the reason if a user might not expect it.
-
-    Args:
-        setting: log.wandb of the config.
-    """
+    """Return the mode for log.wandb, and a line with the reason if a user might not expect it."""
     if setting != "auto":
         return setting, None
     if named := WANDB_MODES.get(environ.get("WANDB_MODE", "")):
@@ -57,11 +51,10 @@ def has_key(environ: Mapping[str, str]) -> bool:
 def server(environ: Mapping[str, str]) -> str:
     """Return the address of the server that the client would use."""
     configured = _settings(environ).get("default", "base_url", fallback="")
-    return environ.get("WANDB_BASE_URL") or configured or PUBLIC_SERVER
+    return environ.get("WANDB_BASE_URL") or configured or "https://api.wandb.ai"
 
 
 def _settings(environ: Mapping[str, str]) -> configparser.ConfigParser:
-    """Read the client's own settings file of this user."""
     folder = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(OSError, configparser.Error):
@@ -94,20 +87,13 @@ def about(
 
 
 def group(config: Config, environment: Mapping[str, Any], world_size: int) -> str:
-    """Return the name of the group of runs that differ in their seed only.
-
-    Such as `resnet50-8xH100-1a2b3c4d`: a hash of settings, ranks and devices comes last.
-    """
+    """Name the group of runs that differ only in their seed, such as `resnet50-8xH100-1a2b3c4d`."""
     seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
     device = environment.get("device")
     device = device if isinstance(device, Mapping) else {}
-    settings = [
-        fingerprint(seedless, "result"),
-        fingerprint(seedless, "speed"),
-        str(world_size),
-        str(device.get("name")),
-    ]
-    cell = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
+    prints = fingerprint(seedless, "result"), fingerprint(seedless, "speed")
+    settings = "\n".join([*prints, str(world_size), str(device.get("name"))])
+    cell = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f"{config.model.name}-{world_size}x{_short(device)}-{cell}"
 
 
@@ -127,7 +113,6 @@ def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _short(device: Mapping[str, Any]) -> str:
     """Return a device's short name: `H100` of `NVIDIA H100 80GB HBM3`."""
-    if device.get("type") != "cuda":
-        return str(device.get("type", "unknown"))
+    kind = str(device.get("type", "unknown"))
     model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name")))
-    return model[0] if model else "cuda"
+    return model[0] if model and kind == "cuda" else kind

@@ -26,7 +26,6 @@ from harness.results.measured import Measured
 from harness.results.wandb import api as wandb_api
 from harness.system.console import count
 
-FINISH_S = 120.0
 SETTINGS = {
     "finish_timeout": 100.0,
     # The machine that publishes is not the one that trained.
@@ -37,26 +36,21 @@ SETTINGS = {
 """Added to the settings of live logging; the timeout may be longer, as no other rank waits."""
 
 
-class Published(NamedTuple):
-    """What was done with a run.
+Mode = Literal["online", "offline"]
 
-    Attributes:
-        action: what was done, as text.
-        where: URL in W&B; offline, the command that uploads it.
-        group: of the run in W&B.
-        place: entity and project in W&B, such as `lab/bench`; None offline.
-    """
+
+class Published(NamedTuple):
+    """What was done with a run."""
 
     action: str
-    where: str
+    where: str  # URL in W&B; offline, the command that uploads it
     group: str
-    place: str | None
+    place: str | None  # entity and project, such as `lab/bench`; None offline
 
 
 def to_wandb(
-    run: LoadedRun, known: Measured, mode: Literal["online", "offline"],
-    project: str | None, entity: str | None,
-) -> Published:  # fmt: skip
+    run: LoadedRun, known: Measured, mode: Mode, project: str | None, entity: str | None
+) -> Published:
     """Send to W&B what it lacks of a run; a second call has nothing to do.
 
     Args:
@@ -67,10 +61,8 @@ def to_wandb(
     Raises:
         BadInput: W&B has other rows of this run, or does not accept these.
     """
-    names = ("world_size", "precision", "peak_lr")
-    about = wandb_run.about(
-        known.config, known.environment, **{name: known.result[name] for name in names}
-    )
+    resolved = {name: known.result[name] for name in ("world_size", "precision", "peak_lr")}
+    about = wandb_run.about(known.config, known.environment, **resolved)
     wanted = about | {  # what live logging passed to W&B when the run last started
         "run_id": known.result["run_id"],
         "name": run.path.name,
@@ -91,11 +83,7 @@ def to_wandb(
 
 
 def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, Any]) -> str | None:
-    """Return a text that says what W&B lacks of a run; None if it has everything.
-
-    Raises:
-        BadInput: W&B has other rows of this run.
-    """
+    """Return a text that says what W&B lacks of a run; None if it has everything."""
     names = frozenset(ROW_KEYS.values())
     rows = [_only(row, names) for row in wandb_api.history(remote)]
     sent = [row_for_wandb(row.model_dump()) for row in run.rows]
@@ -133,9 +121,7 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     )
 
 
-def _send(
-    run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Literal["online", "offline"]
-) -> str:
+def _send(run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Mode) -> str:
     """Send or write a run; return its URL, or the command that uploads it."""
     with TemporaryDirectory() as scratch:  # for files of the client, not needed after that
         mirror = WandbMirror(
@@ -143,7 +129,7 @@ def _send(
             rows=run.path / "rows.jsonl", settings=SETTINGS, **wanted,
         )  # fmt: skip
         mirror.release(len(run.rows))
-        status = mirror.finish(known.result, exit_code=0, timeout_s=FINISH_S)
+        status = mirror.finish(known.result, exit_code=0, timeout_s=120.0)
     if status != mode:
         raise BadInput(f"{run.path}: W&B did not take it: {status}; give the command again")
     return (mirror.url if mode == "online" else mirror.sync_command) or ""

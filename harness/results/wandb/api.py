@@ -1,7 +1,5 @@
 """Runs out of W&B, through its public client."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator
@@ -28,7 +26,6 @@ FILTERS = {
 }  # fmt: skip
 """Keys of the part after `?` -> W&B's names for them."""
 TIMEOUT_S = 20
-END_S = 3.0
 
 
 def runs_at(address: str) -> list[Measured]:
@@ -66,11 +63,8 @@ def _read(address: str, run: Any) -> Measured:
 
 
 @contextmanager
-def client(what: str) -> Iterator[wandb.Api]:
-    """Yield the public client, once it has checked the key; its errors become one line.
-
-    Args:
-        what: the address or option; the line begins with it.
+def client(what: str) -> Iterator["wandb.Api"]:
+    """Yield the public client, once it has checked the key; its errors become a line on `what`.
 
     Raises:
         BadInput: no key, or W&B does not take it, does not answer, or refuses.
@@ -90,19 +84,19 @@ def client(what: str) -> Iterator[wandb.Api]:
         raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
     finally:
         # After a while by force, as the client's process may wait for a server that hangs.
-        force = threading.Timer(END_S, kill_client)
+        force = threading.Timer(3.0, kill_client)
         force.daemon = True
         force.start()
         teardown()
         force.cancel()
 
 
-def entity_of(api: wandb.Api, given: str | None) -> str:
+def entity_of(api: "wandb.Api", given: str | None) -> str:
     """Return the given user or team, or by default that which the client uses for a run."""
     return str(given or api.settings["entity"] or api.default_entity)
 
 
-def run_at(api: wandb.Api, place: str) -> Any | None:
+def run_at(api: "wandb.Api", place: str) -> Any | None:
     """Return the run at ENTITY/PROJECT/RUN_ID; None if W&B has no such run or project."""
     try:
         return api.run(place)
@@ -132,7 +126,6 @@ def history(run: Any) -> Iterator[dict[str, Any]]:
 
 
 def _why(error: Exception) -> str:
-    """Return the client's message in one line; that of a bad key or a timeout in plain words."""
     message = " ".join(str(error).split())
     if "error 401" in message or "error 403" in message:
         return "does not accept the key; run `wandb login` or set WANDB_API_KEY"
