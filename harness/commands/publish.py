@@ -85,8 +85,7 @@ def _wandb(
     for run, known in track(runs, total=len(runs), what="publishing"):
         done.append(to_wandb(run, known, mode, project, entity))
         out.print(f"{run.path.name}: {done[-1].action}: {done[-1].where}")
-    groups = {result.group for result in done}
-    summary = f"{count(len(done), 'run')} in {count(len(groups), 'group')}"
+    summary = f"{count(len(done), 'run')} in {count(len({each.group for each in done}), 'group')}"
     if mode == "offline":
         out.print(f"{summary}, written but not sent: run each `wandb sync` above")
         return

@@ -40,10 +40,9 @@ class Recorder:
 
     def write(self, row: Row, *, left_s: float | None) -> None:
         """Record a row; `left_s` is the time left for the whole run."""
-        text = row.model_dump_json(exclude_none=True) + "\n"
         with self._lock:
             first_to_wait = not self._waiting
-            self._waiting += text.encode()
+            self._waiting += f"{row.model_dump_json(exclude_none=True)}\n".encode()
             self.rows += 1
             try:
                 self._flush()

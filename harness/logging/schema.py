@@ -3,7 +3,6 @@
 Every field carries its unit in its name; null: not measured. On a CPU, the device is the process.
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -11,10 +10,8 @@ from pydantic import BaseModel, Field
 from harness.system.console import duration
 
 SCHEMA_VERSION: Literal[1] = 1
-
 Repeats = Literal["same", "bits", "time"]
 """What two runs of one config share: the value; the value if all bits are equal; nothing."""
-
 RESULT_PREFIX = "result/"
 """What W&B's keys of a Result begin with; the name of the field follows."""
 
@@ -200,8 +197,7 @@ class Result(BaseModel, extra="forbid"):
     references: list[str] = _field("published rows that this is held against", default=[])
 
     images_per_second: float | None = _field(
-        "images of all ranks / wall time of the account `train` (waiting for data included; "
-        "start-up, compiling, evaluation and checkpoints excluded)"
+        "images of all ranks / time of the account `train` alone: waiting for data included"
     )
     mfu_pct: float | None = _field("as in the rows, of the whole run", default=None)
     memory_pct: float | None = _field("likewise", default=None)
@@ -210,8 +206,7 @@ class Result(BaseModel, extra="forbid"):
     step_ms_p99: float | None
     data_wait_pct: float | None = _field("of the account `train`, rank 0")
     accounts_s: dict[str, float] = _field(
-        "where rank 0's time went, over all attempts; they add up to wall_s; `lost`: what a kill "
-        "made do again"
+        "where rank 0's time went: they add up to wall_s; `lost`: what a kill made do again"
     )
     wall_s: float = _field("of all attempts, start-up included, waiting between them not")
     memory_peak_gib: float = _field(
@@ -228,14 +223,13 @@ class Result(BaseModel, extra="forbid"):
 
 def fields_that_repeat(record: type[Row | Result], how: Repeats) -> list[str]:
     """Names of the fields of a record whose values two runs share, in their order."""
-    return [name for name, extra in _extras(record) if extra.get("repeats") == how]
+    return [name for name, extra in _extras(record).items() if extra["repeats"] == how]
 
 
-def _extras(record: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, field in record.model_fields.items():
-        extra = field.json_schema_extra
-        yield name, dict(extra) if isinstance(extra, dict) else {}
+def _extras(record: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    extras = {name: field.json_schema_extra for name, field in record.model_fields.items()}
+    return {name: extra for name, extra in extras.items() if isinstance(extra, dict)}
 
 
-ROW_KEYS: dict[str, str] = {name: e["wandb"] for name, e in _extras(Row) if e["wandb"]}
+ROW_KEYS: dict[str, str] = {name: e["wandb"] for name, e in _extras(Row).items() if e["wandb"]}
 """Field of a Row -> its key in W&B; keys tell a row's kind there, the rate tells its events."""

@@ -98,7 +98,6 @@ class WandbMirror:
         Args:
             summary: the Result as a dict; empty if there is none.
             exit_code: of this process, for W&B to show.
-            timeout_s: for all of it.
 
         Returns:
             `status`: online, offline, or what went wrong and how many rows that cost.

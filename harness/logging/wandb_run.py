@@ -36,9 +36,8 @@ def choose_mode(
 
 def has_key(environ: Mapping[str, str]) -> bool:
     """Return whether the client would find a key; imports nothing and contacts no server."""
-    if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys():
-        return True
-    if _settings(environ).has_option("default", "api_key"):
+    given = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys()
+    if given or _settings(environ).has_option("default", "api_key"):
         return True
     host = urlsplit(server(environ)).netloc
     try:
@@ -94,7 +93,10 @@ def group(config: Config, environment: Mapping[str, Any], world_size: int) -> st
     prints = fingerprint(seedless, "result"), fingerprint(seedless, "speed")
     settings = "\n".join([*prints, str(world_size), str(device.get("name"))])
     cell = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    return f"{config.model.name}-{world_size}x{_short(device)}-{cell}"
+    kind = str(device.get("type", "unknown"))
+    # Such as `H100` of `NVIDIA H100 80GB HBM3`.
+    model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name"))) if kind == "cuda" else None
+    return f"{config.model.name}-{world_size}x{model[0] if model else kind}-{cell}"
 
 
 def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +111,3 @@ def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
     # How the mirror ended is not known while it still runs.
     values = {k: v for k, v in result.items() if k != "wandb"} | accounts | target
     return {RESULT_PREFIX + k: v for k, v in values.items() if isinstance(v, str | int | float)}
-
-
-def _short(device: Mapping[str, Any]) -> str:
-    """Return a device's short name: `H100` of `NVIDIA H100 80GB HBM3`."""
-    kind = str(device.get("type", "unknown"))
-    model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name")))
-    return model[0] if model and kind == "cuda" else kind

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,6 @@ from harness.results.stats.compare import Cell, Comparison
 from harness.results.stats.metrics import steady_rate
 from harness.system.console import count, duration
 
-RATE_POINTS = 80
-"""Fewer than for other lines, as the band shows the variation."""
-MOST_BARS = 40
 UNITS_S = (("h", 3600), ("min", 60), ("s", 1))
 LIKE = ("model", "source", "device", "precision", "compiled")
 """Fields of a Result that must agree if runs with different ranks are one scaling curve."""
@@ -60,7 +58,8 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
         [(run.train["train_s"] / unit_s, run.train["images_per_second"]) for run in cell.runs]
         for cell in cells
     ]
-    lines = _lines((*xy, number, RATE_POINTS) for number, c in enumerate(columns) for xy in c)
+    # Fewer points than in other lines, as the band shows the variation.
+    lines = _lines((*xy, number, 80) for number, c in enumerate(columns) for xy in c)
     if not lines:
         return None
     bands = [row for number, c in enumerate(columns) if (row := band(c, number))]
@@ -103,7 +102,7 @@ def times(cells: Sequence[Cell]) -> Figure | None:
     known = [item for item in accounts if item[-1]]
     if not known:
         return None
-    shown = known[:MOST_BARS]
+    shown = known[:40]
     unit, unit_s = _unit([np.array([sum(parts.values()) for _, _, parts in shown])])
     rows = [
         (
@@ -199,7 +198,7 @@ def _typical_range(values: Column) -> tuple[float, float]:
 
 def _mean_of(runs: Sequence[Measured], field: str) -> float:
     known = [value for run in runs if (value := run.result.get(field)) is not None]
-    return sum(known) / len(known) if known else math.nan
+    return fmean(known) if known else math.nan
 
 
 def _accounts(result: Mapping[str, Any]) -> dict[str, float]:

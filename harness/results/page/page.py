@@ -31,23 +31,13 @@ LOOKS = {
     "equivalent": "same", "cannot tell": "unsure", NOT_COMPARABLE: "none",
 }  # fmt: skip
 Span = tuple[float, Bounds, Bounds | None]
-LEAST_REACH, MOST_REACH = 2.0, 6.0
-"""The picture of an interval reaches this many margins to each side."""
-FOOT = (
-    "images/s: images of all ranks per second of training, waiting for data included. The first "
-    "log period of each attempt, start-up, compiling, validation and checkpoints do not count."
-)
 
 
 def write_page(
     path: Path, cells: Sequence[Cell], comparisons: Sequence[Comparison], *,
     testing: Sequence[str] = (), anyway: bool,
 ) -> None:  # fmt: skip
-    """Write the page of a comparison, or of a single cell its report.
-
-    Args:
-        cells: all cells of runs, also those of comparisons.
-        testing: keys that are meant to differ.
+    """Write the page of comparisons of cells, or a cell's report; `testing` is meant to differ.
 
     Raises:
         BadInput: the file cannot be written; nothing is left behind.
@@ -100,7 +90,7 @@ def _judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict
     reference = compared.base.reference
     spans = [_span(finding) for finding in compared.findings]
     ends = [abs(end) for span in spans if span for end in (*span[1], *(span[2] or ()))]
-    reach = min(max([LEAST_REACH, *ends]), MOST_REACH)
+    reach = min(max([2.0, *ends]), 6.0)  # margins that the pictures show to each side
     new = _side("runs" if reference else "new", compared.new, cells)
     published = reference and ("", compared.base.label, reference.source)
     return {
@@ -166,6 +156,7 @@ def _report(cell: Cell) -> dict[str, Any]:
         if (known := sample(metric, cell.runs))
     ]
     wall_s = fmean(run.result["wall_s"] for run in cell.runs)
+    numbers.append(("wall time", duration(wall_s), ""))
     first = cell.runs[0].result
     facts = [
         (name, f"{first[key]:,}" if type(first[key]) is int else first[key], "")
@@ -174,39 +165,32 @@ def _report(cell: Cell) -> dict[str, Any]:
     ]
     if started := first.get("started_at"):
         facts.append(("started, UTC", str(started)[:16].replace("T", " "), ""))
-    numbers.append(("wall time", duration(wall_s), ""))
     notes = [f"note: {note}" for run in cell.runs for note in run.result.get("notes") or ()]
-    return {
-        "numbers": numbers, "facts": facts, "doubts": tuple(doubts(cell)),
-        "notes": dict.fromkeys(notes),
-    }  # fmt: skip
+    told = {"doubts": tuple(doubts(cell)), "notes": dict.fromkeys(notes)}
+    return told | {"numbers": numbers, "facts": facts}
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
-    head = (
-        "run", "seed", "epochs", "top-1, %", "images/s", "wall time", "hardware", "torch",
-        "git commit", "address",
-    )  # fmt: skip
     rows = [_run(number, run) for number, run in figures.numbered_runs(cells)]
-    return Table(head, rows, right=(1, 2, 3, 4, 5))
+    return Table(list(rows[0]), [list(row.values()) for row in rows], right=(1, 2, 3, 4, 5))
 
 
-def _run(number: int, run: Measured) -> list[object]:
+def _run(number: int, run: Measured) -> dict[str, object]:
     about, epochs = run.environment, run.result.get("epochs")
     top1_pct, rate = accuracy("val_top1_pct")(run), steady_rate(run)
     commit = (about.get("harness") or {}).get("git_commit")
-    return [
-        Swatch(cell_color(number), run.name),
-        run.config.run.seed,
-        None if epochs is None else f"{epochs:g}",
-        None if top1_pct is None else f"{top1_pct:.2f}",
-        None if rate is None else f"{rate:,.0f}",
-        duration(run.result["wall_s"]),
-        _hardware(run),
-        (about.get("versions") or {}).get("torch"),
-        html("<code>{}</code>", commit and commit[:10]),
-        run.address,
-    ]
+    return {
+        "run": Swatch(cell_color(number), run.name),
+        "seed": run.config.run.seed,
+        "epochs": None if epochs is None else f"{epochs:g}",
+        "top-1, %": None if top1_pct is None else f"{top1_pct:.2f}",
+        "images/s": None if rate is None else f"{rate:,.0f}",
+        "wall time": duration(run.result["wall_s"]),
+        "hardware": _hardware(run),
+        "torch": (about.get("versions") or {}).get("torch"),
+        "git commit": html("<code>{}</code>", commit and commit[:10]),
+        "address": run.address,
+    }
 
 
 def _hardware(run: Measured) -> str:
@@ -216,10 +200,14 @@ def _hardware(run: Measured) -> str:
 
 def _foot(comparisons: Sequence[Comparison]) -> Iterable[str]:
     ours = [item for item in comparisons if not item.base.reference]
-    notes = [show_compare.notes(item, anyway=True) for item in ours]
+    notes = (show_compare.notes(item, anyway=True) for item in ours)
     yield from dict.fromkeys(line for lines in notes for line in lines)
     if ours:
         yield "95 % intervals are not adjusted for the number of metrics"
     if len(ours) < len(comparisons):
         yield "published results: 90 % intervals, as the test is one-sided"
-    yield FOOT
+    yield (
+        "images/s: images of all ranks per second of training, waiting for data included. The "
+        "first log period of each attempt, start-up, compiling, validation and checkpoints do not "
+        "count."
+    )

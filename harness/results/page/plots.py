@@ -137,12 +137,7 @@ def interval(
     label: str, point: float, inner: Bounds, outer: Bounds | None, *, same: Bounds, reach: float,
     color: str,
 ) -> Picture:  # fmt: skip
-    """Draw a point with a thick and perhaps a thin line on an axis from `-reach` to `reach`.
-
-    Args:
-        same: the range that counts as equal, which is shaded.
-        color: a name in page.css.
-    """
+    """Draw a point on a thick and perhaps a thin line, within `reach`; `same` is shaded."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0, 0, 1, 1))

@@ -33,10 +33,8 @@ from harness.results.measured import Measured
 from harness.system.folders import new_folder
 from harness.system.progress import track
 
-Kind = Literal["start", "end", "event"]
-Line = tuple[Kind, float, str, Any, dict[str, Any]]
+Line = tuple[Literal["start", "end", "event"], float, str, Any, dict[str, Any]]
 """A call of MLPerf's logger: its method, Unix seconds, key, value and metadata."""
-
 RULES = "4.0.0"
 """The newest version of MLPerf's rules that includes ResNet."""
 TARGET_TOP1_PCT = 75.9

@@ -29,13 +29,9 @@ from harness.system.console import count
 SETTINGS = {
     "finish_timeout": 100.0,
     # The machine that publishes is not the one that trained.
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
+    **dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True),
 }
 """Added to the settings of live logging; the timeout may be longer, as no other rank waits."""
-
-
 Mode = Literal["online", "offline"]
 
 
@@ -54,7 +50,6 @@ def to_wandb(
     """Send to W&B what it lacks of a run; a second call has nothing to do.
 
     Args:
-        known: the same run in the form in which runs are compared.
         mode: `offline` writes files for `wandb sync` into the run folder.
         project, entity: by default those of the run's config.
 
@@ -98,11 +93,11 @@ def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, 
         return f"{lacking:,} of {count(len(sent), 'row')} were missing"
     # Compare only fields of this result: more fields of an older version cannot be removed.
     result = result_for_wandb(known.result)
-    labels = {"group": remote.group, "job_type": remote.job_type, "name": remote.name}
+    labels = ("group", "job_type", "name")
     differs = {
         "its result": not _equal(_only(dict(remote.summary.items()), result), result),
         "its end": remote.state != "finished",
-        **{f"its {key}": value != wanted[key] for key, value in labels.items()},
+        **{f"its {label}": getattr(remote, label) != wanted[label] for label in labels},
     }
     return next((f"{what} was not up to date" for what, differ in differs.items() if differ), None)
 

@@ -43,6 +43,7 @@ def runs_at(address: str) -> list[Measured]:
         if name not in FILTERS or not value:
             raise BadInput(f"{address}: {name}: give one of {', '.join(FILTERS)}, with a value")
         filters.append({FILTERS[name]: {"$in": [value]} if name == "tag" else value})
+    found = []
     with client(address) as api:
         place = "/".join(parts)
         if query:
@@ -51,15 +52,12 @@ def runs_at(address: str) -> list[Measured]:
             runs = [run] if (run := run_at(api, place)) else []
         if not runs:
             raise BadInput(f"{address}: W&B has no such run")
-        base = "/".join(parts[:2])
-        tracked = track(runs, total=len(runs), what="reading from W&B")
-        return [_read(f"{ADDRESS}{base}/{run.id}", run) for run in tracked]
-
-
-def _read(address: str, run: Any) -> Measured:
-    if run.state == "running":
-        raise BadInput(f"{address}: is running: compare it when it has finished")
-    return rows.measured(address, run.name, run.config, run.summary, history(run))
+        for run in track(runs, total=len(runs), what="reading from W&B"):
+            own = f"{ADDRESS}{parts[0]}/{parts[1]}/{run.id}"
+            if run.state == "running":
+                raise BadInput(f"{own}: is running: compare it when it has finished")
+            found.append(rows.measured(own, run.name, run.config, run.summary, history(run)))
+    return found
 
 
 @contextmanager
