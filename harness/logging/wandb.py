@@ -95,12 +95,7 @@ class WandbMirror:
     ) -> str:
         """Send the released rows and the summary, and end the client, by force if it takes long.
 
-        Args:
-            summary: the Result as a dict; empty if there is none.
-            exit_code: of this process, for W&B to show.
-
-        Returns:
-            `status`: online, offline, or what went wrong and how many rows that cost.
+        The summary is a Result, or empty. Returns `status`.
         """
         latest = time.monotonic() + 0.95 * timeout_s
         with self._changed:
@@ -118,7 +113,7 @@ class WandbMirror:
 
     @property
     def status(self) -> str:
-        """How the mirror does; once it has ended, with the number of rows that it lacks."""
+        """Online, offline, or what went wrong; once it has ended, also how many rows that cost."""
         missing = self._released - self._read
         if missing <= 0 or (self._thread.is_alive() and not self._gave_up):
             return self._state
