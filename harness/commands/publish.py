@@ -1,7 +1,5 @@
 """The verb `harness publish`: send finished runs to W&B, or write MLPerf logs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,12 +25,8 @@ Send finished runs to W&B, or write them in MLPerf's log format.
 wandb: sends what live logging would have sent, under the run's own id. Runs that differ only in
 the seed are one group. A second call has nothing to do."""
 
-BELONGS = {
-    "wandb": {"project", "entity", "mode"},
-    "wandb-view": {"project", "entity"},
-    "mllog": {"out"},
-}
-"""Value of --to -> the options that belong to it."""
+BELONGS = {"wandb": "entity mode project", "wandb-view": "entity project", "mllog": "out"}
+"""Value of --to -> the options that belong to it, in alphabetical order."""
 
 app = group()
 
@@ -50,10 +44,10 @@ def publish(
     folder: Path | None = Option(None, "--out", metavar="DIR", help="mllog: a new folder"),
 ) -> None:  # fmt: skip
     """Send finished runs to W&B, save a W&B workspace, or write MLPerf logs."""
-    allowed = BELONGS[to]
+    allowed = BELONGS[to].split()
     for name, value in {"project": project, "entity": entity, "mode": mode, "out": folder}.items():
         if value is not None and name not in allowed:
-            has = ", ".join(f"--{option}" for option in sorted(allowed))
+            has = ", ".join(f"--{option}" for option in allowed)
             raise BadInput(f"--{name}: does not belong to --to {to}, which has {has}")
     if to == "wandb-view":
         if addresses:
@@ -82,23 +76,21 @@ def publish(
 
 
 def _wandb(
-    runs: list[tuple[LoadedRun, Measured]], mode: Literal["online", "offline"],
+    runs: list[tuple["LoadedRun", "Measured"]], mode: Literal["online", "offline"],
     project: str | None, entity: str | None,
 ) -> None:  # fmt: skip
-    from harness.results.publish import publish_wandb
+    from harness.results.publish.publish_wandb import to_wandb
 
     done = []
     for run, known in track(runs, total=len(runs), what="publishing"):
-        result = publish_wandb.to_wandb(run, known, mode, project, entity)
-        out.print(f"{run.path.name}: {result.action}: {result.where}")
-        done.append(result)
-    groups, places = {result.group for result in done}, {result.place for result in done}
-    summary = f"{count(len(done), 'run')} in {count(len(groups), 'group')}"
+        done.append(to_wandb(run, known, mode, project, entity))
+        out.print(f"{run.path.name}: {done[-1].action}: {done[-1].where}")
+    summary = f"{count(len(done), 'run')} in {count(len({each.group for each in done}), 'group')}"
     if mode == "offline":
         out.print(f"{summary}, written but not sent: run each `wandb sync` above")
         return
     # Without --project, runs may go to several projects; the hint names the last one's.
     last_entity, _, last_project = str(done[-1].place).partition("/")
     view = f"harness publish --to wandb-view --project {last_project} --entity {last_entity}"
-    where = ", ".join(sorted(map(str, places)))
+    where = ", ".join(sorted({str(result.place) for result in done}))
     out.print(f"{summary}, in {where}; panels that compare them: {view}")

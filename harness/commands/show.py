@@ -53,9 +53,8 @@ def show(
     if what != "references" and (model or metric):
         raise BadInput(f"show {what}: --model and --metric belong to `show references`")
     if what != "runs" and (only or sort or reverse or markdown):
-        raise BadInput(
-            f"show {what}: --only, --sort, --reverse and --markdown belong to `show runs`"
-        )
+        flags = "--only, --sort, --reverse and --markdown"
+        raise BadInput(f"show {what}: {flags} belong to `show runs`")
     if what == "model":
         _show_model(names, image_px, classes, layers=layers)
     elif what == "references":

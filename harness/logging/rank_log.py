@@ -11,14 +11,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-FOLDER = "logs"
-
 _job_stderr: int | None = None
 
 
 def path_of(run_folder: Path, rank: int) -> Path:
     """Return the path of a rank's log; rank 0 has none: it writes to the job's log."""
-    return run_folder / FOLDER / f"rank_{rank}.log"
+    return run_folder / "logs" / f"rank_{rank}.log"
 
 
 def divert(run_folder: Path, rank: int, attempt: int) -> None:
@@ -29,9 +27,8 @@ def divert(run_folder: Path, rank: int, attempt: int) -> None:
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        began = time.strftime("%Y-%m-%d %H:%M:%S")
-        head = f"--- attempt {attempt}, rank {rank} on {socket.gethostname()}, {began}\n"
-        os.write(log, head.encode())
+        began = f"{socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        os.write(log, f"--- attempt {attempt}, rank {rank} on {began}\n".encode())
         sys.stdout.flush()
         sys.stderr.flush()
         _job_stderr = os.dup(2)  # not inherited by what this process starts
@@ -57,10 +54,8 @@ def speaks_first() -> bool:
     try:
         # ATTEMPT/RANK/error.json: the attempt's folder is the one place that its ranks share.
         (Path(path).parent.parent / "harness-has-spoken").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, FileExistsError)
     return True
 
 

@@ -14,11 +14,8 @@ from harness.system.console import duration, out
 class Recorder:
     """Writes the rows of rank 0: one bar on a terminal, one plain line per row elsewhere.
 
-    If the disk is full, rows wait in memory until there is room again.
-
-    Args:
-        keep_bytes: length of the rows before the checkpoint that a run resumes from. Later rows
-            are discarded, as those steps are trained again.
+    If the disk is full, rows wait in memory until there is room again. Rows after `keep_bytes`, the
+    checkpoint that a run resumes from, are discarded, as those steps are trained again.
     """
 
     def __init__(self, path: Path, total_steps: int, keep_bytes: int = 0) -> None:
@@ -31,8 +28,8 @@ class Recorder:
         self.rows = path.read_bytes().count(b"\n")
         self._total_steps = total_steps
         columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
-        shown = out.is_terminal and total_steps > 0
-        self._bar = Progress(*columns, console=out, transient=True, disable=not shown)
+        hidden = not out.is_terminal or total_steps == 0
+        self._bar = Progress(*columns, console=out, transient=True, disable=hidden)
         self._task = self._bar.add_task("warming up", total=total_steps)
         self._bar.start()
 
@@ -43,21 +40,20 @@ class Recorder:
 
     def write(self, row: Row, *, left_s: float | None) -> None:
         """Record a row; `left_s` is the time left for the whole run."""
-        text = row.model_dump_json(exclude_none=True) + "\n"
         with self._lock:
             first_to_wait = not self._waiting
-            self._waiting += text.encode()
+            self._waiting += f"{row.model_dump_json(exclude_none=True)}\n".encode()
             self.rows += 1
             try:
                 self._flush()
             except OSError as error:
                 if first_to_wait:
                     out.print(f"warning: rows.jsonl: {error.strerror}: rows wait in memory")
-        line = _line(row, self._total_steps)
+        line, short = _in_words(row, self._total_steps)
         left = "" if left_s is None else f"  {duration(left_s)} left"
         if self._bar.disable or row.kind != "train":
             out.print(line + left)
-        self._bar.update(self._task, completed=row.step, description=_short(row) + left)
+        self._bar.update(self._task, completed=row.step, description=short + left)
 
     def sync(self) -> None:
         """Write all rows to the disk; may be called from any thread.
@@ -96,29 +92,23 @@ class Recorder:
             self._waiting = self._waiting[done:]
 
 
-def _line(row: Row, total_steps: int) -> str:
-    at = f"epoch {row.epoch:6.2f}  step {row.step:,}/{total_steps:,}"
+def _in_words(row: Row, total_steps: int) -> tuple[str, str]:
+    """Return the row's line, and a shorter one for the bar."""
     if row.kind == "stop":
-        return f"{at}  stopped"
-    decided = "".join(f"  {event}" for event in row.events or [])
-    if row.kind == "val":
-        return (
-            f"{at}  validation: top-1 {row.val_top1_pct:.2f} %  top-5 {row.val_top5_pct:.2f} %  "
-            f"loss {row.val_loss:.4f}  ({row.val_images:,} images in {row.val_s:.1f} s){decided}"
+        long = short = "stopped"
+    elif row.kind == "val":
+        short = f"val top-1 {row.val_top1_pct:.2f} %"
+        long = (
+            f"validation: top-1 {row.val_top1_pct:.2f} %  top-5 {row.val_top5_pct:.2f} %  "
+            f"loss {row.val_loss:.4f}  ({row.val_images:,} images in {row.val_s:.1f} s)"
         )
-    return (
-        f"{at}  loss {row.loss:.4f}  top-1 {row.train_top1_pct:5.1f} %  lr {row.lr:.4g}  "
-        f"{row.images_per_second:,.0f} images/s  step {row.step_ms_p50:.0f} ms  "
-        f"data wait {row.data_wait_pct:.0f} %{decided}"
-    )
-
-
-def _short(row: Row) -> str:
-    if row.kind == "stop":
-        return f"epoch {row.epoch:.1f}  stopped"
-    if row.kind == "val":
-        return f"epoch {row.epoch:.1f}  val top-1 {row.val_top1_pct:.2f} %"
-    return (
-        f"epoch {row.epoch:.1f}  loss {row.loss:.3f}  {row.images_per_second:,.0f} images/s  "
-        f"data wait {row.data_wait_pct:.0f} %"
-    )
+    else:
+        rate = f"{row.images_per_second:,.0f} images/s"
+        wait = f"data wait {row.data_wait_pct:.0f} %"
+        short = f"loss {row.loss:.3f}  {rate}  {wait}"
+        long = (
+            f"loss {row.loss:.4f}  top-1 {row.train_top1_pct:5.1f} %  lr {row.lr:.4g}  {rate}  "
+            f"step {row.step_ms_p50:.0f} ms  {wait}"
+        )
+    at = f"epoch {row.epoch:6.2f}  step {row.step:,}/{total_steps:,}"
+    return "  ".join([at, long, *(row.events or [])]), f"epoch {row.epoch:.1f}  {short}"

@@ -5,8 +5,6 @@ owns the client and reads rows from rows.jsonl, so none is ever dropped. `finish
 process and exit hooks within its time limit, so that nothing of W&B is left at interpreter exit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 Ending = tuple[dict[str, Any], int]  # summary and exit code
 FINISH_TIMEOUT_S = 5.0
 LIVE_EVERY_S = 5.0
-
 SETTINGS: dict[str, Any] = {
     "console": "off",
     "disable_git": True,
@@ -98,13 +95,7 @@ class WandbMirror:
     ) -> str:
         """Send the released rows and the summary, and end the client, by force if it takes long.
 
-        Args:
-            summary: the Result as a dict; empty if there is none.
-            exit_code: of this process, for W&B to show.
-            timeout_s: for all of it.
-
-        Returns:
-            `status`: online, offline, or what went wrong and how many rows that cost.
+        The summary is a Result, or empty. Returns `status`.
         """
         latest = time.monotonic() + 0.95 * timeout_s
         with self._changed:
@@ -122,7 +113,7 @@ class WandbMirror:
 
     @property
     def status(self) -> str:
-        """How the mirror does; once it has ended, with the number of rows that it lacks."""
+        """Online, offline, or what went wrong; once it has ended, also how many rows that cost."""
         missing = self._released - self._read
         if missing <= 0 or (self._thread.is_alive() and not self._gave_up):
             return self._state
@@ -167,7 +158,7 @@ class WandbMirror:
             live, self._live = self._live, None
             return live, self._ending
 
-    def _send(self, run: wandb.Run) -> None:
+    def _send(self, run: "wandb.Run") -> None:
         """Send the rows released since the last call, but those that the server has already."""
         # A row is one call without `step`, so W&B's steps count rows: this is the first it lacks.
         first = run.starting_step
@@ -179,7 +170,7 @@ class WandbMirror:
                 self._read += 1
                 self._offset += len(line)
 
-    def _open(self) -> wandb.Run:
+    def _open(self) -> "wandb.Run":
         """Start the client; online falls back to offline, with the same id."""
         if self.mode == "online":
             try:
@@ -192,7 +183,7 @@ class WandbMirror:
                 teardown()
         return self._start("offline")
 
-    def _start(self, mode: Literal["online", "offline"]) -> wandb.Run:
+    def _start(self, mode: Literal["online", "offline"]) -> "wandb.Run":
         # With error reporting on, the client's exit hook waits 10 s for a server that hangs.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb

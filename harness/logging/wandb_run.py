@@ -14,20 +14,14 @@ from harness.config import Config, fingerprint, recorded
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 
 Mode = Literal["online", "offline", "off"]
-
 WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "off"}
-PUBLIC_SERVER = "https://api.wandb.ai"
 PUBLIC_HOSTS = frozenset({"api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com"})
 
 
 def choose_mode(
     setting: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
 ) -> tuple[Mode, str | None]:
-    """Return the mode to run in, and a line with the reason if a user might not expect it.
-
-    Args:
-        setting: log.wandb of the config.
-    """
+    """Return the mode for log.wandb, and a line with the reason if a user might not expect it."""
     if setting != "auto":
         return setting, None
     if named := WANDB_MODES.get(environ.get("WANDB_MODE", "")):
@@ -42,9 +36,8 @@ def choose_mode(
 
 def has_key(environ: Mapping[str, str]) -> bool:
     """Return whether the client would find a key; imports nothing and contacts no server."""
-    if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys():
-        return True
-    if _settings(environ).has_option("default", "api_key"):
+    given = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys()
+    if given or _settings(environ).has_option("default", "api_key"):
         return True
     host = urlsplit(server(environ)).netloc
     try:
@@ -57,11 +50,10 @@ def has_key(environ: Mapping[str, str]) -> bool:
 def server(environ: Mapping[str, str]) -> str:
     """Return the address of the server that the client would use."""
     configured = _settings(environ).get("default", "base_url", fallback="")
-    return environ.get("WANDB_BASE_URL") or configured or PUBLIC_SERVER
+    return environ.get("WANDB_BASE_URL") or configured or "https://api.wandb.ai"
 
 
 def _settings(environ: Mapping[str, str]) -> configparser.ConfigParser:
-    """Read the client's own settings file of this user."""
     folder = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(OSError, configparser.Error):
@@ -94,21 +86,17 @@ def about(
 
 
 def group(config: Config, environment: Mapping[str, Any], world_size: int) -> str:
-    """Return the name of the group of runs that differ in their seed only.
-
-    Such as `resnet50-8xH100-1a2b3c4d`: a hash of settings, ranks and devices comes last.
-    """
+    """Name the group of runs that differ only in their seed, such as `resnet50-8xH100-1a2b3c4d`."""
     seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
     device = environment.get("device")
     device = device if isinstance(device, Mapping) else {}
-    settings = [
-        fingerprint(seedless, "result"),
-        fingerprint(seedless, "speed"),
-        str(world_size),
-        str(device.get("name")),
-    ]
-    cell = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
-    return f"{config.model.name}-{world_size}x{_short(device)}-{cell}"
+    prints = fingerprint(seedless, "result"), fingerprint(seedless, "speed")
+    settings = "\n".join([*prints, str(world_size), str(device.get("name"))])
+    cell = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    kind = str(device.get("type", "unknown"))
+    # Such as `H100` of `NVIDIA H100 80GB HBM3`.
+    model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name"))) if kind == "cuda" else None
+    return f"{config.model.name}-{world_size}x{model[0] if model else kind}-{cell}"
 
 
 def row_for_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,11 +111,3 @@ def result_for_wandb(result: Mapping[str, Any]) -> dict[str, Any]:
     # How the mirror ended is not known while it still runs.
     values = {k: v for k, v in result.items() if k != "wandb"} | accounts | target
     return {RESULT_PREFIX + k: v for k, v in values.items() if isinstance(v, str | int | float)}
-
-
-def _short(device: Mapping[str, Any]) -> str:
-    """Return a device's short name: `H100` of `NVIDIA H100 80GB HBM3`."""
-    if device.get("type") != "cuda":
-        return str(device.get("type", "unknown"))
-    model = re.search(r"[A-Za-z]*\d\w*", str(device.get("name")))
-    return model[0] if model else "cuda"

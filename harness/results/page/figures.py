@@ -1,7 +1,9 @@
 """Build the figures of a page from runs; None where the runs lack what a figure shows."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,6 @@ from harness.results.stats.compare import Cell, Comparison
 from harness.results.stats.metrics import steady_rate
 from harness.system.console import count, duration
 
-RATE_POINTS = 80
-"""Fewer than for other lines, as the band shows the variation."""
-MOST_BARS = 40
 UNITS_S = (("h", 3600), ("min", 60), ("s", 1))
 LIKE = ("model", "source", "device", "precision", "compiled")
 """Fields of a Result that must agree if runs with different ranks are one scaling curve."""
@@ -33,7 +32,7 @@ def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list
     }
     scored = [
         (number, run.val)
-        for number, run in _runs(cells)
+        for number, run in numbered_runs(cells)
         if run.result["source"] != "synthetic" and np.isfinite(run.val["val_top1_pct"]).any()
     ]
     unit, unit_s = _unit(val["train_s"] for _, val in scored)
@@ -42,8 +41,8 @@ def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list
         ("Accuracy over epochs", "epochs", "epoch", 1),
         ("Accuracy over training time", f"training time, {unit}", "train_s", unit_s),
     ):
-        lines = _lines((val[column] / scale, val["val_top1_pct"], number) for number, val in scored)
-        if lines:
+        values = ((val[column] / scale, val["val_top1_pct"], number) for number, val in scored)
+        if lines := _lines(values):
             picture = curves(
                 f"{title}. {_last(cells, lines)}", lines, x=x, y="validation top-1, %",
                 y_range=_late_range(lines, levels.values()), levels=levels,
@@ -54,12 +53,13 @@ def accuracies(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> list
 
 def rates(cells: Sequence[Cell]) -> Figure | None:
     """Return images per second over training time."""
-    unit, unit_s = _unit(run.train["train_s"] for _, run in _runs(cells))
+    unit, unit_s = _unit(run.train["train_s"] for _, run in numbered_runs(cells))
     columns = [
         [(run.train["train_s"] / unit_s, run.train["images_per_second"]) for run in cell.runs]
         for cell in cells
     ]
-    lines = _lines((*xy, number, RATE_POINTS) for number, c in enumerate(columns) for xy in c)
+    # Fewer points than in other lines, as the band shows the variation.
+    lines = _lines((*xy, number, 80) for number, c in enumerate(columns) for xy in c)
     if not lines:
         return None
     bands = [row for number, c in enumerate(columns) if (row := band(c, number))]
@@ -74,96 +74,88 @@ def rates(cells: Sequence[Cell]) -> Figure | None:
 
 def step_times(cells: Sequence[Cell]) -> Figure | None:
     """Return the distribution of step times."""
-    groups, rows = [], []
+    groups, rows, labels = [], [], []
     for number, cell in enumerate(cells):
         medians = np.concatenate([run.train["step_ms_p50"] for run in cell.runs])
         medians = medians[np.isfinite(medians)]
-        p50, p95, p99 = (_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99"))
         if len(medians):
-            groups.append((medians, p50, p95, number))
-            shown = [None if math.isnan(ms) else f"{ms:,.1f}" for ms in (p50, p95, p99)]
+            all_ms = [_mean_of(cell.runs, f"step_ms_{name}") for name in ("p50", "p95", "p99")]
+            groups.append((medians, all_ms[0], all_ms[1], number))
+            shown = [None if math.isnan(ms) else f"{ms:,.1f}" for ms in all_ms]
             rows.append([Swatch(cell_color(number), cell.label), *shown])
+            labels.append(f"{cell.label}: median {all_ms[0]:.1f} ms")
     if not groups:
         return None
-    medians_text = "; ".join(
-        f"{cells[number].label}: median {p50:.1f} ms" for _, p50, _, number in groups
-    )
-    picture = histogram(f"Distribution of step times. {medians_text}", groups, x="step time, ms")
+    label = f"Distribution of step times. {'; '.join(labels)}"
     note = (
         "Above, the median step of each log period. Below, all steps after the warm-up on rank 0: "
         "a point at the median, a line to the 95th percentile."
     )
     numbers = Table(("all steps, ms", "p50", "p95", "p99"), rows, right=(1, 2, 3))
+    picture = histogram(label, groups, x="step time, ms")
     return Figure("Step time", picture, _legend(cells), note, numbers)
 
 
 def times(cells: Sequence[Cell]) -> Figure | None:
     """Return how each run spent its wall time."""
-    accounts = [(number, run, _accounts(run.result)) for number, run in _runs(cells)]
+    accounts = ((number, run, _accounts(run.result)) for number, run in numbered_runs(cells))
     known = [item for item in accounts if item[-1]]
     if not known:
         return None
-    shown = known[:MOST_BARS]
-    totals_s = [sum(parts.values()) for _, _, parts in shown]
-    unit, unit_s = _unit([np.array(totals_s)])
+    shown = known[:40]
+    unit, unit_s = _unit([np.array([sum(parts.values()) for _, _, parts in shown])])
     rows = [
         (
-            run.name, duration(total_s), {name: s / unit_s for name, s in parts.items()},
+            run.name, duration(sum(parts.values())), {k: s / unit_s for k, s in parts.items()},
             number if len(cells) > 1 else None,
         )
-        for (number, run, parts), total_s in zip(shown, totals_s, strict=True)
+        for number, run, parts in shown
     ]  # fmt: skip
-    used = [name for name in ACCOUNTS if any(parts.get(name) for _, _, parts in shown)]
     totals = "; ".join(f"{name}: {total}" for name, total, _, _ in rows)
     picture = bars(f"Where the time went. {totals}", rows, x=f"wall time, {unit}")
-    note = "Rank 0, all attempts."
-    if len(known) > len(shown):
-        note += f" The first {len(shown)} of {len(known)} runs."
-    legend = [Swatch(ACCOUNTS[name], name) for name in used]
-    return Figure("Where the time went", picture, legend, note)
+    more = f" The first {len(shown)} of {len(known)} runs." if len(known) > len(shown) else ""
+    used = {name for _, _, parts in shown for name in parts}
+    legend = [Swatch(color, name) for name, color in ACCOUNTS.items() if name in used]
+    return Figure("Where the time went", picture, legend, f"Rank 0, all attempts.{more}")
 
 
 def efficiency(cells: Sequence[Cell]) -> Figure | None:
     """Return throughput per rank relative to the fewest ranks; None if all have the same."""
-    kinds: dict[tuple[object, ...], list[tuple[int, int, float]]] = {}
-    for number, run in _runs(cells):
+    kinds = defaultdict(list)
+    for number, run in numbered_runs(cells):
         if rate := steady_rate(run):
-            kind = tuple(run.result[name] for name in LIKE)
             ranks = int(run.result["world_size"])
-            kinds.setdefault(kind, []).append((number, ranks, rate / ranks))
-    lines, points = [], []
-    scalings = (runs for runs in kinds.values() if len({ranks for _, ranks, _ in runs}) > 1)
-    for i, runs in enumerate(scalings):
+            kinds[tuple(run.result[name] for name in LIKE)].append((number, ranks, rate / ranks))
+    lines: list[Line] = []
+    points, labels = [], []
+    for runs in kinds.values():
         sizes = sorted({ranks for _, ranks, _ in runs})
-        per_rank = [float(np.mean([rate for _, r, rate in runs if r == size])) for size in sizes]
-        lines.append(Line(np.array(sizes), 100 * np.array(per_rank) / per_rank[0], i))
-        points += [
-            Line(np.array([ranks]), np.array([100 * rate / per_rank[0]]), number)
-            for number, ranks, rate in runs
-        ]
+        if len(sizes) > 1:
+            means = [np.mean([rate for _, r, rate in runs if r == size]) for size in sizes]
+            shares = 100 * np.array(means) / means[0]
+            lines.append(Line(np.array(sizes), shares, len(lines)))
+            points += [
+                Line(np.array([ranks]), np.array([100 * rate / means[0]]), number)
+                for number, ranks, rate in runs
+            ]
+            pairs = zip(sizes, shares, strict=True)
+            labels += [f"{count(size, 'rank')} {share:.1f} %" for size, share in pairs]
     if not lines:
         return None
-    shares = ", ".join(
-        f"{count(int(size), 'rank')} {share:.1f} %"
-        for row in lines
-        for size, share in zip(row.x, row.y, strict=True)
-    )
-    picture = scaling(
-        f"Scaling efficiency: {shares}", lines, points, x="ranks",
-        y="images/s per rank, % of the fewest ranks'",
-    )  # fmt: skip
+    label = f"Scaling efficiency: {', '.join(labels)}"
+    y = "images/s per rank, % of the fewest ranks'"
+    picture = scaling(label, lines, points, x="ranks", y=y)
     note = "A point per run. Lines join runs of one model, image source, device and precision."
     return Figure("Scaling efficiency", picture, _legend(cells), note)
 
 
 def _legend(cells: Sequence[Cell]) -> list[Swatch]:
-    """Return the names and colors of the cells; empty if there is only one."""
-    if len(cells) == 1:
-        return []
-    return [Swatch(cell_color(number), cell.label) for number, cell in enumerate(cells)]
+    named = cells if len(cells) > 1 else ()
+    return [Swatch(cell_color(number), cell.label) for number, cell in enumerate(named)]
 
 
-def _runs(cells: Sequence[Cell]) -> list[tuple[int, Measured]]:
+def numbered_runs(cells: Sequence[Cell]) -> list[tuple[int, Measured]]:
+    """Return all runs, each with the number of its cell, which sets its color."""
     return [(number, run) for number, cell in enumerate(cells) for run in cell.runs]
 
 
@@ -178,10 +170,9 @@ def _unit(times_s: Iterable[Column]) -> tuple[str, int]:
 
 
 def _last(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
-    """Return a text that says at which values the lines of each cell end."""
-    ends: dict[int, list[float]] = {}
+    ends = defaultdict(list)
     for row in lines:
-        ends.setdefault(row.cell, []).append(float(row.y[-1]))
+        ends[row.cell].append(float(row.y[-1]))
     return "; ".join(
         f"{cells[number].label} ends at {min(values):,.4g}"
         + (f" to {max(values):,.4g}" if len(values) > 1 else "")
@@ -191,9 +182,9 @@ def _last(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
 
 def _late_range(lines: Sequence[Line], levels: Iterable[float]) -> tuple[float, float]:
     """Return a y range without the steep first quarter, so that the end is easy to read."""
-    end = max(float(row.x[-1]) for row in lines)
-    late = [float(y) for row in lines for x, y in zip(row.x, row.y, strict=True) if x >= end / 4]
-    shown = [*late, *(float(row.y[-1]) for row in lines), *levels]
+    end = max(row.x[-1] for row in lines)
+    late = [float(y) for row in lines for y in (*row.y[row.x >= end / 4], row.y[-1])]
+    shown = [*late, *levels]
     pad = max((max(shown) - min(shown)) / 20, 0.2)
     return max(0.0, min(shown) - pad), min(100.0, max(shown) + pad)
 
@@ -207,15 +198,14 @@ def _typical_range(values: Column) -> tuple[float, float]:
 
 def _mean_of(runs: Sequence[Measured], field: str) -> float:
     known = [value for run in runs if (value := run.result.get(field)) is not None]
-    return sum(known) / len(known) if known else math.nan
+    return fmean(known) if known else math.nan
 
 
 def _accounts(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the seconds of each part, with training split into compute and wait for data."""
-    spent = {
-        name.replace("_", "-"): float(s) for name, s in (result.get("accounts_s") or {}).items()
-    }
-    train = spent.pop("train", 0.0)
+    accounts = result.get("accounts_s") or {}
+    spent = {name.replace("_", "-"): float(s) for name, s in accounts.items()}
+    train = spent.get("train", 0.0)
     wait = train * (result.get("data_wait_pct") or 0.0) / 100
     spent |= {"compute": train - wait, "wait for data": wait}
     return {name: spent[name] for name in ACCOUNTS if spent.get(name)}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from harness.errors import BadInput
@@ -16,7 +17,6 @@ from harness.results.stats.metrics import accuracy, metrics, sample, steady_rate
 from harness.system.console import count, duration
 from harness.system.files import write_atomic
 
-COMMIT_LETTERS = 10
 MOST_NAMES = 4
 ABOUT = {
     "model": "model", "source": "images from", "train_images": "training images",
@@ -31,33 +31,19 @@ LOOKS = {
     "equivalent": "same", "cannot tell": "unsure", NOT_COMPARABLE: "none",
 }  # fmt: skip
 Span = tuple[float, Bounds, Bounds | None]
-LEAST_REACH, MOST_REACH = 2.0, 6.0
-"""The picture of an interval reaches this many margins to each side."""
-FOOT = (
-    "images/s: images of all ranks per second of training, waiting for data included. The first "
-    "log period of each attempt, start-up, compiling, validation and checkpoints do not count."
-)
 
 
 def write_page(
     path: Path, cells: Sequence[Cell], comparisons: Sequence[Comparison], *,
     testing: Sequence[str] = (), anyway: bool,
 ) -> None:  # fmt: skip
-    """Write the page of a comparison, or of a single cell its report.
-
-    Args:
-        cells: all cells of runs, also those of comparisons.
-        testing: keys that are meant to differ.
-        anyway: whether to give verdicts even if sides are not comparable.
+    """Write the page of comparisons of cells, or a cell's report; `testing` is meant to differ.
 
     Raises:
         BadInput: the file cannot be written; nothing is left behind.
     """
     judgments = [_judgment(item, cells, anyway) for item in comparisons]
-    speed = (
-        figures.rates(cells), figures.step_times(cells), figures.times(cells),
-        figures.efficiency(cells),
-    )  # fmt: skip
+    kinds = (figures.rates, figures.step_times, figures.times, figures.efficiency)
     title = _title(cells, comparisons)
     page = Page(
         title, _about(cells), title, judgments=judgments,
@@ -65,7 +51,7 @@ def write_page(
         differences=[_differences(item, testing) for item in comparisons],
         figures={
             "Accuracy": figures.accuracies(cells, comparisons),
-            "Speed": [figure for figure in speed if figure],
+            "Speed": [figure for kind in kinds if (figure := kind(cells))],
         },
         tables={"Runs": _runs(cells)}, foot=list(_foot(comparisons)),
     )  # fmt: skip
@@ -86,31 +72,25 @@ def _title(cells: Sequence[Cell], comparisons: Sequence[Comparison]) -> str:
 
 
 def _about(cells: Sequence[Cell]) -> str:
-    """Return models, number of runs and hardware in one line."""
     runs = [run for cell in cells for run in cell.runs]
-    models = [str(run.result["model"]) for run in runs]
-    machines = [_hardware(run) for run in runs]
-    return " · ".join([_few(models), count(len(runs), "run"), _few(machines)])
+    models = _few(str(run.result["model"]) for run in runs)
+    return " · ".join([models, count(len(runs), "run"), _few(map(_hardware, runs))])
 
 
 def _few(names: Iterable[str]) -> str:
     """Return the distinct names; if there are many, the first few and how many more."""
     distinct = list(dict.fromkeys(names))
-    more = [f"{len(distinct) - MOST_NAMES} more"] if len(distinct) > MOST_NAMES else []
-    return ", ".join(distinct[:MOST_NAMES] + more)
+    if len(distinct) > MOST_NAMES:
+        distinct[MOST_NAMES:] = [f"{len(distinct) - MOST_NAMES} more"]
+    return ", ".join(distinct)
 
 
 def _judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict[str, Any]:
-    """Return the template's data for two sides: a verdict for each metric.
-
-    Args:
-        cells: all cells of the page; their order sets their colors.
-        anyway: whether to give verdicts even if the sides are not comparable.
-    """
+    """Return the template's data for two sides: a verdict for each metric."""
     reference = compared.base.reference
     spans = [_span(finding) for finding in compared.findings]
     ends = [abs(end) for span in spans if span for end in (*span[1], *(span[2] or ()))]
-    reach = min(max(LEAST_REACH, *ends), MOST_REACH) if ends else LEAST_REACH
+    reach = min(max([2.0, *ends]), 6.0)  # margins that the pictures show to each side
     new = _side("runs" if reference else "new", compared.new, cells)
     published = reference and ("", compared.base.label, reference.source)
     return {
@@ -125,24 +105,21 @@ def _judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict
 
 
 def _side(role: str, cell: Cell, cells: Sequence[Cell]) -> tuple[str, object, str]:
-    """Return the role of a side, its label, and how many runs it has."""
     number = next((i for i, other in enumerate(cells) if other is cell), 0)
     return role, Swatch(cell_color(number), cell.label), show_compare.count_runs(cell)
 
 
 def _differences(compared: Comparison, testing: Sequence[str]) -> Table:
-    """Return a table of the differences between two sides: first those under test."""
+    """Return a table of what differs: first what is under test."""
     test, form = html("<b>under test</b>"), "<code>{}</code> <small>{}</small>"
-    ordered = sorted(compared.differences, key=lambda row: row.key not in testing)
     rows = [
         (html(form, row.key, test if row.key in testing else row.group), row.new, row.base)
-        for row in ordered
+        for row in sorted(compared.differences, key=lambda row: row.key not in testing)
     ]
     return Table(("", compared.new.label, compared.base.label), rows)
 
 
 def _verdict(finding: Finding, span: Span | None, reach: float, verdict: str) -> dict[str, Any]:
-    """Return a line of the page: one metric on both sides, with the picture of its interval."""
     metric, bounds = finding.metric, finding.interval()
     change = f"{_signed(finding.difference)} {show_compare.difference_unit(metric)}"
     span_text = "unknown" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
@@ -172,14 +149,14 @@ def _signed(value: float) -> str:
 
 def _report(cell: Cell) -> dict[str, Any]:
     """Return the template's data for the report of a cell: results and description."""
-    samples = [(metric, sample(metric, cell.runs)) for metric in metrics().values()]
     numbers = [
         # The number of runs is left out if it is 1.
         (metric.title, show_compare.format_sample(metric, known).removesuffix(" (1)"), metric.unit)
-        for metric, known in samples
-        if known
+        for metric in metrics().values()
+        if (known := sample(metric, cell.runs))
     ]
-    wall_s = [float(run.result["wall_s"]) for run in cell.runs]
+    wall_s = fmean(run.result["wall_s"] for run in cell.runs)
+    numbers.append(("wall time", duration(wall_s), ""))
     first = cell.runs[0].result
     facts = [
         (name, f"{first[key]:,}" if type(first[key]) is int else first[key], "")
@@ -188,41 +165,32 @@ def _report(cell: Cell) -> dict[str, Any]:
     ]
     if started := first.get("started_at"):
         facts.append(("started, UTC", str(started)[:16].replace("T", " "), ""))
-    numbers.append(("wall time", duration(sum(wall_s) / len(wall_s)), ""))
-    return {
-        "numbers": numbers, "facts": facts, "doubts": tuple(doubts(cell)),
-        "notes": dict.fromkeys(
-            f"note: {note}" for run in cell.runs for note in run.result.get("notes") or ()
-        ),
-    }  # fmt: skip
+    notes = [f"note: {note}" for run in cell.runs for note in run.result.get("notes") or ()]
+    told = {"doubts": tuple(doubts(cell)), "notes": dict.fromkeys(notes)}
+    return told | {"numbers": numbers, "facts": facts}
 
 
 def _runs(cells: Sequence[Cell]) -> Table:
-    head = (
-        "run", "seed", "epochs", "top-1, %", "images/s", "wall time", "hardware", "torch",
-        "git commit", "address",
-    )  # fmt: skip
-    rows = [_run(number, run) for number, cell in enumerate(cells) for run in cell.runs]
-    return Table(head, rows, right=(1, 2, 3, 4, 5))
+    rows = [_run(number, run) for number, run in figures.numbered_runs(cells)]
+    return Table(list(rows[0]), [list(row.values()) for row in rows], right=(1, 2, 3, 4, 5))
 
 
-def _run(number: int, run: Measured) -> list[object]:
-    result, about = run.result, run.environment
+def _run(number: int, run: Measured) -> dict[str, object]:
+    about, epochs = run.environment, run.result.get("epochs")
     top1_pct, rate = accuracy("val_top1_pct")(run), steady_rate(run)
     commit = (about.get("harness") or {}).get("git_commit")
-    epochs = result.get("epochs")
-    return [
-        Swatch(cell_color(number), run.name),
-        run.config.run.seed,
-        None if epochs is None else f"{epochs:g}",
-        None if top1_pct is None else f"{top1_pct:.2f}",
-        None if rate is None else f"{rate:,.0f}",
-        duration(result["wall_s"]),
-        _hardware(run),
-        (about.get("versions") or {}).get("torch"),
-        html("<code>{}</code>", commit and commit[:COMMIT_LETTERS]),
-        run.address,
-    ]
+    return {
+        "run": Swatch(cell_color(number), run.name),
+        "seed": run.config.run.seed,
+        "epochs": None if epochs is None else f"{epochs:g}",
+        "top-1, %": None if top1_pct is None else f"{top1_pct:.2f}",
+        "images/s": None if rate is None else f"{rate:,.0f}",
+        "wall time": duration(run.result["wall_s"]),
+        "hardware": _hardware(run),
+        "torch": (about.get("versions") or {}).get("torch"),
+        "git commit": html("<code>{}</code>", commit and commit[:10]),
+        "address": run.address,
+    }
 
 
 def _hardware(run: Measured) -> str:
@@ -232,10 +200,14 @@ def _hardware(run: Measured) -> str:
 
 def _foot(comparisons: Sequence[Comparison]) -> Iterable[str]:
     ours = [item for item in comparisons if not item.base.reference]
-    notes = [show_compare.notes(item, anyway=True) for item in ours]
+    notes = (show_compare.notes(item, anyway=True) for item in ours)
     yield from dict.fromkeys(line for lines in notes for line in lines)
     if ours:
         yield "95 % intervals are not adjusted for the number of metrics"
     if len(ours) < len(comparisons):
         yield "published results: 90 % intervals, as the test is one-sided"
-    yield FOOT
+    yield (
+        "images/s: images of all ranks per second of training, waiting for data included. The "
+        "first log period of each attempt, start-up, compiling, validation and checkpoints do not "
+        "count."
+    )

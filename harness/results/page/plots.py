@@ -10,15 +10,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from harness.results.measured import Column
 from harness.results.page.render import FOLDER, Picture, printable
 from harness.results.page.series import Band, Line
 
-COLORS: dict[str, str] = dict(
-    re.findall(r"--([\w-]+): (#\w{6});", (FOLDER / "page.css").read_text(encoding="utf-8"))
-)
+CSS = (FOLDER / "page.css").read_text(encoding="utf-8")
+COLORS: dict[str, str] = dict(re.findall(r"--([\w-]+): (#\w{6});", CSS))
 """The colors of page.css, so that pictures match the rest of the page."""
 CELLS = [name for name in COLORS if name.startswith("cell-")]
 ACCOUNTS = {
@@ -26,39 +25,25 @@ ACCOUNTS = {
     "evaluate": "evaluate", "checkpoint": "checkpoint", "lost": "lost",
 }  # fmt: skip
 """Parts of the wall time -> their colors."""
-
 DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.5)))
 """Line styles that distinguish cells of the same color."""
-
 WIDTH_PX, HEIGHT_PX = 380, 225
-STEPS = (1, 2, 2.5, 5, 10)
-"""Allowed distances between ticks."""
 NUMBER = "{x:,.10g}"
 """Format of numbers at an axis."""
-MARKED = 40
-"""Lines of at most this many points show each point."""
-
 Bounds = tuple[float, float]
-NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "harness",
     "font.size": 11,
     "figure.titlesize": 11,
     "figure.constrained_layout.w_pad": 0.01,
-    "axes.edgecolor": COLORS["hair"],
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": COLORS["quiet"],
-    "grid.color": COLORS["hair"],
     "text.color": COLORS["ink"],
     "text.parse_math": False,
-    "xtick.color": COLORS["hair"],
-    "xtick.labelcolor": COLORS["quiet"],
-    "ytick.labelcolor": COLORS["quiet"],
     "ytick.left": False,
+    **{f"axes.spines.{side}": False for side in ("top", "left", "right")},
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color"), COLORS["hair"]),
+    **{f"{part}.labelcolor": COLORS["quiet"] for part in ("axes", "xtick", "ytick")},
 }
 
 
@@ -71,20 +56,14 @@ def curves(
     label: str, lines: Sequence[Line], bands: Sequence[Band] = (), *,
     x: str, y: str, y_range: tuple[float, float], levels: Mapping[str, float] | None = None,
 ) -> Picture:  # fmt: skip
-    """Draw lines over bands.
-
-    Args:
-        label: description for screen readers.
-        x, y: titles of the axes, with units.
-        levels: horizontal lines, by their labels.
-    """
+    """Draw lines over bands, and horizontal lines at labeled levels."""
 
     def draw(figure: Figure) -> None:
         axes = style_axes(figure, figure.subplots(), x, y)
         for xs, low, high, cell in bands:
             axes.fill_between(xs, low, high, color=color_of(cell), alpha=0.16, lw=0)
         for line in lines:
-            marker = "o" if len(line.x) <= MARKED else ""
+            marker = "o" if len(line.x) <= 40 else ""  # each point, if these are few
             dash = DASHES[line.cell // len(CELLS) % len(DASHES)]
             axes.plot(
                 line.x, line.y, ls=dash, lw=1.2, color=color_of(line.cell), alpha=0.9,
@@ -103,19 +82,14 @@ def curves(
 
 
 def histogram(label: str, groups: Sequence[tuple[Column, float, float, int]], *, x: str) -> Picture:
-    """Draw histograms, and below them, for each, a point at p50 with a line to p95.
-
-    Args:
-        groups: values, p50 and p95 to draw below, and number of each cell.
-    """
+    """Draw a histogram per group (values, p50, p95, cell), below them p50 with a line to p95."""
 
     def draw(figure: Figure) -> None:
         strip_px = 14 * len(groups) + 8
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[HEIGHT_PX - 82, strip_px])
         style_axes(figure, upper, y="log periods, %")
         upper.tick_params(axis="x", bottom=False)
-        values = np.concatenate([group[0] for group in groups])
-        low, high = np.percentile(values, (0.5, 99.5))
+        low, high = np.percentile(np.concatenate([group[0] for group in groups]), (0.5, 99.5))
         pad = max((high - low) / 20, high / 200)
         edges = np.linspace(low - pad, high + pad, 41)
         for row, (each, p50, p95, cell) in enumerate(groups):
@@ -127,8 +101,7 @@ def histogram(label: str, groups: Sequence[tuple[Column, float, float, int]], *,
             lower.plot([p50], [-row], "o", color=color, ms=5, mew=0)
             lower.plot([p95], [-row], "|", color=color, ms=8, mew=1.6)
         style_axes(figure, lower, x)
-        lower.yaxis.set_major_locator(NullLocator())
-        lower.set_ylim(0.7 - len(groups), 0.7)
+        lower.set(yticks=(), ylim=(0.7 - len(groups), 0.7))
 
     return draw_svg(label, draw, HEIGHT_PX + 14 * (len(groups) - 1))
 
@@ -136,14 +109,10 @@ def histogram(label: str, groups: Sequence[tuple[Column, float, float, int]], *,
 def bars(
     label: str, rows: Sequence[tuple[str, str, Mapping[str, float], int | None]], *, x: str
 ) -> Picture:
-    """Draw stacked bars.
-
-    Args:
-        rows: texts above the bar on the left and right, lengths of its parts, number of its cell.
-    """
+    """Draw stacked bars; a row holds its texts on the left and right, parts, and cell."""
 
     def draw(figure: Figure) -> None:
-        axes = style_axes(figure, figure.subplots(), x)
+        axes = bar_axes(figure, x, len(rows))
         longest = max(sum(parts.values()) for _, _, parts, _ in rows)
         positions, left = -np.arange(len(rows)), np.zeros(len(rows))
         for part, color in ACCOUNTS.items():
@@ -159,10 +128,7 @@ def bars(
                 axes.text(0, above, "■", color=color_of(cell), **text)
             axes.annotate(_short(name), (0, above), (0 if cell is None else 13, 0), **offset)
             axes.text(longest, above, total, ha="right", color=COLORS["quiet"], **text)
-        axes.grid(axis="y", visible=False)
-        axes.yaxis.set_major_locator(NullLocator())
         axes.set_xlim(0, longest)
-        axes.set_ylim(0.4 - len(rows), 0.75)
 
     return draw_svg(label, draw, 50 + 34 * len(rows))
 
@@ -171,21 +137,14 @@ def interval(
     label: str, point: float, inner: Bounds, outer: Bounds | None, *, same: Bounds, reach: float,
     color: str,
 ) -> Picture:  # fmt: skip
-    """Draw a point with intervals on a line from `-reach` to `reach`.
-
-    Args:
-        inner, outer: a thick line, and perhaps a thin one.
-        same: the range that counts as equal, which is shaded.
-        color: a name in page.css.
-    """
+    """Draw a point on a thick and perhaps a thin line, within `reach`; `same` is shaded."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.set_xlim(-1.03 * reach, 1.03 * reach)
-        axes.set_ylim(-1, 1)
-        low, high = np.clip(same, -1.03 * reach, 1.03 * reach)
-        axes.axvspan(low, high, color=COLORS["band"], lw=0)
+        sides = -1.03 * reach, 1.03 * reach
+        axes.set(xlim=sides, ylim=(-1, 1))
+        axes.axvspan(*np.clip(same, *sides), color=COLORS["band"], lw=0)
         axes.axvline(0, color=COLORS["quiet"], lw=1)
         stroke = COLORS[color]
         for ends, width in ((outer, 1.4), (inner, 3.6)):
@@ -193,8 +152,8 @@ def interval(
                 axes.plot(np.clip(ends, -reach, reach), [0, 0], lw=width, color=stroke)
         for bound in outer or inner:
             if abs(bound) > reach:
-                side = float(np.copysign(1, bound))
-                axes.plot([side * reach], [0], "<>"[bound > 0], ms=6, mew=0, color=stroke)
+                end = np.copysign(reach, bound)
+                axes.plot([end], [0], "<>"[bound > 0], ms=6, mew=0, color=stroke)
         if abs(point) <= reach:
             axes.plot([point], [0], "o", ms=6.5, mew=1.8, mfc=COLORS["paper"], mec=stroke)
 
@@ -212,17 +171,23 @@ def style_axes(figure: Figure, axes: Axes, x: str = "", y: str = "") -> Axes:
     if y:
         figure.suptitle(y, x=0, ha="left", color=COLORS["quiet"])
     axes.grid(axis="y", lw=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, most_ticks in ((axes.xaxis, 6), (axes.yaxis, 5)):
+        axis.set_major_locator(MaxNLocator(most_ticks, steps=(1, 2, 2.5, 5, 10)))
         axis.set_major_formatter(NUMBER)
     return axes
 
 
-def _short(name: str, max_letters: int = 44) -> str:
-    half = max_letters // 2
+def bar_axes(figure: Figure, x: str, rows: int) -> Axes:
+    """Return axes for horizontal bars at y = 0, -1, ..., with room for a text above each."""
+    axes = style_axes(figure, figure.subplots(), x)
+    axes.grid(axis="y", visible=False)
+    axes.set(yticks=(), ylim=(0.4 - rows, 0.75))
+    return axes
+
+
+def _short(name: str) -> str:
     name = printable(name).replace("\n", " ").replace("\t", " ")
-    return name if len(name) <= max_letters else f"{name[:half]}…{name[1 - half :]}"
+    return name if len(name) <= 44 else f"{name[:22]}…{name[-21:]}"
 
 
 def draw_svg(
@@ -240,6 +205,7 @@ def draw_svg(
         figure = Figure((width_px / 72, height_px / 72), dpi=72, layout=layout)
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     return Picture(svg[svg.index("<svg") :], label)

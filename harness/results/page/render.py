@@ -50,25 +50,17 @@ class Figure(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The data of page.html.
-
-    Attributes:
-        about: a line below the title.
-        tab: the title of the browser's tab.
-        figures, tables: by the title of their section, which may be empty.
-        judgments, reports: as page.py returns them.
-        differences: a table for each two sides.
-    """
+    """The data of page.html."""
 
     title: str
-    about: str
-    tab: str
-    figures: Mapping[str, Sequence[Figure]]
-    tables: Mapping[str, Table]
+    about: str  # a line below the title
+    tab: str  # the title of the browser's tab
+    figures: Mapping[str, Sequence[Figure]]  # by the title of their section, which may be empty
+    tables: Mapping[str, Table]  # likewise
     points: Sequence[str] = ()
-    judgments: Sequence[Mapping[str, Any]] = ()
-    reports: Sequence[Mapping[str, Any]] = ()
-    differences: Sequence[Table] = ()
+    judgments: Sequence[Mapping[str, Any]] = ()  # as page.py returns them
+    reports: Sequence[Mapping[str, Any]] = ()  # likewise
+    differences: Sequence[Table] = ()  # for each two sides
     foot: Sequence[str] = ()
 
 
@@ -77,8 +69,7 @@ def render(page: Page) -> str:
     number = itertools.count()
 
     def inline(svg: str) -> Markup:
-        """Return the SVG with ids that are unique in the page."""
-        ids = rf"\1p{next(number)}-"
+        ids = rf"\1p{next(number)}-"  # unique in the page
         return Markup(TAG.sub(lambda tag: ID.sub(ids, tag[0]), svg))
 
     templates = Environment(

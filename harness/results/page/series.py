@@ -7,8 +7,7 @@ import numpy as np
 
 from harness.results.measured import Column
 
-POINTS = 200
-"""At most this many points per line."""
+MOST_POINTS = 200
 ROWS_OF_A_BIN = 10
 """Fewer rows than this have no meaningful 5th and 95th percentile."""
 
@@ -25,10 +24,9 @@ Band = tuple[Column, Column, Column, int]
 """x, the 5th and the 95th percentile of the rows of a cell over x, and the number of the cell."""
 
 
-def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
+def line(x: Column, y: Column, cell: int, most: int = MOST_POINTS) -> Line | None:
     """Return the finite points, averaged over neighbors if there are many; None if none is."""
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
+    x, y = _finite(x, y)
     if not len(x):
         return None
     if len(x) > most:
@@ -39,15 +37,9 @@ def line(x: Column, y: Column, cell: int, most: int = POINTS) -> Line | None:
 
 
 def band(columns: Sequence[tuple[Column, Column]], cell: int) -> Band | None:
-    """Return the band of all rows of a cell; None if there are too few.
-
-    Args:
-        columns: x and y of each run.
-    """
-    x, y = (np.concatenate(part) for part in zip(*columns, strict=True))
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
-    bins = min(len(x) // ROWS_OF_A_BIN, POINTS)
+    """Return the band of all rows of a cell, given x and y of each run; None if too few."""
+    x, y = _finite(*(np.concatenate(part) for part in zip(*columns, strict=True)))
+    bins = min(len(x) // ROWS_OF_A_BIN, MOST_POINTS)
     if bins < 2:
         return None
     edges = np.linspace(x.min(), x.max(), bins + 1)
@@ -60,3 +52,8 @@ def band(columns: Sequence[tuple[Column, Column]], cell: int) -> Band | None:
     # Extend the band from the middle of the outer bins to both ends.
     extended = np.concatenate([edges[:1], middle, edges[-1:]])
     return extended, np.pad(low, 1, mode="edge"), np.pad(high, 1, mode="edge"), cell
+
+
+def _finite(x: Column, y: Column) -> tuple[Column, Column]:
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known]

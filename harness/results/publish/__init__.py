@@ -1,1 +1,1 @@
-"""Send results elsewhere: W&B, MLPerf's log format, CSV."""
+"""Send results elsewhere: W&B, MLPerf's log format."""

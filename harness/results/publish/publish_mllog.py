@@ -33,13 +33,10 @@ from harness.results.measured import Measured
 from harness.system.folders import new_folder
 from harness.system.progress import track
 
-Kind = Literal["start", "end", "event"]
-Line = tuple[Kind, float, str, Any, dict[str, Any]]
+Line = tuple[Literal["start", "end", "event"], float, str, Any, dict[str, Any]]
 """A call of MLPerf's logger: its method, Unix seconds, key, value and metadata."""
-
 RULES = "4.0.0"
 """The newest version of MLPerf's rules that includes ResNet."""
-
 TARGET_TOP1_PCT = 75.9
 """MLPerf's quality target for ResNet-50, used if the run has no target."""
 
@@ -70,21 +67,18 @@ def to_mllog(runs: Sequence[tuple[LoadedRun, Measured]], out: Path) -> None:
             logger.addHandler(logging.StreamHandler(text))
             mllogger = MLLogger(logger, root_dir=root)
             for kind, at_s, key, value, about in lines:
-                log = getattr(mllogger, kind)
-                log(key, value, metadata=about, time_ms=round(1000 * at_s))
+                getattr(mllogger, kind)(key, value, metadata=about, time_ms=round(1000 * at_s))
             (folder / name).write_text(text.getvalue(), encoding="utf-8")
 
 
 def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
-    """Yield the lines of a run's log."""
     assert run.result is not None
     # When the process of each attempt started, in Unix seconds.
     began_s = {1: datetime.fromisoformat(run.result.started_at).timestamp()}
     began_s |= {int(item["attempt"]): float(item["began_at"]) for item in run.result.attempts}
     if lacking := [row.attempt for row in run.rows if row.attempt not in began_s]:
-        raise BadInput(
-            f"{run.path}/result.json: attempts: lacks attempt {lacking[0]}, which is in rows.jsonl"
-        )
+        why = f"attempts: lacks attempt {lacking[0]}, which is in rows.jsonl"
+        raise BadInput(f"{run.path}/result.json: {why}")
     moments = [(began_s[row.attempt] + row.wall_s, row) for row in run.rows]
     train = [(at_s, row) for at_s, row in moments if row.kind == "train"]
     if not train:
@@ -92,8 +86,7 @@ def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
     run_s = train[0][0] - train[0][1].train_s
     yield "event", began_s[1], "cache_clear", True, {}
     yield "start", began_s[1], "init_start", None, {}
-    about = _submission(run.result, known, train[-1][1])
-    for key, value in about.items():
+    for key, value in _submission(run.result, known, train[-1][1]).items():
         yield "event", began_s[1], key, value, {}
     yield "end", run_s, "init_stop", None, {}
     yield "start", run_s, "run_start", None, {"attempts": run.result.attempt}
@@ -105,7 +98,6 @@ def _lines(run: LoadedRun, known: Measured) -> Iterator[Line]:
 
 
 def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Line]:
-    """Yield the lines of epochs and validations."""
     last_s, last_train_s, epoch = run_s, 0.0, 0
     ends = {math.ceil(row.epoch): at_s for at_s, row in moments if row.kind == "train"}
     for at_s, row in moments:
@@ -131,14 +123,13 @@ def _submission(result: Result, known: Measured, last: Row) -> dict[str, Any]:
     """Return what was run on what, and the hyperparameters by the names of MLPerf's rules."""
     config, device = known.config, known.environment.get("device")
     name = device.get("name") if isinstance(device, dict) else None
-    schedule, optim = config.schedule, config.optim
+    schedule = config.schedule
+    unit = "steps" if schedule.drop_steps else "epochs"
+    drops_at = schedule.drop_steps or schedule.drop_epochs
     drops = {
         "opt_learning_rate_decay_factor": schedule.drop_factor,
-        "opt_learning_rate_decay_boundary_epochs": list(schedule.drop_epochs),
+        f"opt_learning_rate_decay_boundary_{unit}": list(drops_at),
     }
-    if schedule.drop_steps:
-        drops["opt_learning_rate_decay_boundary_steps"] = list(schedule.drop_steps)
-        del drops["opt_learning_rate_decay_boundary_epochs"]
     return {
         "submission_benchmark": "resnet",
         "submission_division": "open",
@@ -155,8 +146,8 @@ def _submission(result: Result, known: Measured, last: Row) -> dict[str, Any]:
         "sgd_opt_base_learning_rate": result.peak_lr,
         "sgd_opt_end_learning_rate": last.lr,
         "sgd_opt_learning_rate_decay_steps": result.steps,
-        "sgd_opt_momentum": optim.momentum,
-        "sgd_opt_weight_decay": optim.weight_decay,
+        "sgd_opt_momentum": config.optim.momentum,
+        "sgd_opt_weight_decay": config.optim.weight_decay,
         "opt_learning_rate_warmup_epochs": schedule.warmup_epochs,
         "opt_learning_rate_decay_schedule": schedule.decay,
         **(drops if schedule.decay == "step" else {}),

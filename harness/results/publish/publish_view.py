@@ -5,6 +5,7 @@ from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 from harness.results.wandb import api as wandb_api
 
 NAME = "Compare"
+COLUMNS = ("val_top1_pct", "images_per_second", "world_size")
 SECONDS, EPOCH = ROW_KEYS["train_s"], ROW_KEYS["epoch"]
 TOP1, RATE = ROW_KEYS["val_top1_pct"], ROW_KEYS["images_per_second"]
 
@@ -21,9 +22,6 @@ PANELS: dict[str, list[tuple[str, str | None, str]]] = {
     ],
 }
 """Section -> title, x-axis and y-axis of its line plots; a bar chart has no x-axis."""
-COLUMNS = [
-    f"summary:{RESULT_PREFIX}{name}" for name in ("val_top1_pct", "images_per_second", "world_size")
-]
 
 
 def save_view(project: str, entity: str | None) -> str:
@@ -51,14 +49,11 @@ def save_view(project: str, entity: str | None) -> str:
                 else reports.BarPlot(title=title, metrics=[y]) for title, x, y in rows
             ]  # fmt: skip
             sections.append(workspaces.Section(name=name, panels=panels, is_open=True))
+        columns = [f"summary:{RESULT_PREFIX}{name}" for name in COLUMNS]
+        # Runs of a group differ only in their seed, so panels show their mean and spread.
+        runs = workspaces.RunsetSettings(groupby=[Metric("Group")], pinned_columns=columns)
+        owner = wandb_api.entity_of(api, entity)
         workspace = workspaces.Workspace(
-            name=NAME,
-            entity=wandb_api.entity_of(api, entity),
-            project=project,
-            sections=sections,
-            # Runs of a group differ only in their seed, so panels show their mean and spread.
-            runset_settings=workspaces.RunsetSettings(
-                groupby=[Metric("Group")], pinned_columns=COLUMNS
-            ),
+            entity=owner, project=project, name=NAME, sections=sections, runset_settings=runs
         )
         return str(workspace.save().url)

@@ -26,51 +26,38 @@ from harness.results.measured import Measured
 from harness.results.wandb import api as wandb_api
 from harness.system.console import count
 
-FINISH_S = 120.0
 SETTINGS = {
     "finish_timeout": 100.0,
     # The machine that publishes is not the one that trained.
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
+    **dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True),
 }
 """Added to the settings of live logging; the timeout may be longer, as no other rank waits."""
+Mode = Literal["online", "offline"]
 
 
 class Published(NamedTuple):
-    """What was done with a run.
-
-    Attributes:
-        action: what was done, as text.
-        where: URL in W&B; offline, the command that uploads it.
-        group: of the run in W&B.
-        place: entity and project in W&B, such as `lab/bench`; None offline.
-    """
+    """What was done with a run."""
 
     action: str
-    where: str
+    where: str  # URL in W&B; offline, the command that uploads it
     group: str
-    place: str | None
+    place: str | None  # entity and project, such as `lab/bench`; None offline
 
 
 def to_wandb(
-    run: LoadedRun, known: Measured, mode: Literal["online", "offline"],
-    project: str | None, entity: str | None,
-) -> Published:  # fmt: skip
+    run: LoadedRun, known: Measured, mode: Mode, project: str | None, entity: str | None
+) -> Published:
     """Send to W&B what it lacks of a run; a second call has nothing to do.
 
     Args:
-        known: the same run in the form in which runs are compared.
         mode: `offline` writes files for `wandb sync` into the run folder.
         project, entity: by default those of the run's config.
 
     Raises:
         BadInput: W&B has other rows of this run, or does not accept these.
     """
-    names = ("world_size", "precision", "peak_lr")
-    about = wandb_run.about(
-        known.config, known.environment, **{name: known.result[name] for name in names}
-    )
+    resolved = {name: known.result[name] for name in ("world_size", "precision", "peak_lr")}
+    about = wandb_run.about(known.config, known.environment, **resolved)
     wanted = about | {  # what live logging passed to W&B when the run last started
         "run_id": known.result["run_id"],
         "name": run.path.name,
@@ -91,11 +78,7 @@ def to_wandb(
 
 
 def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, Any]) -> str | None:
-    """Return a text that says what W&B lacks of a run; None if it has everything.
-
-    Raises:
-        BadInput: W&B has other rows of this run.
-    """
+    """Return a text that says what W&B lacks of a run; None if it has everything."""
     names = frozenset(ROW_KEYS.values())
     rows = [_only(row, names) for row in wandb_api.history(remote)]
     sent = [row_for_wandb(row.model_dump()) for row in run.rows]
@@ -110,11 +93,11 @@ def _missing(remote: Any, run: LoadedRun, known: Measured, wanted: Mapping[str, 
         return f"{lacking:,} of {count(len(sent), 'row')} were missing"
     # Compare only fields of this result: more fields of an older version cannot be removed.
     result = result_for_wandb(known.result)
-    labels = {"group": remote.group, "job_type": remote.job_type, "name": remote.name}
+    labels = ("group", "job_type", "name")
     differs = {
         "its result": not _equal(_only(dict(remote.summary.items()), result), result),
         "its end": remote.state != "finished",
-        **{f"its {key}": value != wanted[key] for key, value in labels.items()},
+        **{f"its {label}": getattr(remote, label) != wanted[label] for label in labels},
     }
     return next((f"{what} was not up to date" for what, differ in differs.items() if differ), None)
 
@@ -133,9 +116,7 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     )
 
 
-def _send(
-    run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Literal["online", "offline"]
-) -> str:
+def _send(run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Mode) -> str:
     """Send or write a run; return its URL, or the command that uploads it."""
     with TemporaryDirectory() as scratch:  # for files of the client, not needed after that
         mirror = WandbMirror(
@@ -143,7 +124,7 @@ def _send(
             rows=run.path / "rows.jsonl", settings=SETTINGS, **wanted,
         )  # fmt: skip
         mirror.release(len(run.rows))
-        status = mirror.finish(known.result, exit_code=0, timeout_s=FINISH_S)
+        status = mirror.finish(known.result, exit_code=0, timeout_s=120.0)
     if status != mode:
         raise BadInput(f"{run.path}: W&B did not take it: {status}; give the command again")
     return (mirror.url if mode == "online" else mirror.sync_command) or ""

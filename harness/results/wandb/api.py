@@ -1,7 +1,5 @@
 """Runs out of W&B, through its public client."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator
@@ -28,7 +26,6 @@ FILTERS = {
 }  # fmt: skip
 """Keys of the part after `?` -> W&B's names for them."""
 TIMEOUT_S = 20
-END_S = 3.0
 
 
 def runs_at(address: str) -> list[Measured]:
@@ -46,6 +43,7 @@ def runs_at(address: str) -> list[Measured]:
         if name not in FILTERS or not value:
             raise BadInput(f"{address}: {name}: give one of {', '.join(FILTERS)}, with a value")
         filters.append({FILTERS[name]: {"$in": [value]} if name == "tag" else value})
+    found = []
     with client(address) as api:
         place = "/".join(parts)
         if query:
@@ -54,23 +52,17 @@ def runs_at(address: str) -> list[Measured]:
             runs = [run] if (run := run_at(api, place)) else []
         if not runs:
             raise BadInput(f"{address}: W&B has no such run")
-        base = "/".join(parts[:2])
-        tracked = track(runs, total=len(runs), what="reading from W&B")
-        return [_read(f"{ADDRESS}{base}/{run.id}", run) for run in tracked]
-
-
-def _read(address: str, run: Any) -> Measured:
-    if run.state == "running":
-        raise BadInput(f"{address}: is running: compare it when it has finished")
-    return rows.measured(address, run.name, run.config, run.summary, history(run))
+        for run in track(runs, total=len(runs), what="reading from W&B"):
+            own = f"{ADDRESS}{parts[0]}/{parts[1]}/{run.id}"
+            if run.state == "running":
+                raise BadInput(f"{own}: is running: compare it when it has finished")
+            found.append(rows.measured(own, run.name, run.config, run.summary, history(run)))
+    return found
 
 
 @contextmanager
-def client(what: str) -> Iterator[wandb.Api]:
-    """Yield the public client, once it has checked the key; its errors become one line.
-
-    Args:
-        what: the address or option; the line begins with it.
+def client(what: str) -> Iterator["wandb.Api"]:
+    """Yield the public client, once it has checked the key; its errors become a line on `what`.
 
     Raises:
         BadInput: no key, or W&B does not take it, does not answer, or refuses.
@@ -90,19 +82,19 @@ def client(what: str) -> Iterator[wandb.Api]:
         raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
     finally:
         # After a while by force, as the client's process may wait for a server that hangs.
-        force = threading.Timer(END_S, kill_client)
+        force = threading.Timer(3.0, kill_client)
         force.daemon = True
         force.start()
         teardown()
         force.cancel()
 
 
-def entity_of(api: wandb.Api, given: str | None) -> str:
+def entity_of(api: "wandb.Api", given: str | None) -> str:
     """Return the given user or team, or by default that which the client uses for a run."""
     return str(given or api.settings["entity"] or api.default_entity)
 
 
-def run_at(api: wandb.Api, place: str) -> Any | None:
+def run_at(api: "wandb.Api", place: str) -> Any | None:
     """Return the run at ENTITY/PROJECT/RUN_ID; None if W&B has no such run or project."""
     try:
         return api.run(place)
@@ -132,7 +124,6 @@ def history(run: Any) -> Iterator[dict[str, Any]]:
 
 
 def _why(error: Exception) -> str:
-    """Return the client's message in one line; that of a bad key or a timeout in plain words."""
     message = " ".join(str(error).split())
     if "error 401" in message or "error 403" in message:
         return "does not accept the key; run `wandb login` or set WANDB_API_KEY"

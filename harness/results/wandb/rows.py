@@ -19,16 +19,14 @@ from harness.logging.schema import RESULT_PREFIX, ROW_KEYS, Result
 from harness.results.measured import NEEDED, TRAIN_COLUMNS, VAL_COLUMNS, Measured, columns
 
 READ = (sys.executable, "-m", "wandb", "leet", "inspect", "--json")
+SEND = "harness publish RUN_FOLDER --to wandb"
 TIMEOUT_S = 60
+Facts = Mapping[str, Any]
 FIELDS = {key: field for field, key in ROW_KEYS.items()}
 
 
 def measured(
-    address: str,
-    name: str,
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    history: Iterable[Mapping[str, Any]],
+    address: str, name: str, config: Facts, summary: Facts, history: Iterable[Facts]
 ) -> Measured:
     """Return a run that W&B describes by config, summary and history, under its keys.
 
@@ -36,16 +34,13 @@ def measured(
         BadInput: it lacks what a comparison needs, naming the key.
     """
     values = _without(RESULT_PREFIX, summary)
-    accounts = _without("account_", values)
     result = {name: value for name, value in values.items() if name in Result.model_fields}
+    accounts = _without("account_", values)
     result["accounts_s"] = {key.removesuffix("_s"): value for key, value in accounts.items()}
     result["target"] = _without("target_", values) or None
     if lacking := [name for name in NEEDED if name not in result]:
-        raise BadInput(
-            f"{address}: lacks {RESULT_PREFIX}{lacking[0]}: it has not finished, or was not "
-            "written by this harness; send it from its folder: "
-            "harness publish RUN_FOLDER --to wandb"
-        )
+        why = f"lacks {RESULT_PREFIX}{lacking[0]}: it has not finished, or was not written by this"
+        raise BadInput(f"{address}: {why} harness; send it from its folder: {SEND}")
     try:
         settings = Config.model_validate({k: config[k] for k in Config.model_fields if k in config})
     except ValidationError as error:
@@ -57,10 +52,8 @@ def measured(
         raise BadInput(f"{address}: lacks the rows of earlier attempts; read them from W&B itself")
     rows = [{FIELDS[key]: value for key, value in row.items() if key in FIELDS} for row in history]
     if result.get("steps", 0) > (last := max((row.get("step", 0) for row in rows), default=0)):
-        raise BadInput(
-            f"{address}: has rows up to step {last:,} of {result['steps']:,} only; complete it "
-            "from its folder: harness publish RUN_FOLDER --to wandb"
-        )
+        why = f"has rows up to step {last:,} of {result['steps']:,} only"
+        raise BadInput(f"{address}: {why}; complete it from its folder: {SEND}")
     environment = dict(config.get("environment") or {})
     device = environment.get("device")
     if isinstance(device, Mapping) and device.get("memory_gib") is not None:
@@ -71,7 +64,7 @@ def measured(
     return Measured(address, name, settings, environment, result, train, val)
 
 
-def _without(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _without(prefix: str, values: Facts) -> dict[str, Any]:
     """Return the values, but nulls, whose keys begin with a prefix, without it."""
     return {
         key.removeprefix(prefix): value
@@ -89,47 +82,35 @@ def read_offline(folder: Path) -> Measured:
     files = list(folder.glob("*.wandb"))
     if len(files) != 1:
         raise BadInput(f"{folder}: holds {len(files)} files *.wandb, where W&B's client writes one")
-    file = files[0]
-    name, ended = file.stem, False
-    config: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    for record in _records(file):
+    name, ended, history = files[0].stem, False, []
+    updated: dict[str, dict[str, Any]] = {"config": {}, "summary": {}}
+    for record in _records(files[0]):
         kind = str(record.get("type"))
         part = record.get(kind) or {}
         if kind == "run":
-            config |= (part.get("config") or {}).get("update") or {}
             name = part.get("display_name") or name
-        elif kind == "config":
-            config |= part.get("update") or {}
-        elif kind == "summary":
-            summary |= part.get("update") or {}
+            kind, part = "config", part.get("config") or {}
+        if kind in updated:
+            updated[kind] |= part.get("update") or {}
         elif kind == "history":
             history.append(part.get("item") or {})
         ended = ended or kind == "exit"
     if not ended:
         raise BadInput(f"{folder}: has no end: its run was killed, or is still going")
-    return measured(str(folder), name, config, summary, history)
+    return measured(str(folder), name, updated["config"], updated["summary"], history)
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of the client's log; it leaves out a torn one at the end."""
+    quiet = os.environ | {"WANDB_ERROR_REPORTING": "false"}
     try:
         inspected = subprocess.run(
-            [*READ, file],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=True,
-            env=os.environ | {"WANDB_ERROR_REPORTING": "false"},
+            [*READ, file], capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=quiet
         )
     except subprocess.TimeoutExpired:
         raise BadInput(f"{file}: W&B's client did not read it within {TIMEOUT_S} s") from None
     except (OSError, subprocess.CalledProcessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        why = lines[-1] if lines else "no message"
-        raise BadInput(
-            f"{file}: W&B's client cannot read it ({why}): it needs wandb 0.31 or newer"
-        ) from None
-    for line in inspected.stdout.splitlines():
-        yield json.loads(line)
+        why = f"({lines[-1] if lines else 'no message'}): it needs wandb 0.31 or newer"
+        raise BadInput(f"{file}: W&B's client cannot read it {why}") from None
+    yield from map(json.loads, inspected.stdout.splitlines())
