@@ -197,7 +197,8 @@ class Result(BaseModel, extra="forbid"):
     references: list[str] = _field("published rows that this is held against", default=[])
 
     images_per_second: float | None = _field(
-        "images of all ranks / time of the account `train` alone: waiting for data included"
+        "images of all ranks / wall time of the account `train` (waiting for data included; "
+        "start-up, compiling, evaluation and checkpoints excluded)"
     )
     mfu_pct: float | None = _field("as in the rows, of the whole run", default=None)
     memory_pct: float | None = _field("likewise", default=None)
