@@ -195,7 +195,7 @@ def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
 
 
 def _batches(resolved: Resolved, images: Images) -> Iterator[Batch]:
-    return resolved.loader.train(images, resolved.split, epoch=0, step=0, epochs=ENDLESS)
+    return resolved.loader.train(images, resolved.split)
 
 
 def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
