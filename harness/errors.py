@@ -25,8 +25,6 @@ class BadInput(HarnessError):
 class RunFailed(HarnessError):
     """The run began and cannot continue: an image does not decode, another rank does not answer."""
 
-    exit_code = EXIT_FAILED
-
 
 class NotFinite(RunFailed):
     """A loss is nan or infinite; raised on all ranks at the same step."""
@@ -49,10 +47,6 @@ OUT_OF_MEMORY = (
     "out of memory: set --train.max-local-batch lower (gradients then accumulate to the same "
     "global batch), or --eval.local-batch if it was validating"
 )
-NOT_COMPILED = (
-    "harness doctor tries the compiler, a run's failure.json has the whole error, "
-    "--engine.compile false goes without"
-)
 CUDA_ERRORS = {
     "no kernel image": "this torch is not built for this GPU: install one that is (pytorch.org)",
     "": "the GPU, its driver or a kernel is at fault: harness doctor and dmesg (Xid) tell of the "
@@ -60,8 +54,7 @@ CUDA_ERRORS = {
 }
 """Part of an error's message -> what to do; the first match counts."""
 
-MOST_LETTERS = 300
-"""Limit for an error's first line: a compiler's has all of its flags."""
+MOST_LETTERS = 300  # of an error's first line: a compiler's has all of its flags
 
 _SAY_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "'out of memory'",
                   "_STATUS_ALLOC_FAILED")  # fmt: skip
@@ -85,13 +78,15 @@ def explained(error: BaseException) -> tuple[int, str] | None:
             remedy = next(do for text, do in CUDA_ERRORS.items() if text in str(cause))
             return EXIT_FAILED, f"{_first_line(cause)}; {remedy}"
     if any(_is(cause, "torch._dynamo.exc", "BackendCompilerFailed") for cause in chain):
-        what = f"{type(chain[0]).__name__}: {_first_line(chain[0])}"
-        return EXIT_FAILED, f"torch.compile failed: {what}; {NOT_COMPILED}"
+        return EXIT_FAILED, (
+            f"torch.compile failed: {type(chain[0]).__name__}: {_first_line(chain[0])}; harness "
+            "doctor tries the compiler, a run's failure.json has the whole error, "
+            "--engine.compile false goes without"
+        )
     return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, the first cause last."""
     while error is not None:
         yield error
         error = error.__cause__ or getattr(error, "inner_exception", None)

@@ -1,7 +1,5 @@
 """The verb `harness doctor`: check this machine, and that a killed run resumes exactly."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +39,7 @@ def with_default_verb(argv: list[str]) -> list[str]:
     return argv
 
 
-def read_config(args: Sequence[str]) -> Config:
+def read_config(args: Sequence[str]) -> "Config":
     """Return the config that the arguments describe; imports no torch.
 
     It may lack folders of images: everything but the data can be checked without them.

@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
+from harness.checkpoint.store import ASIDE
 from harness.doctor.chaos import plan as plans
 from harness.doctor.chaos import processes
-from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct, torn_checkpoints
+from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct
 from harness.doctor.chaos.kills import KINDS, Kill, Killer
 from harness.doctor.chaos.plan import Plan
 from harness.doctor.chaos.starts import CannotTell
@@ -92,7 +92,7 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
     Yields a folder for temporary files, which is removed at the end.
     """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     # nohup ignores SIGHUP, which must remain so.
@@ -114,26 +114,25 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
 
 def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
     """Do all runs of the trial; print the table and the verdict; return the exit code."""
-    bound = None if plan.exact else bound_pct
+    exact = not plan.resolved.world.on_gpu or plan.resolved.config.engine.deterministic
+    bound = None if exact else bound_pct
     lines = plan.resolved.lines()[:-1]  # all but the folder
     out.print("\n".join([*lines, *(f"{'note':>12}: {note}" for note in plan.notes)]))
     undisturbed = plan.folder / "undisturbed"
     killer.run(undisturbed.name)
     result = Result.model_validate_json((undisturbed / "result.json").read_text())
-    period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
     out.print(
         f"undisturbed: {count(result.steps, 'step')} in {duration(result.wall_s)}, "
         f"the first row after {killer.start_up_s:.1f} s"
     )
+    period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
     killer.allow(kills, period_s)
     differences = _killed_runs(plan, killer, kills, bound)
     _print_table(killer.done, plan)
-    if killer.second_starts:
-        out.print(
-            f"starts while orphans of a killed launcher ran: {killer.second_starts}, all refused"
-        )
-    torn = sum(torn_checkpoints(plan.folder / name) for name in differences)
-    if torn:
+    if starts := killer.second_starts:
+        out.print(f"starts while orphans of a killed launcher ran: {starts}, all refused")
+    folders = (plan.folder / name / "checkpoints" / ASIDE for name in differences)
+    if torn := sum(len([*folder.glob("*.pt")]) for folder in folders):
         out.print(f"torn by a kill, put aside and never used: {count(torn, 'checkpoint')}")
     return _verdict(plan, killer, differences, bound)
 
@@ -144,9 +143,8 @@ def _killed_runs(
     """Run until all kills are done; return each run's differences from the undisturbed one."""
     differences: dict[str, list[Difference]] = {}
     runs_without_kill = 0
-    while len(killer.done) < kills:
+    while (before := len(killer.done)) < kills:
         name = f"killed-{len(differences) + 1}" if differences else "killed"
-        before = len(killer.done)
         killer.run(name)
         entries = compare(plan.folder / "undisturbed", plan.folder / name, bound_pct=bound)
         differences[name] = entries
@@ -170,10 +168,8 @@ def _verdict(
         runs = count(len(differences), "killed run")
         parts = "weights, momentum, BatchNorm, rows, validation, digests"
         if bound is not None:
-            largest_pct = max(
-                loss_difference_pct(undisturbed, plan.folder / name) for name in differences
-            )
-            parts = f"{largest_pct:.2g} % apart at most; rows and digests complete"
+            apart_pct = [loss_difference_pct(undisturbed, plan.folder / run) for run in differences]
+            parts = f"{max(apart_pct):.2g} % apart at most; rows and digests complete"
         out.print(f"{what}: yes ({runs} against the undisturbed one: {parts})")
         return EXIT_GOOD
     out.print("\n".join(lines[:MOST_SHOWN]))
@@ -190,21 +186,19 @@ def _verdict(
 
 
 def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
-    table = right_table(
-        "kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most"
-    )
+    head = ("kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most")
+    table = right_table(*head)
     for kind in (*KINDS, "all"):
         of_kind = [kill for kill in kills if kind in (kill.kind, "all")]
         lost = [kill.lost_steps for kill in of_kind if kill.lost_steps is not None]
         to_row_s = [kill.first_row_s for kill in of_kind if kill.first_row_s is not None]
-        table.add_row(
-            kind, str(len(of_kind)), *_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f")
-        )
-    every = plan.resolved.config.log.every_steps
+        cells = (*_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f"))
+        table.add_row(kind, str(len(of_kind)), *cells)
     out.print(table)
     out.print(
-        f"steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
-        f"written every {every} steps. first row: from the next command to its first row"
+        "steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
+        f"written every {plan.resolved.config.log.every_steps} steps. first row: from the next "
+        "command to its first row"
     )
 
 
