@@ -47,6 +47,10 @@ OUT_OF_MEMORY = (
     "out of memory: set --train.max-local-batch lower (gradients then accumulate to the same "
     "global batch), or --eval.local-batch if it was validating"
 )
+NOT_COMPILED = (
+    "harness doctor tries the compiler, a run's failure.json has the whole error, "
+    "--engine.compile false goes without"
+)
 CUDA_ERRORS = {
     "no kernel image": "this torch is not built for this GPU: install one that is (pytorch.org)",
     "": "the GPU, its driver or a kernel is at fault: harness doctor and dmesg (Xid) tell of the "
@@ -78,11 +82,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
             remedy = next(do for text, do in CUDA_ERRORS.items() if text in str(cause))
             return EXIT_FAILED, f"{_first_line(cause)}; {remedy}"
     if any(_is(cause, "torch._dynamo.exc", "BackendCompilerFailed") for cause in chain):
-        return EXIT_FAILED, (
-            f"torch.compile failed: {type(chain[0]).__name__}: {_first_line(chain[0])}; harness "
-            "doctor tries the compiler, a run's failure.json has the whole error, "
-            "--engine.compile false goes without"
-        )
+        what = f"{type(chain[0]).__name__}: {_first_line(chain[0])}"
+        return EXIT_FAILED, f"torch.compile failed: {what}; {NOT_COMPILED}"
     return None
 
 

@@ -24,35 +24,25 @@ Facts = dict[str, Any]
 class Check:
     """The result of one check: a line of the table.
 
-    Attributes:
-        status: yellow if the run works, but slower or with less than possible; red if it would
-            fail or give wrong results.
-        value: what was measured, as text; for `not checked`, the reason.
-        do: what the user should do if the status is yellow or red.
-        host: the host that was checked; empty if the check concerns all hosts together.
+    Yellow: the run works, but slower or with less than possible. Red: it would fail or give wrong
+    results.
     """
 
     name: str
     status: Status
-    value: str
-    do: str = ""
-    host: str = ""
+    value: str  # what was measured, as text; for `not checked`, the reason
+    do: str = ""  # what the user should do if the status is yellow or red
+    host: str = ""  # that was checked; empty if the check concerns all hosts together
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The run that this machine is checked for.
-
-    Attributes:
-        world: this process among the ranks that do the checks.
-        gpus: GPUs expected on this node; 0 for none.
-        environ: the launcher's environment variables.
-    """
+    """The run that this machine is checked for."""
 
     config: Config
-    world: World
-    gpus: int
-    environ: Mapping[str, str]
+    world: World  # this process among the ranks that do the checks
+    gpus: int  # expected on this node
+    environ: Mapping[str, str]  # the launcher's environment variables
 
     @property
     def wants_gpu(self) -> bool:

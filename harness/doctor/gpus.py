@@ -29,7 +29,11 @@ def collect(run: PlannedRun) -> Facts:
     facts |= {"cuda_error": None} | inventory(limits.NVML_S)
     gpus = facts["gpus"]
     if gpus and run.wants_gpu and not torch.cuda.is_available():
-        facts["cuda_error"] = _cuda_error()
+        facts["cuda_error"] = "torch.cuda.is_available() is false"
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except Exception as error:  # says why
+            facts["cuda_error"] = " ".join(str(error).split())[:200]
     elif run.world.on_gpu:
         # On a shared node NVML may also list the GPUs of other jobs.
         uuids = {gpu_uuid(torch.device("cuda", n)) for n in range(torch.cuda.device_count())}
@@ -119,8 +123,7 @@ def gpu_facts(gpu: Nvml) -> dict[str, Any]:
         "max_clock_mhz": gpu.read("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
         "power_cap_w": None if cap is None else cap / 1000,
         "default_power_cap_w": None if default_cap is None else default_cap / 1000,
-        # Reasons for reduced clocks now: keys of `monitor.gpus.SLOWED`.
-        "slowed": gpu.slowed() or (),
+        "slowed": gpu.slowed() or (),  # keys of `monitor.gpus.SLOWED`
         "ecc": None if ecc is None else bool(ecc),
         # Since the driver was loaded.
         "uncorrected_errors": gpu.read("nvmlDeviceGetTotalEccErrors", *_UNCORRECTED_NOW),
@@ -256,11 +259,3 @@ def _judge_pcie(gpus: Gpus) -> Check:
         do = "images arrive slower: the card is badly seated, or its slot is narrow"
         return Check("PCIe", "yellow", f"{value} ({_which(narrow)})", do)
     return Check("PCIe", "green", value)
-
-
-def _cuda_error() -> str:
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        return " ".join(str(error).split())[:200]
-    return "torch.cuda.is_available() is false"

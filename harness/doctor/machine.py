@@ -64,13 +64,11 @@ def check_machine(
 ) -> int:
     """Check this machine, or under a launcher all machines of the job; print the report.
 
+    Return the exit code, the same on every rank: 1 on red.
+
     Args:
         args: the arguments that describe the config, for the suggested next command.
         expect_gpus: GPUs that each node must have; by default what Slurm granted.
-        as_json: print one JSON object instead of the table.
-
-    Returns:
-        Exit code, the same on every rank: 1 on red.
 
     Raises:
         RunFailed: the ranks cannot form a process group, or a collective fails.

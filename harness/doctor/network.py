@@ -19,20 +19,15 @@ def collect(run: PlannedRun) -> Facts:
 
 
 def all_reduce(run: PlannedRun, buckets: Sequence[int]) -> Facts:
-    """Return how long the all-reduce of the gradients takes; a collective call.
-
-    Args:
-        buckets: sizes of the gradient buckets in bytes, the same on all ranks.
-    """
+    """Return how fast gradients are all-reduced in buckets of these bytes; a collective call."""
     limit_s = limits.ALL_REDUCE_S
     # In one order on all ranks: they must measure the same size at the same time.
     took_s = {
         size: probes.all_reduce_s(run.world, size, limit_s=limit_s) for size in sorted(set(buckets))
     }
-    speed = probes.bus_bandwidth(*max(took_s.items()), run.world.size)
     return {
         "all_reduce_ms": sum(1e3 * took_s[size] for size in buckets),
-        "all_reduce_gb_per_s": speed / 1e9,
+        "all_reduce_gb_per_s": probes.bus_bandwidth(*max(took_s.items()), run.world.size) / 1e9,
         "all_reduce_latency_us": 1e6 * probes.all_reduce_s(run.world, 4, limit_s=limit_s),
         "buckets": list(buckets),
     }

@@ -17,8 +17,7 @@ from harness.doctor.software import MUST_AGREE, SHOULD_AGREE
 from harness.errors import EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.system.console import count, out
 
-SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)
-"""Facts that should be equal on all nodes of a job."""
+SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)  # facts that should be equal on all nodes
 
 COLUMNS = {
     "gpus": "GPUs",
@@ -138,11 +137,9 @@ def _print_table(nodes: Sequence[Node]) -> None:
     table = Table("node", "status", *columns, "red and yellow")
     for node in nodes:
         status = worst(node.checks)
-        bad = [check.name for check in node.checks if check.status in ("red", "yellow")]
+        bad = ", ".join(check.name for check in node.checks if check.status in ("red", "yellow"))
         facts = (_cell(node.facts.get(name)) for name in shown)
-        table.add_row(
-            Text(node.host), Text(status, COLORS[status]), *map(Text, facts), Text(", ".join(bad))
-        )
+        table.add_row(Text(node.host), Text(status, COLORS[status]), *map(Text, facts), Text(bad))
     out.print(table)
 
 

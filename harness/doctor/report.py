@@ -17,31 +17,22 @@ COLORS: dict[Status, str] = {
 
 
 class Node(BaseModel):
-    """The checks of one host, and the facts that `doctor nodes` compares.
-
-    Facts are flat, with the unit in each name, and null where unknown.
-    """
+    """The checks of one host, and the facts that `doctor nodes` compares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # flat, unit in each name, null where unknown
     checks: list[Check]
 
 
 class Report(Node):
-    """What `harness doctor --json` prints: the first host, the job-wide checks, the other hosts.
-
-    Attributes:
-        verdict: the worst status of all checks.
-        ranks: processes that took part, on all hosts.
-        took_s: age of the printing process.
-    """
+    """What `harness doctor --json` prints: the first host, the job-wide checks, the other hosts."""
 
     schema_version: int = SCHEMA_VERSION
-    verdict: Status
-    ranks: int
-    took_s: float
+    verdict: Status  # the worst of all checks
+    ranks: int  # processes that took part, on all hosts
+    took_s: float  # age of the printing process
     other_nodes: list[Node] = []
 
     def all_checks(self) -> list[Check]:

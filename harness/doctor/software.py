@@ -19,8 +19,7 @@ MUST_AGREE = (
 )
 """Versions that must be equal: ranks that differ hang in a collective or train another model."""
 
-SHOULD_AGREE = ("git_dirty", "python", "driver", "numpy", "pillow")
-"""Versions that rarely change a result."""
+SHOULD_AGREE = ("git_dirty", "python", "driver", "numpy", "pillow")  # rarely change a result
 
 
 def collect(run: PlannedRun) -> Facts:

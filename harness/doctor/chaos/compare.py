@@ -17,15 +17,11 @@ IGNORED_STATE = ("clock", "rows_bytes", "of")
 
 
 class Difference(NamedTuple):
-    """One difference between two runs, or one fault in the record of a run.
-
-    Attributes:
-        bits: a value differs; if false, the record of the run is wrong, whatever its values.
-    """
+    """One difference between two runs, or one fault in the record of a run."""
 
     where: str
     what: str
-    bits: bool = True
+    bits: bool = True  # a value differs; if false, the record is wrong, whatever the values
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -117,22 +113,21 @@ def _fields(
 
 def _states(pattern: str, undisturbed: Path, killed: Path) -> Iterator[Difference]:
     """Yield the differences between the newest checkpoints of that pattern in two folders."""
-    paths = [sorted(folder.glob(pattern)) for folder in (undisturbed, killed)]
-    if not all(paths):
+    expected, actual = (max(of.glob(pattern), default=None) for of in (undisturbed, killed))
+    if expected is None or actual is None:
         yield Difference(pattern, "missing", bits=False)
         return
-    newest = [matches[-1] for matches in paths]
-    if newest[0].name != newest[1].name:
-        yield Difference(pattern, _both(newest[0].name, newest[1].name), bits=False)
+    if expected.name != actual.name:
+        yield Difference(pattern, _both(expected.name, actual.name), bits=False)
         return
-    a, b = (dict(_leaves(torch.load(path, weights_only=True))) for path in newest)
+    a, b = (dict(_leaves(torch.load(path, weights_only=True))) for path in (expected, actual))
     for name in a | b:
         if name.split(".")[0] in IGNORED_STATE:
             continue
         if name not in a or name not in b:
-            yield Difference(f"{newest[0].name}: {name}", "only in one of the two")
+            yield Difference(f"{expected.name}: {name}", "only in one of the two")
         elif what := _leaf_difference(a[name], b[name]):
-            yield Difference(f"{newest[0].name}: {name}", what)
+            yield Difference(f"{expected.name}: {name}", what)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

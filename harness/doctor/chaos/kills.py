@@ -45,16 +45,13 @@ class Kill:
 class Killer:
     """Start runs of a plan until they have finished, and kill them while kills are left.
 
-    Args:
-        mark: the beginning of the marks of all processes that it starts.
-        scratch: folder for their temporary files.
-        seed: seed of the kinds and the moments of the kills.
+    `mark` begins the marks of all processes that it starts; `scratch` is for their temporary files.
     """
 
     def __init__(self, plan: Plan, mark: str, scratch: Path, seed: int) -> None:
         self.done: list[Kill] = []
         self.second_starts = 0  # starts while orphans ran; all were refused
-        self._plan, self._mark, self._scratch = plan, mark, scratch
+        self.plan, self._mark, self._scratch = plan, mark, scratch
         self._random = random.Random(seed)
         # All kinds in random order, again and again.
         rounds = (self._random.sample(KINDS, len(KINDS)) for _ in itertools.count())
@@ -76,7 +73,7 @@ class Killer:
         Raises:
             CannotTell: the run failed by itself or hangs.
         """
-        watch = Watch(self._plan.folder / name)
+        watch = Watch(self.plan.folder / name)
         while not watch.finished:
             watch.begin()
             start = self._start(watch)
@@ -95,10 +92,10 @@ class Killer:
     def _start(self, watch: Watch) -> Start:
         self._starts += 1
         name = watch.path.name
-        log = self._plan.folder / "logs" / f"start-{self._starts:03d}-{name}.log"
+        log = self.plan.folder / "logs" / f"start-{self._starts:03d}-{name}.log"
         log.parent.mkdir(exist_ok=True)
         mark = f"{self._mark}-{self._starts}"
-        return Start(self._plan.command(name), log, mark, self._scratch, watch)
+        return Start(self.plan.command(name), log, mark, self._scratch, watch)
 
     def _killed(self, start: Start, kind: Kind | None) -> bool:
         """Wait for a random moment and kill; return whether it was killed.
@@ -115,7 +112,7 @@ class Killer:
             self._wait(start, lambda: watch.saving() or time.monotonic() > until, POLL_SAVING_S)
         elif reached:
             time.sleep(delay_s)
-        too_late = watch.finished or (kind != "start-up" and len(ranks) < self._plan.ranks)
+        too_late = watch.finished or (kind != "start-up" and len(ranks) < self.plan.ranks)
         if not reached or kind is None or too_late:
             self._wait(start, lambda: False)
             return False
@@ -141,7 +138,7 @@ class Killer:
             until = start.began + self._random.uniform(0, self.start_up_s)
             return lambda: time.monotonic() >= until, 0.0
         # On average, kills are spread over the run, and each start saves a checkpoint or two.
-        mean = max(self._plan.resolved.total_steps / (self._kills + 1), 2 * self._plan.save_every)
+        mean = max(self.plan.resolved.total_steps / (self._kills + 1), 2 * self.plan.save_every)
         ahead = self._random.uniform(0, 2 * mean)
 
         def trained() -> bool:

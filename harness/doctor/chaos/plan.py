@@ -65,7 +65,6 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
     Args:
         args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
         ranks: by default one per GPU, or three on the CPU.
-        folder: parent of the run folders.
 
     Raises:
         BadInput: the arguments, the data or the machine do not allow training.
@@ -89,8 +88,7 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
     config = load.load([*all_args, "--run.name", "plan"], prog="harness doctor resume")
     batch, rounded = requested.train.global_batch, config.train.global_batch
     note = f"train.global_batch {rounded}: {batch} does not divide over {ranks} ranks"
-    notes = [note] if rounded != batch else []
-    return Plan(all_args, _resolved(config, ranks), folder, notes)
+    return Plan(all_args, _resolved(config, ranks), folder, [note] if rounded != batch else [])
 
 
 def _flags(requested: Config, ranks: int, *, on_gpu: bool) -> dict[str, str]:

@@ -15,7 +15,6 @@ from harness.doctor.chaos import plan as plans
 from harness.doctor.chaos import processes
 from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct
 from harness.doctor.chaos.kills import KINDS, Kill, Killer
-from harness.doctor.chaos.plan import Plan
 from harness.doctor.chaos.starts import CannotTell
 from harness.errors import EXIT_CANNOT_TELL, EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.logging.schema import Result
@@ -58,7 +57,7 @@ def check(
     code, mark = EXIT_CANNOT_TELL, uuid.uuid4().hex
     try:
         with _cleaned_up(mark) as scratch:
-            code = _trial(plan, Killer(plan, mark, scratch, seed), kills, loss_bound_pct)
+            code = _trial(Killer(plan, mark, scratch, seed), kills, loss_bound_pct)
     except CannotTell as error:
         if error.log:
             lines = error.log.read_text(errors="replace").splitlines()[-12:]
@@ -112,8 +111,9 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
             signal.signal(number, handler)
 
 
-def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
+def _trial(killer: Killer, kills: int, bound_pct: float) -> int:
     """Do all runs of the trial; print the table and the verdict; return the exit code."""
+    plan = killer.plan
     exact = not plan.resolved.world.on_gpu or plan.resolved.config.engine.deterministic
     bound = None if exact else bound_pct
     lines = plan.resolved.lines()[:-1]  # all but the folder
@@ -127,26 +127,24 @@ def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
     )
     period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
     killer.allow(kills, period_s)
-    differences = _killed_runs(plan, killer, kills, bound)
-    _print_table(killer.done, plan)
+    differences = _killed_runs(killer, kills, bound)
+    _print_table(killer.done, plan.resolved.config.log.every_steps)
     if starts := killer.second_starts:
         out.print(f"starts while orphans of a killed launcher ran: {starts}, all refused")
     folders = (plan.folder / name / "checkpoints" / ASIDE for name in differences)
     if torn := sum(len([*folder.glob("*.pt")]) for folder in folders):
         out.print(f"torn by a kill, put aside and never used: {count(torn, 'checkpoint')}")
-    return _verdict(plan, killer, differences, bound)
+    return _verdict(killer, differences, bound)
 
 
-def _killed_runs(
-    plan: Plan, killer: Killer, kills: int, bound: float | None
-) -> dict[str, list[Difference]]:
+def _killed_runs(killer: Killer, kills: int, bound: float | None) -> dict[str, list[Difference]]:
     """Run until all kills are done; return each run's differences from the undisturbed one."""
     differences: dict[str, list[Difference]] = {}
-    runs_without_kill = 0
+    folder, runs_without_kill = killer.plan.folder, 0
     while (before := len(killer.done)) < kills:
         name = f"killed-{len(differences) + 1}" if differences else "killed"
         killer.run(name)
-        entries = compare(plan.folder / "undisturbed", plan.folder / name, bound_pct=bound)
+        entries = compare(folder / "undisturbed", folder / name, bound_pct=bound)
         differences[name] = entries
         new_kills = len(killer.done) - before
         text = count(len(entries), "difference") if entries else "no difference"
@@ -157,18 +155,17 @@ def _killed_runs(
     return differences
 
 
-def _verdict(
-    plan: Plan, killer: Killer, differences: dict[str, list[Difference]], bound: float | None
-) -> int:
+def _verdict(killer: Killer, differences: dict[str, list[Difference]], bound: float | None) -> int:
     """Print the verdict and return its exit code; a bad one needs two equal undisturbed runs."""
-    undisturbed = plan.folder / "undisturbed"
+    folder = killer.plan.folder
+    undisturbed = folder / "undisturbed"
     what = "the same bits" if bound is None else f"the same losses within {bound:g} %"
     lines = [f"{name}: {entry}" for name, entries in differences.items() for entry in entries]
     if not lines:
         runs = count(len(differences), "killed run")
         parts = "weights, momentum, BatchNorm, rows, validation, digests"
         if bound is not None:
-            apart_pct = [loss_difference_pct(undisturbed, plan.folder / run) for run in differences]
+            apart_pct = [loss_difference_pct(undisturbed, folder / run) for run in differences]
             parts = f"{max(apart_pct):.2g} % apart at most; rows and digests complete"
         out.print(f"{what}: yes ({runs} against the undisturbed one: {parts})")
         return EXIT_GOOD
@@ -178,14 +175,14 @@ def _verdict(
     if all(entry.bits for entries in differences.values() for entry in entries):
         out.print("control: a second undisturbed run")
         killer.run("control")
-        if entries := compare(undisturbed, plan.folder / "control", bound_pct=bound):
+        if entries := compare(undisturbed, folder / "control", bound_pct=bound):
             out.print(f"{what}: cannot tell: undisturbed runs differ here too: {entries[0]}")
             return EXIT_CANNOT_TELL
     out.print(f"{what}: no: {lines[0]}")
     return EXIT_FAILED
 
 
-def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
+def _print_table(kills: Sequence[Kill], log_every: int) -> None:
     head = ("kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most")
     table = right_table(*head)
     for kind in (*KINDS, "all"):
@@ -197,8 +194,7 @@ def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
     out.print(table)
     out.print(
         "steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
-        f"written every {plan.resolved.config.log.every_steps} steps. first row: from the next "
-        "command to its first row"
+        f"written every {log_every} steps. first row: from the next command to its first row"
     )
 
 

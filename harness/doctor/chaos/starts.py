@@ -38,10 +38,8 @@ class Start:
     """One start of the command: torchrun and all its processes, in a session of its own.
 
     Args:
-        log: the file for its output.
         mark: distinguishes its processes from those of all other starts.
         scratch: folder for the temporary files that killed processes leave behind.
-        watch: observes its run folder.
     """
 
     def __init__(
