@@ -25,8 +25,6 @@ class BadInput(HarnessError):
 class RunFailed(HarnessError):
     """The run began and cannot continue: an image does not decode, another rank does not answer."""
 
-    exit_code = EXIT_FAILED
-
 
 class NotFinite(RunFailed):
     """A loss is nan or infinite; raised on all ranks at the same step."""
@@ -60,8 +58,7 @@ CUDA_ERRORS = {
 }
 """Part of an error's message -> what to do; the first match counts."""
 
-MOST_LETTERS = 300
-"""Limit for an error's first line: a compiler's has all of its flags."""
+MOST_LETTERS = 300  # of an error's first line: a compiler's has all of its flags
 
 _SAY_NO_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "'out of memory'",
                   "_STATUS_ALLOC_FAILED")  # fmt: skip
@@ -91,7 +88,6 @@ def explained(error: BaseException) -> tuple[int, str] | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, the first cause last."""
     while error is not None:
         yield error
         error = error.__cause__ or getattr(error, "inner_exception", None)

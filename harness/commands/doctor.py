@@ -1,7 +1,5 @@
 """The verb `harness doctor`: check this machine, and that a killed run resumes exactly."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from harness.commands.parser import group, verb
 if TYPE_CHECKING:
     from harness.config import Config
 
-VERBS = ("machine", "resume", "nodes")
 MACHINE = """\
 Check whether this machine is fit for the run, and how fast it is: GPUs, software, cores, limits,
 disks, data, network. Takes under a minute and leaves nothing behind.
@@ -36,12 +33,12 @@ CONFIG.yaml and --section.key as launch/train.py takes them; by default the quic
 def with_default_verb(argv: list[str]) -> list[str]:
     """Return the arguments with `machine` after `doctor`, where no verb is given."""
     # Typer would take the CONFIG after `doctor` for a verb.
-    if argv[:1] == ["doctor"] and (len(argv) < 2 or argv[1] not in VERBS):
+    if argv[:1] == ["doctor"] and argv[1:2] not in (["machine"], ["resume"], ["nodes"]):
         return ["doctor", "machine", *argv[1:]]
     return argv
 
 
-def read_config(args: Sequence[str]) -> Config:
+def read_config(args: Sequence[str]) -> "Config":
     """Return the config that the arguments describe; imports no torch.
 
     It may lack folders of images: everything but the data can be checked without them.
@@ -100,9 +97,8 @@ def resume(
     """Check that a run that is killed and resumed ends in the same bits as one that is not."""
     from harness.doctor.chaos import resume
 
-    sys.exit(
-        resume.check(
-            context.args, ranks=ranks, steps=steps, kills=kills, seed=seed, keep=keep,
-            loss_bound_pct=loss_bound_pct,
-        )
+    code = resume.check(
+        context.args, ranks=ranks, steps=steps, kills=kills, seed=seed, keep=keep,
+        loss_bound_pct=loss_bound_pct,
     )  # fmt: skip
+    sys.exit(code)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+import pydantic.dataclasses
+from pydantic import ConfigDict
 
 from harness.config import Config
-from harness.config.rules import compiles
 from harness.distributed import World
 from harness.errors import HarnessError
 from harness.system.deadline import NoAnswer, within
@@ -20,53 +20,34 @@ Facts = dict[str, Any]
 """What one rank measured: `name_unit` -> a plain value that JSON can hold."""
 
 
-class Check(BaseModel):
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Check:
     """The result of one check: a line of the table.
 
-    Attributes:
-        value: what was measured, as text; for `not checked`, the reason.
-        do: what the user should do if the status is yellow or red.
-        host: the host that was checked; empty if the check concerns all hosts together.
+    Yellow: the run works, but slower or with less than possible. Red: it would fail or give wrong
+    results.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     status: Status
-    value: str
-    do: str = ""
-    host: str = ""
+    value: str  # what was measured, as text; for `not checked`, the reason
+    do: str = ""  # what the user should do if the status is yellow or red
+    host: str = ""  # that was checked; empty if the check concerns all hosts together
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The run that this machine is checked for.
-
-    Attributes:
-        world: this process among the ranks that do the checks.
-        gpus: GPUs expected on this node; 0 for none.
-        environ: the launcher's environment variables.
-    """
+    """The run that this machine is checked for."""
 
     config: Config
-    world: World
-    gpus: int
-    environ: Mapping[str, str]
+    world: World  # this process among the ranks that do the checks
+    gpus: int  # expected on this node
+    environ: Mapping[str, str]  # the launcher's environment variables
 
     @property
     def wants_gpu(self) -> bool:
         """Whether the run uses a GPU if there is one."""
         return self.config.engine.device != "cpu"
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the run is compiled on this machine."""
-        return compiles(self.config.engine, on_gpu=self.world.on_gpu)
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that each rank computes with."""
-        return self.config.engine.threads or self.world.cores()
 
     @property
     def cores(self) -> float:
@@ -89,8 +70,7 @@ class PlannedRun:
         """Ranks of the run on all nodes."""
         if "RANK" in self.environ:
             return self.world.size
-        nodes = self.environ.get("SLURM_JOB_NUM_NODES", "")
-        return self.local_ranks * (int(nodes) if nodes.isdigit() else 1)
+        return self.local_ranks * (number_in(self.environ, "SLURM_JOB_NUM_NODES") or 1)
 
     @property
     def local_images(self) -> int:
@@ -98,32 +78,15 @@ class PlannedRun:
         return -(-self.config.train.global_batch // self.ranks)
 
 
-def green(name: str, value: str) -> Check:
-    """Return a check that passed."""
-    return Check(name=name, status="green", value=value)
-
-
-def yellow(name: str, value: str, do: str) -> Check:
-    """Return a check that warns: the run works, but slower or with less than possible."""
-    return Check(name=name, status="yellow", value=value, do=do)
-
-
-def red(name: str, value: str, do: str) -> Check:
-    """Return a check that failed: the run would fail or give wrong results."""
-    return Check(name=name, status="red", value=value, do=do)
-
-
-def not_checked(name: str, reason: str) -> Check:
-    """Return a check that was skipped, with the reason."""
-    return Check(name=name, status="not checked", value=reason)
+def number_in(environ: Mapping[str, str], *names: str) -> int | None:
+    """Return the number in the first of these variables that holds one, or None."""
+    return next((int(environ[n]) for n in names if environ.get(n, "").isdigit()), None)
 
 
 def measured(limit_s: float, measure: Callable[[], Facts], path: object = None) -> Facts:
     """Return the facts that `measure` returns, or as `error` why there are none.
 
-    Args:
-        limit_s: time limit; the function runs in a forked process, which may hang.
-        path: what is measured, for the error.
+    It runs in a forked process, which may hang; an error begins with the `path` that is measured.
     """
     try:
         return within(limit_s, measure)
@@ -136,9 +99,9 @@ def measured(limit_s: float, measure: Callable[[], Facts], path: object = None) 
     return {"error": f"{where}: {reason}" if where else reason}
 
 
-def worst(checks: Sequence[Check]) -> Status:
-    """Return the worst status among the checks; `not checked` if there are none."""
-    return max((check.status for check in checks), key=SEVERITY.__getitem__, default="not checked")
+def worst(checks: Sequence[Check], least: Status = "not checked") -> Status:
+    """Return the worst status among the checks, or `least` if none is worse."""
+    return max([least, *(check.status for check in checks)], key=SEVERITY.__getitem__)
 
 
 def span(values: Sequence[float], spec: str = ",.0f") -> str:

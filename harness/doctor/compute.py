@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from harness.doctor import limits
-from harness.doctor.check import Check, Facts, PlannedRun, green, span, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, span
 from harness.models import build
 from harness.models.zoo import MODELS
 from harness.monitor import probes
@@ -14,26 +14,22 @@ from harness.monitor.peaks import training_bound
 from harness.system.process import cpu_quota
 from harness.trainer.resolve import resolve_precision
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def collect(run: PlannedRun) -> Facts:
     """Return this rank's cores, its matrix product rate, and the model's bounds and sizes."""
     config, device = run.config, run.world.device
-    # A single process that runs before the ranks measures the GPUs of all of them.
-    all_gpus = device.type == "cuda" and run.world.size == 1
-    devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
-    torch.set_num_threads(run.threads)
+    devices = [device]
+    if device.type == "cuda" and run.world.size == 1:
+        # A single process that runs before the ranks measures the GPUs of all of them.
+        devices = [torch.device("cuda", n) for n in range(torch.cuda.device_count())]
+    torch.set_num_threads(config.engine.threads or run.world.cores())
     configured = config.engine.precision
     if configured in ("tf32", "fp16") and not run.world.on_gpu:
         configured = "fp32"  # the GPU that the config needs is missing: check "GPUs" reports it
     precision = resolve_precision(configured, on_gpu=run.world.on_gpu)
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    dtype = _DTYPES.get(precision, torch.float32)
-    flops = [
-        probes.matmul_flops(matmul_device, dtype, limit_s=limits.COMPUTE_S)
-        for matmul_device in (devices if all_gpus else [device])
-    ]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    flops = [probes.matmul_flops(each, dtype, limit_s=limits.COMPUTE_S) for each in devices]
     with torch.device("meta"):
         network = build(config.model, MODELS[config.model.name].classes)
     return {
@@ -64,8 +60,8 @@ def judge_cores(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     value += f", of which the control group grants {min(quotas):.3g})" if quotas else ")"
     if per_rank < need:
         do = f"give at least {need} per rank: raise sbatch --cpus-per-task, or start fewer ranks"
-        return yellow("CPU cores", value, do)
-    return green("CPU cores", value)
+        return Check("CPU cores", "yellow", value, do)
+    return Check("CPU cores", "green", value)
 
 
 def _judge_compute(ranks: Sequence[Facts], run: PlannedRun) -> Check:
@@ -81,7 +77,6 @@ def _judge_compute(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     # On a CPU, rates vary: ranks share caches and clocks with each other and with other processes.
     if slow and run.world.on_gpu:
         value += f"; slow: GPU {', '.join(map(str, slow))}"
-        return yellow(
-            "matrix product", value, "all GPUs wait for it: see the checks of clocks and throttling"
-        )
-    return green("matrix product", value)
+        do = "all GPUs wait for it: see the checks of clocks and throttling"
+        return Check("matrix product", "yellow", value, do)
+    return Check("matrix product", "green", value)

@@ -13,20 +13,10 @@ from harness.data.index import cache_folder
 from harness.data.prepare.sample import some_files
 from harness.data.sets import demo_folder
 from harness.doctor import limits
-from harness.doctor.check import (
-    Check,
-    Facts,
-    PlannedRun,
-    green,
-    measured,
-    not_checked,
-    red,
-    span,
-    yellow,
-)
+from harness.doctor.check import Check, Facts, PlannedRun, measured, span
 from harness.monitor import probes
 
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 SHM = Path("/dev/shm")
 
 
@@ -43,7 +33,10 @@ def collect(run: PlannedRun) -> Facts:
             "infiniband": infiniband.is_dir() and any(infiniband.iterdir()),
             "run_folder": _disk(lambda: Path(run.config.run.root), limits.RUN_FOLDER_MIB),
             "cache_folder": _disk(cache_folder, limits.CACHE_MIB),
-            "temporary_folder": _disk(_temporary, limits.CACHE_MIB),
+            "temporary_folder": _disk(  # torch.compile keeps its cache there
+                lambda: Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()),
+                limits.CACHE_MIB,
+            ),
         }
     return facts | {"data": _data(run)}
 
@@ -62,45 +55,32 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     ]
 
 
-def _temporary() -> Path:
-    """Return the folder of torch.compile's cache, or that for temporary files."""
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
-
-
 def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
     """Return free space and write speed of a folder, or of its nearest parent that exists."""
 
     def measure() -> Facts:
         path = folder().absolute()
         existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
-        free_gib = shutil.disk_usage(existing).free / GIB
-        speed = probes.write_speed(existing, size_mib, limit_s=limits.WRITE_S)
+        df = subprocess.run(["df", "--output=fstype", existing], capture_output=True, text=True)
         return {
             "path": str(path),
-            "free_gib": free_gib,
-            "write_mb_per_s": speed / 1e6,
-            "disk": _file_system(existing),
+            "free_gib": shutil.disk_usage(existing).free / GIB,
+            "write_mb_per_s": probes.write_speed(existing, size_mib, limit_s=limits.WRITE_S) / 1e6,
+            "disk": (df.stdout.split() or ["unknown"])[-1],  # such as ext4 or nfs4
             "error": None,
         }
 
     return measured(limits.WRITE_DEADLINE_S, measure)
 
 
-def _file_system(path: Path) -> str:
-    """Return the type of the file system that holds a path, such as ext4 or nfs4."""
-    command = ["df", "--output=fstype", str(path)]
-    printed = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    return printed[-1] if printed else "unknown"
-
-
 def _data(run: PlannedRun) -> Facts:
     """Return how fast this rank reads random files of the data set."""
     data = run.config.data
     name = data.train if run.config.run.mode == "train" else data.val
-    if data.source == "synthetic" or name is None:
-        synthetic = data.source == "synthetic"
-        reason = "images are synthetic" if synthetic else "no folder; give --data.train DIR"
-        return {"skipped": reason}
+    if data.source == "synthetic":
+        return {"skipped": "images are synthetic"}
+    if name is None:
+        return {"skipped": "no folder; give --data.train DIR"}
 
     def measure() -> Facts:
         root = demo_folder() / "train" if name == "demo" else Path(name)
@@ -130,20 +110,20 @@ def _judge_shm(facts: Facts, run: PlannedRun) -> Check:
     free, data = facts["shm_free_gib"], run.config.data
     do = "mount a larger one: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
     if free is None:
-        return red("/dev/shm", "does not exist", do)
-    ranks = run.local_ranks
+        return Check("/dev/shm", "red", "does not exist", do)
     need_gib, users = 0.0, "DALI needs none of it"
     if data.source == "torchvision":
         # Each DataLoader worker prefetches two batches and passes them through shared memory.
         batch = run.local_images * 3 * data.image_px**2 / GIB
-        need_gib, users = 2 * run.loader_threads * batch * ranks, "two batches per worker"
+        need_gib = 2 * run.loader_threads * batch * run.local_ranks
+        users = "two batches per worker"
     if run.world.on_gpu and run.ranks > 1:
-        need_gib += limits.NCCL_SHM_MIB * ranks / 1024
+        need_gib += limits.NCCL_SHM_MIB * run.local_ranks / 1024
         users += ", and NCCL"
     value = f"{free:,.2f} GiB free; {users}"
     if free < need_gib:
-        return red("/dev/shm", f"{value}: {need_gib:,.2f} GiB", do)
-    return green("/dev/shm", value)
+        return Check("/dev/shm", "red", f"{value}: {need_gib:,.2f} GiB", do)
+    return Check("/dev/shm", "green", value)
 
 
 def _judge_open_files(ranks: Sequence[Facts], run: PlannedRun) -> Check:
@@ -157,49 +137,48 @@ def _judge_open_files(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     value = f"{limit:,} allowed, up to {need:,} needed"
     if 0 <= limit < need:
         do = f"ulimit -Hn {2 * need} before the start; or --data.read pread"
-        return red("open files", value, do)
-    return green("open files", value)
+        return Check("open files", "red", value, do)
+    return Check("open files", "green", value)
 
 
 def _judge_memlock(facts: Facts, run: PlannedRun) -> Check:
     limit = facts["memlock"]
     unlimited = limit == resource.RLIM_INFINITY
-    value = "unlimited" if unlimited else f"{limit / MIB:,.0f} MiB"
+    value = "unlimited" if unlimited else f"{limit / 2**20:,.0f} MiB"
     if not facts["infiniband"]:
-        return green("locked memory", f"{value}; no InfiniBand here needs it")
+        return Check("locked memory", "green", f"{value}; no InfiniBand here needs it")
     if not unlimited and run.world.on_gpu:
         do = "ulimit -l unlimited (Slurm: PropagateResourceLimits, LimitMEMLOCK of slurmd)"
-        return yellow("locked memory", f"{value}: too little for InfiniBand", do)
-    return green("locked memory", value)
+        return Check("locked memory", "yellow", f"{value}: too little for InfiniBand", do)
+    return Check("locked memory", "green", value)
 
 
 def _judge_run_folder(facts: Facts, run: PlannedRun) -> Check:
-    disk, checkpoint = facts["run_folder"], facts["checkpoint_mb"]
-    do = "set --run.root to a folder that can be written"
+    name, disk, checkpoint = "run folder", facts["run_folder"], facts["checkpoint_mb"]
     if disk["error"]:
-        return red("run folder", f"{run.config.run.root}: {disk['error']}", do)
+        value = f"{run.config.run.root}: {disk['error']}"
+        return Check(name, "red", value, "set --run.root to a folder that can be written")
     save_s, kept = checkpoint / disk["write_mb_per_s"], run.config.checkpoint.keep + 1
     value = f"{_describe(disk)}: a checkpoint of {checkpoint:,.0f} MB in {save_s:,.1f} s"
     if disk["free_gib"] * GIB < kept * checkpoint * 1e6:
-        return red("run folder", f"{value}; no room for {kept}", "make room, or set --run.root")
+        return Check(name, "red", f"{value}; no room for {kept}", "make room, or set --run.root")
     if save_s > limits.CHECKPOINT_S:
         do = f"jobs are killed {limits.CHECKPOINT_S:.0f} s after a signal: use a faster --run.root"
-        return yellow("run folder", value, do)
-    return green("run folder", value)
+        return Check(name, "yellow", value, do)
+    return Check(name, "green", value)
 
 
 def _judge_cache(name: str, disk: Facts, do: str) -> Check:
     if disk["error"]:
-        return red(name, disk["error"], do)
+        return Check(name, "red", disk["error"], do)
     value = _describe(disk)
-    if disk["free_gib"] < limits.CACHE_GIB["red"]:
-        return red(name, value, f"make room, or {do}")
-    if disk["free_gib"] < limits.CACHE_GIB["yellow"]:
-        return yellow(name, value, f"make room, or {do}")
+    for status, least_gib in limits.CACHE_GIB.items():
+        if disk["free_gib"] < least_gib:
+            return Check(name, status, value, f"make room, or {do}")
     if name == "temporary folder" and disk["disk"] in limits.NETWORK_FILE_SYSTEMS:
         do = "torch.compile's cache belongs on a local disk: set TMPDIR"
-        return yellow(name, value, do)
-    return green(name, value)
+        return Check(name, "yellow", value, do)
+    return Check(name, "green", value)
 
 
 def _describe(disk: Facts) -> str:
@@ -214,9 +193,9 @@ def _judge_data(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     for facts, read in zip(ranks, reads, strict=True):
         if "error" in read:
             value = f"{read['error']}" + (f" (rank {facts['rank']})" if len(ranks) > 1 else "")
-            return red(name, value, "mount it, or give another --data.train")
+            return Check(name, "red", value, "mount it, or give another --data.train")
         if "skipped" in read:
-            return not_checked(name, read["skipped"])
+            return Check(name, "not checked", read["skipped"])
     rate = sum(read["images_per_second"] for read in reads)
     need = sum(facts["images_per_second_bound"] for facts in ranks)
     cached = [read["cached_pct"] for read in reads if read["cached_pct"] is not None]
@@ -232,5 +211,5 @@ def _judge_data(ranks: Sequence[Facts], run: PlannedRun) -> Check:
             f"training could use up to {need:,.0f} images/s: copy the data to a local disk, or "
             "expect the first epoch to wait"
         )
-        return yellow(name, value, do)
-    return green(name, value)
+        return Check(name, "yellow", value, do)
+    return Check(name, "green", value)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.doctor import limits
-from harness.doctor.check import Check, Facts, PlannedRun, green, not_checked, red, span, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, span
 from harness.monitor.environment import GIB
 from harness.monitor.gpus import HARMLESS, SLOWED, SM_CLOCK, WITHOUT_RESERVED, Nvml, call, gpu_uuid
 from harness.system.deadline import NoAnswer, within
@@ -29,44 +29,51 @@ def collect(run: PlannedRun) -> Facts:
     facts |= {"cuda_error": None} | inventory(limits.NVML_S)
     gpus = facts["gpus"]
     if gpus and run.wants_gpu and not torch.cuda.is_available():
-        facts["cuda_error"] = _cuda_error()
+        facts["cuda_error"] = "torch.cuda.is_available() is false"
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except Exception as error:  # says why
+            facts["cuda_error"] = " ".join(str(error).split())[:200]
     elif run.world.on_gpu:
         # On a shared node NVML may also list the GPUs of other jobs.
-        uuids = {f"GPU-{torch.cuda.get_device_properties(n).uuid}"
-                 for n in range(torch.cuda.device_count())}  # fmt: skip
+        uuids = {gpu_uuid(torch.device("cuda", n)) for n in range(torch.cuda.device_count())}
         facts["gpus"] = [gpu for gpu in gpus if gpu["uuid"] in uuids] or gpus
     return facts
 
 
 def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     """Return the checks of one node from its ranks' facts, local rank 0 first."""
-    first = ranks[0]
-    first = first | {"gpus": _before_use(first["gpus"], ranks)}
-    gpus, visible, expected = first["gpus"], first["torch_gpus"], first["gpus_expected"]
+    first, expected = ranks[0], ranks[0]["gpus_expected"]
+    # Each GPU as its own rank read it before it used the GPU: waking the driver can delay local
+    # rank 0 until other ranks have begun to multiply matrices.
+    own = {facts["own_gpu"]["uuid"]: facts["own_gpu"] for facts in ranks if facts["own_gpu"]}
+    gpus = [gpu | own.get(gpu["uuid"], {}) for gpu in first["gpus"]]
     if not run.wants_gpu:
-        return [not_checked("GPUs", "engine.device is cpu")]
+        return [Check("GPUs", "not checked", "engine.device is cpu")]
     if first["driver_error"] is not None and expected:
         value = f"the NVIDIA driver fails: {first['driver_error']}"
-        return [red("GPUs", value, "take another node; on this one the driver must be reloaded")]
+        do = "take another node; on this one the driver must be reloaded"
+        return [Check("GPUs", "red", value, do)]
     # If CUDA fails to start, only the check of the versions is red.
-    usable = len(gpus) if first["cuda_error"] else visible
+    usable = len(gpus) if first["cuda_error"] else first["torch_gpus"]
     if usable < expected:
-        return [red("GPUs", f"{usable} of {expected} expected", _how_to_get_gpus(first, run))]
+        value = f"{usable} of {expected} expected"
+        return [Check("GPUs", "red", value, _how_to_get_gpus(first, run))]
     if not usable:
         reason = f" ({first['driver_error']})" if first["driver_error"] else ""
-        return [not_checked("GPUs", f"none{reason}; this run would compute on the CPU")]
+        return [Check("GPUs", "not checked", f"none{reason}; this run would compute on the CPU")]
     if not gpus:
-        return [green("GPUs", f"{usable}; NVML is not installed, so nothing more is known")]
-    return [judge_one(gpus) for judge_one in _GPU_JUDGES]
+        value = f"{usable}; NVML is not installed, so nothing more is known"
+        return [Check("GPUs", "green", value)]
+    judges = (_judge_model, _judge_clocks, _judge_slowed, _judge_errors, _judge_nvlink, _judge_pcie)
+    return [judge_one(gpus) for judge_one in judges]
 
 
 def inventory(limit_s: float) -> Facts:
     """Return the driver and all its GPUs, also those of other jobs; nothing if NVML is missing.
 
-    Returns:
-        driver, driver_cuda: the driver's version, and the newest CUDA that it supports.
-        driver_error: what NVML reports, or that it does not answer within `limit_s` seconds.
-        gpus: as `gpu_facts` returns them.
+    `driver_cuda` is the newest CUDA that the driver supports; `driver_error` is what NVML reports,
+    or that it does not answer within `limit_s` seconds.
     """
     try:
         # The forked process initializes NVML itself: NVML does not survive a fork.
@@ -116,8 +123,7 @@ def gpu_facts(gpu: Nvml) -> dict[str, Any]:
         "max_clock_mhz": gpu.read("nvmlDeviceGetMaxClockInfo", SM_CLOCK),
         "power_cap_w": None if cap is None else cap / 1000,
         "default_power_cap_w": None if default_cap is None else default_cap / 1000,
-        # Reasons for reduced clocks now: keys of `monitor.gpus.SLOWED`.
-        "slowed": gpu.slowed() or (),
+        "slowed": gpu.slowed() or (),  # keys of `monitor.gpus.SLOWED`
         "ecc": None if ecc is None else bool(ecc),
         # Since the driver was loaded.
         "uncorrected_errors": gpu.read("nvmlDeviceGetTotalEccErrors", *_UNCORRECTED_NOW),
@@ -133,22 +139,11 @@ def gpu_facts(gpu: Nvml) -> dict[str, Any]:
 
 
 def _own_gpu(device: torch.device) -> Facts:
-    """Return the state of this rank's GPU; other GPUs may already be in use by their ranks."""
     if device.type != "cuda":
         return {}
-    gpu = Nvml(device)
-    state = {"memory_used_gib": gpu.memory_used_gib(), "slowed": gpu.slowed()}
-    known = {name: value for name, value in state.items() if value is not None}
-    return {"uuid": gpu_uuid(device)} | known
-
-
-def _before_use(gpus: Gpus, ranks: Sequence[Facts]) -> Gpus:
-    """Return NVML's GPUs, each in the state that its own rank read before it used the GPU.
-
-    Waking the driver can delay local rank 0 until other ranks have begun to multiply matrices.
-    """
-    own = {facts["own_gpu"]["uuid"]: facts["own_gpu"] for facts in ranks if facts["own_gpu"]}
-    return [gpu | own.get(gpu["uuid"], {}) for gpu in gpus]
+    gpu, uuid = Nvml(device), gpu_uuid(device)
+    state = {"uuid": uuid, "memory_used_gib": gpu.memory_used_gib(), "slowed": gpu.slowed()}
+    return {name: value for name, value in state.items() if value is not None}
 
 
 def _how_to_get_gpus(facts: Facts, run: PlannedRun) -> str:
@@ -175,62 +170,56 @@ def _which(bad: Sequence[Any]) -> str:
     return "GPU " + ", ".join(str(number) for number, value in enumerate(bad) if value)
 
 
-def _judge_models(gpus: Gpus) -> Check:
+def _judge_model(gpus: Gpus) -> Check:
     names, memory = sorted({gpu["name"] for gpu in gpus}), _known(gpus, "memory_gib")
     size = f", {span(memory, '.0f')} GiB each" if memory else ""
     value = f"{len(gpus)} x {' and '.join(names)}{size}"
     if len(names) > 1:
-        return yellow(
-            "GPUs", value, "all GPUs wait for the slowest model: use nodes with one model"
-        )
+        do = "all GPUs wait for the slowest model: use nodes with one model"
+        return Check("GPUs", "yellow", value, do)
     if any(gpu["mig"] for gpu in gpus):
-        return yellow(
-            "GPUs", f"{value}, cut by MIG", "results would be those of a slice: switch MIG off"
-        )
+        do = "results would be those of a slice: switch MIG off"
+        return Check("GPUs", "yellow", f"{value}, cut by MIG", do)
     used = [gpu["memory_used_gib"] or 0.0 for gpu in gpus]
     if any(busy := [gib > limits.MEMORY_USED_GIB for gib in used]):
         what = f"{value}; {_which(busy)}: {max(used):.1f} GiB in use"
-        return yellow("GPUs", what, "another process uses it: see nvidia-smi")
-    return green("GPUs", value)
+        return Check("GPUs", "yellow", what, "another process uses it: see nvidia-smi")
+    return Check("GPUs", "green", value)
 
 
 def _judge_clocks(gpus: Gpus) -> Check:
-    name, now, highest = (
-        "GPU clocks, power",
-        _known(gpus, "clock_mhz"),
-        _known(gpus, "max_clock_mhz"),
-    )
+    now, highest = _known(gpus, "clock_mhz"), _known(gpus, "max_clock_mhz")
     cap, default = _known(gpus, "power_cap_w"), _known(gpus, "default_power_cap_w")
     parts = [f"{span(now)} MHz now"] if now else []
     parts += [f"at most {span(highest)} MHz"] if highest else []
     parts += [f"power cap {span(cap)} W of {span(default)} W"] if cap and default else []
+    name, value = "GPU clocks, power", ", ".join(parts)
     if not parts:
-        return not_checked(name, "the driver does not report them")
-    value = ", ".join(parts)
+        return Check(name, "not checked", "the driver does not report them")
     capped = [
         (gpu["power_cap_w"] or 1e9) < limits.POWER_CAP * (gpu["default_power_cap_w"] or 0.0)
         for gpu in gpus
     ]
     if any(capped):
         what = f"{value} ({_which(capped)})"
-        return yellow(name, what, "report the cap with results, or nvidia-smi -pl")
-    return green(name, value)
+        return Check(name, "yellow", what, "report the cap with results, or nvidia-smi -pl")
+    return Check(name, "green", value)
 
 
 def _judge_slowed(gpus: Gpus) -> Check:
+    name = "GPU throttling"
     which = {
         reason: slowed
         for reason in SLOWED
         if reason not in HARMLESS and any(slowed := [reason in gpu["slowed"] for gpu in gpus])
     }
     if not which:
-        return green("GPU throttling", "none right now")
+        return Check(name, "green", "none right now")
     value = "; ".join(f"{_which(slowed)}: {SLOWED[reason]}" for reason, slowed in which.items())
     if any(reason.startswith("hw_") for reason in which):
-        return red(
-            "GPU throttling", value, "the cooling or the power supply is faulty: take another node"
-        )
-    return yellow("GPU throttling", value, "wait before you measure, or take another node")
+        do = "the cooling or the power supply is faulty: take another node"
+        return Check(name, "red", value, do)
+    return Check(name, "yellow", value, "wait before you measure, or take another node")
 
 
 def _judge_errors(gpus: Gpus) -> Check:
@@ -238,49 +227,35 @@ def _judge_errors(gpus: Gpus) -> Check:
     if any(errors):
         total = sum(number or 0 for number in errors)
         what = f"{total} uncorrected since the driver was loaded ({_which(errors)})"
-        return red(name, what, "take another node; this GPU needs a reset")
+        return Check(name, "red", what, "take another node; this GPU needs a reset")
     if any(pending := [gpu["repair_pending"] for gpu in gpus]):
         what = f"{_which(pending)}: memory repair is pending or has failed"
-        return yellow(name, what, "have the GPU reset before a long run")
+        return Check(name, "yellow", what, "have the GPU reset before a long run")
     ecc = {True: "on", False: "off", None: "not supported"}
     state = " and ".join(sorted({ecc[gpu["ecc"]] for gpu in gpus}))
     counted = any(number is not None for number in errors)
-    return green(name, f"{'none' if counted else 'not counted'}; ECC is {state}")
+    return Check(name, "green", f"{'none' if counted else 'not counted'}; ECC is {state}")
 
 
 def _judge_nvlink(gpus: Gpus) -> Check:
     active = _known(gpus, "nvlinks_active")
     if not active:
-        return not_checked("NVLink", "the driver lists no links: GPUs talk over PCIe")
+        return Check("NVLink", "not checked", "the driver lists no links: GPUs talk over PCIe")
     value = f"{span(active)} links up of {span(_known(gpus, 'nvlinks'))} per GPU"
     if any(fewer := [(gpu["nvlinks_active"] or 0) < max(active) for gpu in gpus]):
         what = f"{value}; fewer: {_which(fewer)}"
-        return yellow("NVLink", what, "a link is down: take another node")
-    return green("NVLink", value)
+        return Check("NVLink", "yellow", what, "a link is down: take another node")
+    return Check("NVLink", "green", value)
 
 
 def _judge_pcie(gpus: Gpus) -> Check:
     width, widest = _known(gpus, "pcie_width"), _known(gpus, "max_pcie_width")
     if not width or not widest:
-        return not_checked("PCIe", "the driver does not report it")
+        return Check("PCIe", "not checked", "the driver does not report it")
     generation = _known(gpus, "max_pcie_generation")
     value = f"x{span(width, '.0f')} of x{span(widest, '.0f')}"
     value += f", generation {span(generation, '.0f')}" if generation else ""
     if any(narrow := [(gpu["pcie_width"] or 0) < (gpu["max_pcie_width"] or 0) for gpu in gpus]):
         do = "images arrive slower: the card is badly seated, or its slot is narrow"
-        return yellow("PCIe", f"{value} ({_which(narrow)})", do)
-    return green("PCIe", value)
-
-
-_GPU_JUDGES = (
-    _judge_models, _judge_clocks, _judge_slowed, _judge_errors, _judge_nvlink, _judge_pcie,
-)  # fmt: skip
-
-
-def _cuda_error() -> str:
-    """Return torch's message on why it cannot use a GPU."""
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        return " ".join(str(error).split())[:200]
-    return "torch.cuda.is_available() is false"
+        return Check("PCIe", "yellow", f"{value} ({_which(narrow)})", do)
+    return Check("PCIe", "green", value)

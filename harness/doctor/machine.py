@@ -1,7 +1,5 @@
 """Check the machines of a run before it starts: every rank measures, rank 0 judges all facts."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import socket
@@ -9,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,9 +15,10 @@ from harness import distributed
 from harness.config import Config
 from harness.distributed import process_group
 from harness.doctor import compute, files, gpus, limits, network, software
-from harness.doctor.check import Facts, PlannedRun, green, worst
+from harness.doctor.check import Facts, PlannedRun, number_in, worst
 from harness.doctor.report import Node, Report, comparable_facts, show
 from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
+from harness.monitor import probes
 from harness.system.console import err
 from harness.system.process import process_age_s
 from harness.system.progress import track
@@ -33,14 +33,6 @@ COLLECTORS: dict[str, Callable[[PlannedRun], Facts]] = {
 """What each rank measures by itself. Collectors that fork precede the first that uses a GPU."""
 
 JUDGES = (gpus.judge, software.judge, compute.judge, files.judge, network.judge)
-JOB_JUDGES = (software.judge_all, network.judge_all)
-
-NAME_THE_NETWORK = (
-    "if nodes do not reach each other, name their network: GLOO_SOCKET_IFNAME and "
-    "NCCL_SOCKET_IFNAME, or HARNESS_NIC in slurm/site.sh; "
-)
-"""NCCL finds an interface by itself; gloo uses the one that the hostname resolves to, which may be
-the loopback."""
 
 
 class Alarm:
@@ -52,7 +44,7 @@ class Alarm:
         self._timer = threading.Timer(limit_s, self._ring)
         self._timer.daemon = True
 
-    def __enter__(self) -> Alarm:
+    def __enter__(self) -> "Alarm":
         self._timer.start()
         return self
 
@@ -72,13 +64,11 @@ def check_machine(
 ) -> int:
     """Check this machine, or under a launcher all machines of the job; print the report.
 
+    Return the exit code, the same on every rank: 1 on red.
+
     Args:
         args: the arguments that describe the config, for the suggested next command.
         expect_gpus: GPUs that each node must have; by default what Slurm granted.
-        as_json: print one JSON object instead of the table.
-
-    Returns:
-        Exit code, the same on every rank: 1 on red.
 
     Raises:
         RunFailed: the ranks cannot form a process group, or a collective fails.
@@ -92,11 +82,10 @@ def check_machine(
         err.print(f"error: {' '.join(str(error).split())}")
         sys.stderr.flush()
         os._exit(error.exit_code)  # threads of a broken process group could keep this process alive
-    if report is not None:
-        if as_json:
-            print(report.model_dump_json())
-        else:
-            show(report, _next_command(args, report))
+    if report is not None and as_json:
+        print(report.model_dump_json())
+    elif report is not None:
+        show(report, _next_command(args, report))
     sys.stdout.flush()
     return code
 
@@ -111,8 +100,7 @@ def plan_run(config: Config, expect_gpus: int | None, environ: Mapping[str, str]
     may_share = config.engine.backend == "gloo"
     expected = 0
     if device != "cpu":
-        granted = environ.get("SLURM_GPUS_ON_NODE", "")
-        expected = int(granted) if granted.isdigit() else 0
+        expected = number_in(environ, "SLURM_GPUS_ON_NODE") or 0
         expected = expect_gpus if expect_gpus is not None else expected
         if gpus_visible or device == "cuda":
             expected = max(expected, 1 if may_share else local_size)
@@ -141,7 +129,10 @@ def examine(run: PlannedRun, *, quiet: bool = True) -> tuple[Report | None, int]
             report = judge([facts], run)
             return report, _code(report)
         if obstacle := _obstacle(facts, run):
-            return _report_node(facts, run, obstacle)
+            if run.world.local_rank == 0:  # the report of this node alone
+                return judge([facts], run), EXIT_FAILED
+            time.sleep(5)  # local rank 0 must print its report before the launcher ends it
+            raise RunFailed(f"{facts['host']}, rank {run.world.rank}: {obstacle}")
         return _report_job(facts, run, alarm)
 
 
@@ -152,18 +143,15 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> Report:
         hosts.setdefault(facts["host"], []).append(facts)
     nodes = []
     for host, of_host in hosts.items():
-        checks = [check for judge_one in JUDGES for check in judge_one(of_host, run)]
-        checks = [check.model_copy(update={"host": host}) for check in checks]
+        checks = [replace(c, host=host) for judge_one in JUDGES for c in judge_one(of_host, run)]
         nodes.append(Node(host=host, facts=comparable_facts(of_host), checks=checks))
     first, *others = nodes
-    job_checks = [check for judge_one in JOB_JUDGES for check in judge_one(ranks, run)]
-    checks = [*first.checks, *job_checks]
+    checks = [*first.checks, *software.judge_all(ranks, run), *network.judge_all(ranks, run)]
     return Report(
         host=first.host,
         facts=first.facts,
         checks=checks,
-        # Green if nothing was checked.
-        verdict=worst([green("", ""), *checks, *(c for node in others for c in node.checks)]),
+        verdict=worst([*checks, *(check for node in others for check in node.checks)], "green"),
         ranks=len(ranks),
         took_s=process_age_s(),
         other_nodes=others,
@@ -179,21 +167,13 @@ def _obstacle(facts: Facts, run: PlannedRun) -> str | None:
     return None
 
 
-def _report_node(facts: Facts, run: PlannedRun, obstacle: str) -> tuple[Report | None, int]:
-    """Return this node's own report on local rank 0; the other ranks raise after a delay."""
-    if run.world.local_rank == 0:
-        return judge([facts], run), EXIT_FAILED
-    time.sleep(5)  # local rank 0 must print its report before the launcher ends it
-    raise RunFailed(f"{facts['host']}, rank {run.world.rank}: {obstacle}")
-
-
 def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm) -> tuple[Report | None, int]:
     """Measure what takes all ranks, and return the report on rank 0 and the exit code."""
     alarm.at = "opening the process group"
     try:
         with process_group(run.world, limits.GROUP_S):
             alarm.at = "clock skew"
-            facts |= network.measure_clock_offset(run)
+            facts["clock_offset_s"] = probes.clock_offsets(run.world)[run.world.rank]
             alarm.at = "all-reduce"
             facts |= network.all_reduce(run, run.world.from_main(facts["bucket_bytes"]))
             alarm.at = "gathering the facts of all ranks"
@@ -202,10 +182,15 @@ def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm) -> tuple[Report | N
             code = run.world.from_main(_code(report) if report else None)
     except RuntimeError as error:
         message = " ".join(str(error).split())[:300]
-        several_nodes = run.world.size > run.world.local_size
+        if run.world.size > run.world.local_size:
+            # NCCL finds an interface by itself; gloo uses that of the hostname, maybe the loopback.
+            message += (
+                "; if nodes do not reach each other, name their network: GLOO_SOCKET_IFNAME and "
+                "NCCL_SOCKET_IFNAME, or HARNESS_NIC in slurm/site.sh"
+            )
         raise RunFailed(
             f"{facts['host']}, rank {run.world.rank} of {run.world.size}: {alarm.at} failed: "
-            f"{message}; {NAME_THE_NETWORK if several_nodes else ''}NCCL_DEBUG=INFO prints more"
+            f"{message}; NCCL_DEBUG=INFO prints more"
         ) from None
     return report, int(code)
 

@@ -5,11 +5,10 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Sequence
-from functools import partial
 from urllib.parse import urlsplit
 
 from harness.doctor import limits
-from harness.doctor.check import Check, Facts, PlannedRun, green, measured, not_checked, red, yellow
+from harness.doctor.check import Check, Facts, PlannedRun, measured
 from harness.logging.wandb_run import choose_mode, has_key, server
 from harness.monitor import probes
 
@@ -19,30 +18,18 @@ def collect(run: PlannedRun) -> Facts:
     return {"rank_0": _rank_0(run), "wandb": _wandb(run) if run.world.is_main else None}
 
 
-def measure_clock_offset(run: PlannedRun) -> Facts:
-    """Return this rank's clock offset from rank 0 and its accuracy; a collective call."""
-    return {"clock_offset_s": probes.clock_offsets(run.world)[run.world.rank]}
-
-
 def all_reduce(run: PlannedRun, buckets: Sequence[int]) -> Facts:
-    """Return how long the all-reduce of the gradients takes, per bucket; a collective call.
-
-    Args:
-        buckets: sizes of the gradient buckets in bytes, the same on all ranks.
-    """
+    """Return how fast gradients are all-reduced in buckets of these bytes; a collective call."""
     limit_s = limits.ALL_REDUCE_S
     # In one order on all ranks: they must measure the same size at the same time.
     took_s = {
         size: probes.all_reduce_s(run.world, size, limit_s=limit_s) for size in sorted(set(buckets))
     }
-    largest = max(took_s)
-    speed = probes.bus_bandwidth(largest, took_s[largest], run.world.size)
     return {
         "all_reduce_ms": sum(1e3 * took_s[size] for size in buckets),
-        "all_reduce_gb_per_s": speed / 1e9,
+        "all_reduce_gb_per_s": probes.bus_bandwidth(*max(took_s.items()), run.world.size) / 1e9,
         "all_reduce_latency_us": 1e6 * probes.all_reduce_s(run.world, 4, limit_s=limit_s),
         "buckets": list(buckets),
-        "bucket_ms": [1e3 * took_s[size] for size in buckets],
     }
 
 
@@ -51,10 +38,10 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     worst = max((facts["rank_0"] for facts in ranks), key=lambda rank_0: "error" in rank_0)
     if "error" in worst:
         do = "MASTER_ADDR must be a name that all nodes resolve, its port free and not firewalled"
-        return [red("rank 0's address", worst["error"], do)]
+        return [Check("rank 0's address", "red", worst["error"], do)]
     if "skipped" in worst:
-        return [not_checked("rank 0's address", worst["skipped"])]
-    return [green("rank 0's address", worst["value"])]
+        return [Check("rank 0's address", "not checked", worst["skipped"])]
+    return [Check("rank 0's address", "green", worst["value"])]
 
 
 def judge_all(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
@@ -68,7 +55,10 @@ def _rank_0(run: PlannedRun) -> Facts:
     name, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
     if not name:
         return {"skipped": "a single process"}
-    lookup = measured(limits.LOOKUP_S, partial(_resolve, name))
+    lookup = measured(
+        limits.LOOKUP_S,
+        lambda: {"address": socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]},
+    )
     if "error" in lookup:
         return {"error": f"{name}: does not resolve ({lookup['error']})"}
     address = lookup["address"]
@@ -89,19 +79,13 @@ def _rank_0(run: PlannedRun) -> Facts:
     return {"error": f"{name} ({address}) port {port}: {reason}, for {limits.PORT_S:.0f} s"}
 
 
-def _resolve(name: str) -> Facts:
-    return {"address": socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]}
-
-
 def _wandb(run: PlannedRun) -> Facts:
     """Return whether a W&B key exists and the server answers; the key is neither read nor sent."""
-    environ = run.environ
-    mode, reason = choose_mode(run.config.log.wandb, environ)
+    mode, reason = choose_mode(run.config.log.wandb, run.environ)
     if mode != "online":
         return {"mode": mode, "reason": reason}
-    address = server(environ)
-    facts: Facts = {"mode": mode, "server": address, "key": has_key(environ)}
-    return facts | measured(limits.LOOKUP_S, partial(_connect, address))
+    facts: Facts = {"mode": mode, "server": server(run.environ), "key": has_key(run.environ)}
+    return facts | measured(limits.LOOKUP_S, lambda: _connect(facts["server"]))
 
 
 def _connect(address: str) -> Facts:
@@ -122,7 +106,8 @@ def _connect(address: str) -> Facts:
 def _judge_all_reduce(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     facts, name = ranks[0], "all-reduce"
     if "all_reduce_ms" not in facts:
-        return not_checked(name, "a single process; start several: torchrun -m harness doctor")
+        reason = "a single process; start several: torchrun -m harness doctor"
+        return Check(name, "not checked", reason)
     sizes = [size / probes.MIB for size in facts["buckets"]]
     value = (
         f"{facts['all_reduce_ms']:,.1f} ms for the {len(sizes)} gradient buckets of "
@@ -137,14 +122,14 @@ def _judge_all_reduce(ranks: Sequence[Facts], run: PlannedRun) -> Check:
             f"a backward pass hides {hidden_ms:,.0f} ms of it at most: check with NCCL_DEBUG=INFO "
             "whether NVLink and InfiniBand are used; or raise train.global_batch"
         )
-        return yellow(name, value, do)
-    return green(name, value)
+        return Check(name, "yellow", value, do)
+    return Check(name, "green", value)
 
 
 def _judge_clocks(ranks: Sequence[Facts]) -> Check:
     name = "clock skew"
     if len(ranks) == 1:
-        return not_checked(name, "a single process")
+        return Check(name, "not checked", "a single process")
     furthest = max(ranks, key=lambda facts: abs(facts["clock_offset_s"][0]))
     offset_s, error_s = furthest["clock_offset_s"]
     value = (
@@ -152,23 +137,25 @@ def _judge_clocks(ranks: Sequence[Facts]) -> Check:
         f"({furthest['host']}), measured to {1e3 * error_s:,.1f} ms"
     )
     if abs(offset_s) - error_s > limits.CLOCK_SKEW_S:
-        return yellow(name, value, "start NTP there: times in logs of several hosts mislead")
-    return green(name, value)
+        do = "start NTP there: times in logs of several hosts mislead"
+        return Check(name, "yellow", value, do)
+    return Check(name, "green", value)
 
 
 def _judge_wandb(rank_0: Facts) -> Check:
     name, facts = "W&B", rank_0.get("wandb")
     if facts is None:
-        return not_checked(name, "rank 0 did not check it")
+        return Check(name, "not checked", "rank 0 did not check it")
     if facts["mode"] == "off":
-        return not_checked(name, "log.wandb is off")
+        return Check(name, "not checked", "log.wandb is off")
+    if facts["mode"] == "offline" and facts["reason"] is None:
+        return Check(name, "not checked", "offline, as configured")
     if facts["mode"] == "offline":
-        if facts["reason"] is None:
-            return not_checked(name, "offline, as configured")
-        return yellow(name, "no key: rows are mirrored offline", "wandb login, or --log.wandb off")
+        value = "no key: rows are mirrored offline"
+        return Check(name, "yellow", value, "wandb login, or --log.wandb off")
     if "error" in facts:
         do = "rows will be mirrored offline; for no mirror give --log.wandb off"
-        return yellow(name, f"{facts['server']}: {facts['error']}", do)
+        return Check(name, "yellow", f"{facts['server']}: {facts['error']}", do)
     if not facts["key"]:
-        return yellow(name, f"{facts['server']} answers, but no key", "wandb login")
-    return green(name, f"a key, and {facts['server']} answers in {facts['ms']:,.0f} ms")
+        return Check(name, "yellow", f"{facts['server']} answers, but no key", "wandb login")
+    return Check(name, "green", f"a key, and {facts['server']} answers in {facts['ms']:,.0f} ms")

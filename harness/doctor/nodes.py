@@ -3,12 +3,11 @@
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from harness.doctor import limits
@@ -18,8 +17,7 @@ from harness.doctor.software import MUST_AGREE, SHOULD_AGREE
 from harness.errors import EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.system.console import count, out
 
-SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)
-"""Facts that should be equal on all nodes of a job."""
+SAME = ("gpus", "cores", *MUST_AGREE, *SHOULD_AGREE)  # facts that should be equal on all nodes
 
 COLUMNS = {
     "gpus": "GPUs",
@@ -33,8 +31,7 @@ COLUMNS = {
 """The table's columns: fact -> heading."""
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One fault of a node, or one way in which it differs from the others."""
 
     host: str
@@ -56,12 +53,18 @@ def join(paths: Sequence[Path]) -> int:
         if check.status == "red"
     ] + outliers(nodes)
     _print_table(nodes)
-    for finding in findings:
-        text = f"{finding.status}: {finding.host}: {finding.message}"
-        out.print(Text(text, COLORS[finding.status]))
+    for host, status, message in findings:
+        out.print(Text(f"{status}: {host}: {message}", COLORS[status]))
     bad = {finding.host for finding in findings if finding.status == "red"}
     unlike = {finding.host for finding in findings} - bad
-    out.print(Text(_verdict(nodes, bad, unlike), "red" if bad else "yellow" if unlike else "green"))
+    total, color = count(len(nodes), "node"), "red" if bad else "yellow" if unlike else "green"
+    verdict = f"{total}, all alike"
+    if bad:
+        left_out = ",".join(sorted(bad))
+        verdict = f"{len(bad)} of {total}: fix or leave them out: sbatch --exclude {left_out}"
+    elif unlike:
+        verdict = f"of {total}, unlike the others: {', '.join(sorted(unlike))}"
+    out.print(Text(f"{color}: {verdict}", color))
     return EXIT_FAILED if bad else EXIT_GOOD
 
 
@@ -80,11 +83,9 @@ def read(path: Path) -> list[Node]:
         report = Report.model_validate_json(lines[-1] if lines else "")
     except ValidationError:
         last_line = text.strip().splitlines()[-1][:200] if text.strip() else "the file is empty"
-        check = Check(
-            name="report", status="red", value=f"{path} holds no report: {last_line}",
-            do="harness doctor did not finish there: see its log, or leave the node out",
-        )  # fmt: skip
-        return [Node(host=path.stem, facts={}, checks=[check])]
+        value = f"{path} holds no report: {last_line}"
+        do = "harness doctor did not finish there: see its log, or leave the node out"
+        return [Node(host=path.stem, facts={}, checks=[Check("report", "red", value, do)])]
     return [Node(host=report.host, facts=report.facts, checks=report.checks), *report.other_nodes]
 
 
@@ -94,25 +95,21 @@ def outliers(nodes: Sequence[Node]) -> list[Finding]:
     A rate is compared with the median of the *other* nodes, so that one bad node of two shows too.
     """
     nodes = [node for node in nodes if node.facts]
-    findings = []
-    for name in SAME:
-        findings += _unequal(nodes, name)
-    for name, margin_pct in limits.OUTLIERS.items():
-        rates = [
-            (node.host, node.facts[name]) for node in nodes if node.facts.get(name) is not None
-        ]
-        on_cpu = any(node.facts.get("gpus") == "none" for node in nodes)
-        if name == "matmul_tflops" and on_cpu:
-            margin_pct = limits.CPU_OUTLIER_PCT
-        for number, (host, rate) in enumerate(rates):
-            others = [other for _, other in rates[:number] + rates[number + 1 :]]
+    findings = [finding for name in SAME for finding in _unequal(nodes, name)]
+    on_cpu = any(node.facts.get("gpus") == "none" for node in nodes)
+    margins_pct = {"matmul_tflops": limits.CPU_OUTLIER_PCT} if on_cpu else {}
+    for name, margin_pct in (limits.OUTLIERS | margins_pct).items():
+        rated = [node for node in nodes if node.facts.get(name) is not None]
+        for node in rated:
+            rate = node.facts[name]
+            others = [other.facts[name] for other in rated if other is not node]
             usual = statistics.median(others or [rate])
             if rate < (1 - margin_pct / 100) * usual:
                 message = (
                     f"{name} {rate:,.4g}, {100 * (1 - rate / usual):.0f} % below the median of the "
                     f"others, {usual:,.4g} (margin {margin_pct:.0f} %)"
                 )
-                findings.append(Finding(host, "yellow", message))
+                findings.append(Finding(node.host, "yellow", message))
     return findings
 
 
@@ -135,16 +132,14 @@ def _unequal(nodes: Sequence[Node], name: str) -> list[Finding]:
 
 def _print_table(nodes: Sequence[Node]) -> None:
     shown = [name for name in COLUMNS if any(node.facts.get(name) is not None for node in nodes)]
-    table = Table("node", "status", *(COLUMNS[name] for name in shown), "red and yellow")
-    for column, name in zip(table.columns[2:], shown, strict=False):
-        column.justify = "left" if name in ("gpus", "driver") else "right"
+    left = ("gpus", "driver")
+    columns = [Column(COLUMNS[n], justify="left" if n in left else "right") for n in shown]
+    table = Table("node", "status", *columns, "red and yellow")
     for node in nodes:
         status = worst(node.checks)
-        bad = [check.name for check in node.checks if check.status in ("red", "yellow")]
+        bad = ", ".join(check.name for check in node.checks if check.status in ("red", "yellow"))
         facts = (_cell(node.facts.get(name)) for name in shown)
-        table.add_row(
-            Text(node.host), Text(status, COLORS[status]), *map(Text, facts), Text(", ".join(bad))
-        )
+        table.add_row(Text(node.host), Text(status, COLORS[status]), *map(Text, facts), Text(bad))
     out.print(table)
 
 
@@ -152,13 +147,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return "" if value is None else str(value)
-
-
-def _verdict(nodes: Sequence[Node], bad: set[str], unlike: set[str]) -> str:
-    total = count(len(nodes), "node")
-    if bad:
-        left_out = ",".join(sorted(bad))
-        return f"red: {len(bad)} of {total}: fix or leave them out: sbatch --exclude {left_out}"
-    if unlike:
-        return f"yellow: of {total}, unlike the others: {', '.join(sorted(unlike))}"
-    return f"green: {total}, all alike"

@@ -17,33 +17,22 @@ COLORS: dict[Status, str] = {
 
 
 class Node(BaseModel):
-    """The checks and the facts of one host.
-
-    Attributes:
-        facts: what `doctor nodes` compares: flat, unit in each name, null where unknown.
-    """
+    """The checks of one host, and the facts that `doctor nodes` compares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # flat, unit in each name, null where unknown
     checks: list[Check]
 
 
 class Report(Node):
-    """What `harness doctor --json` prints: the first host, the job-wide checks, the other hosts.
-
-    Attributes:
-        verdict: the worst status of all checks.
-        ranks: processes that took part, on all hosts.
-        took_s: age of the printing process.
-        other_nodes: the hosts of the job other than that of rank 0.
-    """
+    """What `harness doctor --json` prints: the first host, the job-wide checks, the other hosts."""
 
     schema_version: int = SCHEMA_VERSION
-    verdict: Status
-    ranks: int
-    took_s: float
+    verdict: Status  # the worst of all checks
+    ranks: int  # processes that took part, on all hosts
+    took_s: float  # age of the printing process
     other_nodes: list[Node] = []
 
     def all_checks(self) -> list[Check]:
@@ -56,13 +45,12 @@ def comparable_facts(ranks: Sequence[Facts]) -> dict[str, Any]:
 
     Read rates are summed over the ranks; for the matrix product, the slowest counts.
     """
-    first = ranks[0]
-    reads = [facts["data"] for facts in ranks]
+    first, reads = ranks[0], [facts["data"] for facts in ranks]
     names = sorted({gpu["name"] for gpu in first["gpus"]})
     disks = {
-        f"{disk}_{fact}": first[disk].get(key)
+        f"{disk}_{key.removeprefix('write_')}": first[disk].get(key)
         for disk in ("run_folder", "cache_folder", "temporary_folder")
-        for fact, key in (("free_gib", "free_gib"), ("mb_per_s", "write_mb_per_s"))
+        for key in ("free_gib", "write_mb_per_s")
     }
     collectives = ("all_reduce_ms", "all_reduce_gb_per_s", "all_reduce_latency_us")
     return {
@@ -87,37 +75,31 @@ def comparable_facts(ranks: Sequence[Facts]) -> dict[str, Any]:
 
 def show(report: Report, command: str) -> None:
     """Print one line per check, where it is worst; then the verdict and next command."""
-    names = dict.fromkeys(check.name for check in report.all_checks())
-    lines = [_line(report, name) for name in names]
-    if out.is_terminal:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for status, name, text in lines:
-            table.add_row(Text(status, COLORS[status]), name, Text(text))
-        out.print(table)
-    else:
-        for status, name, text in lines:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name in dict.fromkeys(check.name for check in report.all_checks()):
+        status, text = _line(report, name)
+        table.add_row(Text(status, COLORS[status]), name, Text(text))
+        if not out.is_terminal:
             out.print(Text(f"{status:<12}{name:<19}{text}"))
+    if out.is_terminal:
+        out.print(table)
     out.print(Text(_verdict(report, command), COLORS[report.verdict]))
 
 
 def _verdict(report: Report, command: str) -> str:
-    """Return the last line: the worst status, the checks that have it, the next command."""
-    bad = {
-        status: [check.name for check in report.all_checks() if check.status == status]
-        for status in ("red", "yellow")
-    }
     where = count(1 + len(report.other_nodes), "node") + ", " + count(report.ranks, "rank")
     took = f"({where}, {report.took_s:.0f} s)"
-    names = {status: ", ".join(dict.fromkeys(checks)) for status, checks in bad.items()}
-    if bad["red"]:
-        return f"red: {names['red']} {took}; fix this, then run harness doctor again"
-    if bad["yellow"]:
-        return f"yellow: {names['yellow']} {took}; it will run. next: {command}"
+    worst = [check.name for check in report.all_checks() if check.status == report.verdict]
+    names = ", ".join(dict.fromkeys(worst))
+    if report.verdict == "red":
+        return f"red: {names} {took}; fix this, then run harness doctor again"
+    if report.verdict == "yellow":
+        return f"yellow: {names} {took}; it will run. next: {command}"
     return f"green {took}. next: {command}"
 
 
-def _line(report: Report, name: str) -> tuple[Status, str, str]:
-    """Return status, name and text of the check with this name, for the host where it is worst."""
+def _line(report: Report, name: str) -> tuple[Status, str]:
+    """Return status and text of the check with this name, for the host where it is worst."""
     checks = [check for check in report.all_checks() if check.name == name]
     worst_check = max(checks, key=lambda check: SEVERITY[check.status])
     status, host, text = worst_check.status, worst_check.host, worst_check.value
@@ -126,7 +108,7 @@ def _line(report: Report, name: str) -> tuple[Status, str, str]:
         alike = sum(check.status == status for check in checks) - 1
         others = f" (and {count(alike, 'node')} more {status})" if alike else ""
         text = f"{host}{others}: {text}"
-    return status, name, text
+    return status, text
 
 
 def _sum(reads: Sequence[Facts], name: str) -> float | None:

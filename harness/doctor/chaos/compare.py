@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.checkpoint.store import ASIDE
 from harness.logging.schema import Result, Row, fields_that_repeat
 from harness.run_folder import folder as run_folder
 
@@ -18,15 +17,11 @@ IGNORED_STATE = ("clock", "rows_bytes", "of")
 
 
 class Difference(NamedTuple):
-    """One difference between two runs, or one fault in the record of a run.
-
-    Attributes:
-        bits: a value differs; if false, the record of the run is wrong, whatever its values.
-    """
+    """One difference between two runs, or one fault in the record of a run."""
 
     where: str
     what: str
-    bits: bool = True
+    bits: bool = True  # a value differs; if false, the record is wrong, whatever the values
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -38,7 +33,7 @@ def compare(undisturbed: Path, killed: Path, *, bound_pct: float | None = None) 
     Args:
         bound_pct: how far losses may differ; None if equal bits are guaranteed.
     """
-    differences = [*check_record(killed), *_rows(undisturbed, killed, bound_pct)]
+    differences = [*_record(killed), *_rows(undisturbed, killed, bound_pct)]
     expected, actual = (
         json.loads((path / "result.json").read_text()) for path in (undisturbed, killed)
     )
@@ -56,32 +51,6 @@ def compare(undisturbed: Path, killed: Path, *, bound_pct: float | None = None) 
     return differences
 
 
-def check_record(path: Path) -> list[Difference]:
-    """Return what is wrong with the record of a finished run, without another run."""
-    faults = []
-    if (state := run_folder.read_state(path)) != "finished":
-        faults.append(Difference("state", f"{state}, not finished", bits=False))
-    if (path / "failure.json").exists():
-        faults.append(Difference("failure.json", "exists, but the run has finished", bits=False))
-    attempts = run_folder.attempts(path)
-    lines = len((path / "attempts.jsonl").read_text().splitlines())
-    numbers = [attempt["attempt"] for attempt in attempts]
-    if lines != len(attempts) or numbers != list(range(1, lines + 1)):
-        faults.append(Difference("attempts.jsonl", f"{lines} lines: {numbers}", bits=False))
-    steps = [attempt["from_step"] for attempt in attempts]
-    if steps != sorted(steps):
-        faults.append(Difference("attempts.jsonl", f"went back: from steps {steps}", bits=False))
-    last = json.loads((path / "result.json").read_text())["attempt"]
-    if last != len(attempts):
-        faults.append(Difference("result.json: attempt", _both(len(attempts), last), bits=False))
-    return faults
-
-
-def torn_checkpoints(path: Path) -> int:
-    """Return how many checkpoints a kill left incomplete; a resumed run never loads them."""
-    return len(list((path / "checkpoints" / ASIDE).glob("*.pt")))
-
-
 def loss_difference_pct(undisturbed: Path, killed: Path) -> float:
     """Return the largest relative difference in a loss between two runs, in percent."""
     a_rows, b_rows = ({_name(row): row for row in _lines(path)} for path in (undisturbed, killed))
@@ -90,9 +59,28 @@ def loss_difference_pct(undisturbed: Path, killed: Path) -> float:
     return max((_apart_pct(a, b) for a, b in pairs if a is not None and b is not None), default=0.0)
 
 
+def _record(path: Path) -> Iterator[Difference]:
+    """Yield what is wrong with the record of a finished run, without another run."""
+    if (state := run_folder.read_state(path)) != "finished":
+        yield Difference("state", f"{state}, not finished", bits=False)
+    if (path / "failure.json").exists():
+        yield Difference("failure.json", "exists, but the run has finished", bits=False)
+    attempts = run_folder.attempts(path)
+    lines = len((path / "attempts.jsonl").read_text().splitlines())
+    numbers = [attempt["attempt"] for attempt in attempts]
+    if lines != len(attempts) or numbers != list(range(1, lines + 1)):
+        yield Difference("attempts.jsonl", f"{lines} lines: {numbers}", bits=False)
+    steps = [attempt["from_step"] for attempt in attempts]
+    if steps != sorted(steps):
+        yield Difference("attempts.jsonl", f"went back: from steps {steps}", bits=False)
+    last = json.loads((path / "result.json").read_text())["attempt"]
+    if last != len(attempts):
+        yield Difference("result.json: attempt", _both(len(attempts), last), bits=False)
+
+
 def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[Difference]:
     expected_rows, actual_rows = _lines(undisturbed), _lines(killed)
-    expected, actual = [_name(row) for row in expected_rows], [_name(row) for row in actual_rows]
+    expected, actual = [*map(_name, expected_rows)], [*map(_name, actual_rows)]
     times = Counter(actual)
     for name in dict.fromkeys([*expected, *actual]):
         if times[name] != 1:
@@ -103,7 +91,7 @@ def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[
     if sorted(expected) == sorted(actual) and expected != actual:
         first = next(b for a, b in zip(expected, actual, strict=True) if a != b)
         yield Difference(f"rows.jsonl: {first}", "out of order", bits=False)
-    by_name = {_name(row): row for row in actual_rows}
+    by_name = dict(zip(actual, actual_rows, strict=True))
     for row in expected_rows:
         if other := by_name.get(_name(row)):
             yield from _fields(row, other, bound_pct)
@@ -112,7 +100,6 @@ def _rows(undisturbed: Path, killed: Path, bound_pct: float | None) -> Iterator[
 def _fields(
     expected: dict[str, Any], actual: dict[str, Any], bound_pct: float | None
 ) -> Iterator[Difference]:
-    """Yield the differences in a row that both runs have."""
     numeric = fields_that_repeat(Row, "bits")
     for key in [*fields_that_repeat(Row, "same"), *numeric]:
         a, b = expected.get(key), actual.get(key)
@@ -126,29 +113,27 @@ def _fields(
 
 def _states(pattern: str, undisturbed: Path, killed: Path) -> Iterator[Difference]:
     """Yield the differences between the newest checkpoints of that pattern in two folders."""
-    paths = [sorted(folder.glob(pattern)) for folder in (undisturbed, killed)]
-    if not all(paths):
+    expected, actual = (max(of.glob(pattern), default=None) for of in (undisturbed, killed))
+    if expected is None or actual is None:
         yield Difference(pattern, "missing", bits=False)
         return
-    newest = [matches[-1] for matches in paths]
-    if newest[0].name != newest[1].name:
-        yield Difference(pattern, _both(newest[0].name, newest[1].name), bits=False)
+    if expected.name != actual.name:
+        yield Difference(pattern, _both(expected.name, actual.name), bits=False)
         return
-    a, b = (dict(_leaves(torch.load(path, weights_only=True))) for path in newest)
-    for name in [*a, *(name for name in b if name not in a)]:
+    a, b = (dict(_leaves(torch.load(path, weights_only=True))) for path in (expected, actual))
+    for name in a | b:
         if name.split(".")[0] in IGNORED_STATE:
             continue
         if name not in a or name not in b:
-            yield Difference(f"{newest[0].name}: {name}", "only in one of the two")
+            yield Difference(f"{expected.name}: {name}", "only in one of the two")
         elif what := _leaf_difference(a[name], b[name]):
-            yield Difference(f"{newest[0].name}: {name}", what)
+            yield Difference(f"{expected.name}: {name}", what)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value of a nested state with its full dotted name."""
     if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value

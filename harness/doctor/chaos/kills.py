@@ -1,10 +1,11 @@
 """Kill runs at random moments, in every way in which they are killed on a cluster."""
 
+import itertools
 import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,10 +19,8 @@ Kind = Literal["one rank", "all ranks", "launcher", "while saving", "everything"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLL_S, POLL_SAVING_S = 0.01, 0.001
-SAVING_S = 20.0
-"""How long to wait for a checkpoint to be written; after that, any moment will do."""
-ORPHANS_S = 20.0
-"""How long to wait for a row that ranks write without their launcher."""
+SAVING_S = 20.0  # how long to wait for a checkpoint to be written; then any moment will do
+ORPHANS_S = 20.0  # how long to wait for a row that ranks write without their launcher
 
 
 @dataclass
@@ -46,18 +45,17 @@ class Kill:
 class Killer:
     """Start runs of a plan until they have finished, and kill them while kills are left.
 
-    Args:
-        mark: the beginning of the marks of all processes that it starts.
-        scratch: folder for their temporary files.
-        seed: seed of the kinds and the moments of the kills.
+    `mark` begins the marks of all processes that it starts; `scratch` is for their temporary files.
     """
 
     def __init__(self, plan: Plan, mark: str, scratch: Path, seed: int) -> None:
         self.done: list[Kill] = []
         self.second_starts = 0  # starts while orphans ran; all were refused
-        self._plan, self._mark, self._scratch = plan, mark, scratch
+        self.plan, self._mark, self._scratch = plan, mark, scratch
         self._random = random.Random(seed)
-        self._kinds = self._shuffled_kinds()
+        # All kinds in random order, again and again.
+        rounds = (self._random.sample(KINDS, len(KINDS)) for _ in itertools.count())
+        self._kinds = itertools.chain.from_iterable(rounds)
         self._kind = next(self._kinds)  # of the next kill
         self._kills = self._starts = 0
         self._period_s = 0.0
@@ -75,70 +73,63 @@ class Killer:
         Raises:
             CannotTell: the run failed by itself or hangs.
         """
-        watch = Watch(self._plan.folder / name)
+        watch = Watch(self.plan.folder / name)
         while not watch.finished:
             watch.begin()
-            start = self._start(name)
+            start = self._start(watch)
             try:
-                if self._killed(start, watch, self._kind if len(self.done) < self._kills else None):
+                if self._killed(start, self._kind if len(self.done) < self._kills else None):
                     self._kind = next(self._kinds)
                 elif not watch.finished:
-                    code = start.launcher.returncode
-                    why = f"{watch.path}: ended by itself, with exit code {code}"
-                    raise CannotTell(why, start.log)
+                    ended = f"ended by itself, with exit code {start.launcher.returncode}"
+                    raise CannotTell(f"{watch.path}: {ended}", start.log)
             finally:
                 start.kill_all()
         for kill in self._open:
             self._print(kill, "nothing was left to do")
         self._open, self._unmeasured = [], []
 
-    def _shuffled_kinds(self) -> Iterator[Kind]:
-        """Yield all kinds in random order, again and again."""
-        while True:
-            yield from self._random.sample(KINDS, len(KINDS))
-
-    def _start(self, name: str) -> Start:
+    def _start(self, watch: Watch) -> Start:
         self._starts += 1
-        log = self._plan.folder / "logs" / f"start-{self._starts:03d}-{name}.log"
+        name = watch.path.name
+        log = self.plan.folder / "logs" / f"start-{self._starts:03d}-{name}.log"
         log.parent.mkdir(exist_ok=True)
         mark = f"{self._mark}-{self._starts}"
-        return Start(self._plan.command(name), log, mark, self._scratch)
+        return Start(self.plan.command(name), log, mark, self._scratch, watch)
 
-    def _killed(self, start: Start, watch: Watch, kind: Kind | None) -> bool:
+    def _killed(self, start: Start, kind: Kind | None) -> bool:
         """Wait for a random moment and kill; return whether it was killed.
 
         Without a kind, or if the run finishes first, wait for its end. Afterwards the start has
         ended, or its ranks are orphans.
         """
-        moment, delay_s = self._moment(start, watch, kind)
-        reached = self._wait(start, watch, moment, POLL_S)
+        watch = start.watch
+        moment, delay_s = self._moment(start, kind)
+        reached = self._wait(start, moment)
         ranks = start.ranks()  # read before the wait for a save: a save is too short for it
         if kind == "while saving":
             until = time.monotonic() + SAVING_S
-            self._wait(
-                start, watch, lambda: watch.saving() or time.monotonic() > until, POLL_SAVING_S
-            )
+            self._wait(start, lambda: watch.saving() or time.monotonic() > until, POLL_SAVING_S)
         elif reached:
             time.sleep(delay_s)
-        too_late = watch.finished or (kind != "start-up" and len(ranks) < self._plan.ranks)
+        too_late = watch.finished or (kind != "start-up" and len(ranks) < self.plan.ranks)
         if not reached or kind is None or too_late:
-            self._wait(start, watch, lambda: False, POLL_S)
+            self._wait(start, lambda: False)
             return False
-        what = self._strike(start, watch, kind, ranks)
+        what = self._strike(start, kind, ranks)
         start.kill_all()
-        self._notice(start, watch)
-        kill = Kill(len(self.done) + 1, kind, what, watch.last_step)
+        self._notice(start)
         if kind == "while saving":
             torn = [name.removeprefix(".").removesuffix(".part") for name in watch.saving()]
-            kill.what += f" ({' and '.join(torn)} half written)" if torn else " (no save caught)"
+            what += f" ({' and '.join(torn)} half written)" if torn else " (no save caught)"
+        kill = Kill(len(self.done) + 1, kind, what, watch.last_step)
         self.done.append(kill)
         self._open.append(kill)
         return True
 
-    def _moment(
-        self, start: Start, watch: Watch, kind: Kind | None
-    ) -> tuple[Callable[[], bool], float]:
+    def _moment(self, start: Start, kind: Kind | None) -> tuple[Callable[[], bool], float]:
         """Return the condition to wait for before this kind of kill, and the seconds after it."""
+        watch = start.watch
         if kind is None:
             return lambda: False, 0.0
         if kind == "start-up":
@@ -147,7 +138,7 @@ class Killer:
             until = start.began + self._random.uniform(0, self.start_up_s)
             return lambda: time.monotonic() >= until, 0.0
         # On average, kills are spread over the run, and each start saves a checkpoint or two.
-        mean = max(self._plan.steps / (self._kills + 1), 2 * self._plan.save_every)
+        mean = max(self.plan.resolved.total_steps / (self._kills + 1), 2 * self.plan.save_every)
         ahead = self._random.uniform(0, 2 * mean)
 
         def trained() -> bool:
@@ -156,38 +147,36 @@ class Killer:
 
         return trained, self._random.uniform(0, self._period_s)
 
-    def _wait(
-        self, start: Start, watch: Watch, until: Callable[[], object], every_s: float
-    ) -> bool:
+    def _wait(self, start: Start, until: Callable[[], object], every_s: float = POLL_S) -> bool:
         """Wait until the condition is true or the start ends; return whether it became true."""
         while not start.ended:
             if until():
                 return True
-            self._notice(start, watch)
-            start.check_active(watch)
+            self._notice(start)
+            start.check_active()
             time.sleep(every_s)
-        self._notice(start, watch)
+        self._notice(start)
         return False
 
-    def _strike(self, start: Start, watch: Watch, kind: Kind, ranks: dict[int, int]) -> str:
+    def _strike(self, start: Start, kind: Kind, ranks: dict[int, int]) -> str:
         """Kill in the given way; return the details as text."""
         if kind == "launcher":
-            return self._kill_launcher(start, watch, ranks)
-        if kind in ("everything", "start-up"):
-            start.kill_all()
-            return kind
+            return self._kill_launcher(start, ranks)
         if kind == "one rank":
             rank = self._random.choice(sorted(ranks))
             processes.kill([ranks[rank]])
             start.wait_for_end(f"rank {rank} was killed")
             return f"one rank ({rank})"
-        processes.kill(pid for _, pid in sorted(ranks.items()))  # rank 0, which writes, first
-        start.wait_for_end("all ranks were killed")
+        if kind in ("everything", "start-up"):
+            start.kill_all()
+        else:
+            processes.kill(pid for _, pid in sorted(ranks.items()))  # rank 0, which writes, first
+            start.wait_for_end("all ranks were killed")
         return kind
 
-    def _kill_launcher(self, start: Start, watch: Watch, ranks: dict[int, int]) -> str:
+    def _kill_launcher(self, start: Start, ranks: dict[int, int]) -> str:
         """Kill torchrun alone: its ranks go on training, and a second start must be refused."""
-        before = watch.new_step
+        watch, before = start.watch, start.watch.new_step
         processes.kill([start.launcher.pid])
         start.launcher.wait()
         until = time.monotonic() + ORPHANS_S
@@ -210,31 +199,27 @@ class Killer:
         Raises:
             NotRefused: the second start was not refused.
         """
-        second_watch = Watch(watch.path)
-        second = self._start(watch.path.name)
+        second = self._start(Watch(watch.path))
         try:
             until = time.monotonic() + HANG_S
-            while not (second.ended or second_watch.attempt) and time.monotonic() < until:
+            while not (second.ended or second.watch.attempt) and time.monotonic() < until:
                 time.sleep(POLL_S)
             text = second.log.read_text(errors="replace")
             refused = f"pid {owner} on " in text and "has been working in it" in text
             if not (watch.finished or (second.ended and second.launcher.returncode and refused)):
-                raise NotRefused(
-                    f"{watch.path}: a second start was not refused while pid {owner}, an orphan, "
-                    "worked in it",
-                    second.log,
-                )
+                why = f"a second start was not refused while pid {owner}, an orphan, worked in it"
+                raise NotRefused(f"{watch.path}: {why}", second.log)
         finally:
             second.kill_all()
 
-    def _notice(self, start: Start, watch: Watch) -> None:
+    def _notice(self, start: Start) -> None:
         """Record from where this start resumed, and when it wrote its first row."""
-        if self._open and watch.from_step is not None:
+        if self._open and (from_step := start.watch.from_step) is not None:
             for kill in self._open:
-                kill.from_step = watch.from_step
-                self._print(kill, f"resumed from step {watch.from_step}")
+                kill.from_step = from_step
+                self._print(kill, f"resumed from step {from_step}")
             self._unmeasured, self._open = self._open[-1:], []
-        if start.first_row_s is None and watch.new_step is not None:
+        if start.first_row_s is None and start.watch.new_step is not None:
             start.first_row_s = time.monotonic() - start.began
             self.start_up_s = min(self.start_up_s, start.first_row_s)
             for kill in self._unmeasured:

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 import harness
-from harness import config as cfg
-from harness.config import load
+from harness.config import Config, load
 from harness.config.rules import compiles
 from harness.data.sets import open_sets
 from harness.distributed import from_environment
@@ -19,10 +18,8 @@ from harness.trainer import setup
 from harness.trainer.resolve import Resolved, resolve
 
 TRAIN = Path(harness.__file__).parent.parent / "launch" / "train.py"
-RANKS_ON_CPU = 3
-"""Three, as two ranks would hide a change in the order of sums: a + b is b + a."""
-LOG_EVERY, SAVE_EVERY = 3, 2
-"""In steps; coprime, so that checkpoints fall at every position within the log periods."""
+RANKS_ON_CPU = 3  # two would hide a change in the order of sums: a + b is b + a
+LOG_EVERY, SAVE_EVERY = 3, 2  # coprime: checkpoints fall at every position within the log periods
 
 RESERVED_FLAGS = {
     "--run.root": "; give --keep DIR",
@@ -49,16 +46,6 @@ class Plan:
         return self.resolved.world.size
 
     @property
-    def steps(self) -> int:
-        """The number of steps of each run."""
-        return self.resolved.total_steps
-
-    @property
-    def exact(self) -> bool:
-        """Whether equal bits are guaranteed."""
-        return not self.resolved.world.on_gpu or self.resolved.config.engine.deterministic
-
-    @property
     def save_every(self) -> int:
         """Steps from one checkpoint to the next."""
         every, epoch = self.resolved.config.checkpoint.every_steps, self.resolved.steps_per_epoch
@@ -78,8 +65,6 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
     Args:
         args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
         ranks: by default one per GPU, or three on the CPU.
-        steps: length of each run.
-        folder: parent of the run folders.
 
     Raises:
         BadInput: the arguments, the data or the machine do not allow training.
@@ -103,11 +88,10 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
     config = load.load([*all_args, "--run.name", "plan"], prog="harness doctor resume")
     batch, rounded = requested.train.global_batch, config.train.global_batch
     note = f"train.global_batch {rounded}: {batch} does not divide over {ranks} ranks"
-    notes = [note] if rounded != batch else []
-    return Plan(all_args, _resolved(config, ranks), folder, notes)
+    return Plan(all_args, _resolved(config, ranks), folder, [note] if rounded != batch else [])
 
 
-def _flags(requested: cfg.Config, ranks: int, *, on_gpu: bool) -> dict[str, str]:
+def _flags(requested: Config, ranks: int, *, on_gpu: bool) -> dict[str, str]:
     """Return the flags of the trial, used unless the command gives them."""
     engine, batch = requested.engine, requested.train.global_batch
     # Small networks get small buckets: the order of sums over several buckets must survive.
@@ -127,11 +111,10 @@ def _flags(requested: cfg.Config, ranks: int, *, on_gpu: bool) -> dict[str, str]
     return flags
 
 
-def _resolved(config: cfg.Config, ranks: int) -> Resolved:
+def _resolved(config: Config, ranks: int) -> Resolved:
     """Resolve the config as the last rank would; checks data, weights, devices and batch sizes."""
-    last = {"RANK": ranks - 1, "LOCAL_RANK": ranks - 1,
-            "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}  # fmt: skip
-    environ = {key: str(n) for key, n in last.items()}
+    last, size = str(ranks - 1), str(ranks)
+    environ = {"RANK": last, "LOCAL_RANK": last, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     world = from_environment(config.engine.device, environ, config.engine.backend)
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARK = "HARNESS_DOCTOR"
-KILL_TIMEOUT_S = 60.0
-"""How long to wait for killed processes: one that holds a GPU takes seconds to disappear."""
+KILL_TIMEOUT_S = 60.0  # a killed process that holds a GPU takes seconds to disappear
 
 
 class Process(NamedTuple):
@@ -30,16 +29,13 @@ class Process(NamedTuple):
 def marked(mark: str) -> list[Process]:
     """Return all running processes whose mark begins with `mark`; zombies have no environment."""
     matches = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            # The process may have ended meanwhile, or be another user's.
-            with suppress(OSError):
-                environ = (folder / "environ").read_bytes().split(b"\0")
-                if any(entry.startswith(f"{MARK}={mark}".encode()) for entry in environ):
-                    ranks = [int(entry[5:]) for entry in environ if entry.startswith(b"RANK=")]
-                    stat = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-                    rank = ranks[0] if ranks else None
-                    matches.append(Process(int(folder.name), int(stat[1]), rank))
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # the process may have ended meanwhile, or be another user's
+            environ = (folder / "environ").read_bytes().split(b"\0")
+            if any(entry.startswith(f"{MARK}={mark}".encode()) for entry in environ):
+                ranks = (int(entry[5:]) for entry in environ if entry.startswith(b"RANK="))
+                parent = (folder / "stat").read_bytes().rpartition(b")")[2].split()[1]
+                matches.append(Process(int(folder.name), int(parent), next(ranks, None)))
     return matches
 
 
@@ -53,10 +49,8 @@ def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
 def kill_marked(mark: str) -> list[Process]:
     """Kill all processes whose mark begins with `mark`; return those that did not end in time."""
     until = time.monotonic() + KILL_TIMEOUT_S
-    while left := marked(mark):
+    while (left := marked(mark)) and time.monotonic() < until:
         kill(process.pid for process in left)
-        if time.monotonic() > until:
-            break
         time.sleep(0.02)
     return left
 

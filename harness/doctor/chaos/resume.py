@@ -7,15 +7,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
+from harness.checkpoint.store import ASIDE
 from harness.doctor.chaos import plan as plans
 from harness.doctor.chaos import processes
-from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct, torn_checkpoints
+from harness.doctor.chaos.compare import Difference, compare, loss_difference_pct
 from harness.doctor.chaos.kills import KINDS, Kill, Killer
-from harness.doctor.chaos.plan import Plan
 from harness.doctor.chaos.starts import CannotTell
 from harness.errors import EXIT_CANNOT_TELL, EXIT_FAILED, EXIT_GOOD, BadInput
 from harness.logging.schema import Result
@@ -58,7 +57,7 @@ def check(
     code, mark = EXIT_CANNOT_TELL, uuid.uuid4().hex
     try:
         with _cleaned_up(mark) as scratch:
-            code = _trial(plan, Killer(plan, mark, scratch, seed), kills, loss_bound_pct)
+            code = _trial(Killer(plan, mark, scratch, seed), kills, loss_bound_pct)
     except CannotTell as error:
         if error.log:
             lines = error.log.read_text(errors="replace").splitlines()[-12:]
@@ -92,7 +91,7 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
     Yields a folder for temporary files, which is removed at the end.
     """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     # nohup ignores SIGHUP, which must remain so.
@@ -112,43 +111,40 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
             signal.signal(number, handler)
 
 
-def _trial(plan: Plan, killer: Killer, kills: int, bound_pct: float) -> int:
+def _trial(killer: Killer, kills: int, bound_pct: float) -> int:
     """Do all runs of the trial; print the table and the verdict; return the exit code."""
-    bound = None if plan.exact else bound_pct
+    plan = killer.plan
+    exact = not plan.resolved.world.on_gpu or plan.resolved.config.engine.deterministic
+    bound = None if exact else bound_pct
     lines = plan.resolved.lines()[:-1]  # all but the folder
     out.print("\n".join([*lines, *(f"{'note':>12}: {note}" for note in plan.notes)]))
     undisturbed = plan.folder / "undisturbed"
     killer.run(undisturbed.name)
     result = Result.model_validate_json((undisturbed / "result.json").read_text())
-    period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
     out.print(
         f"undisturbed: {count(result.steps, 'step')} in {duration(result.wall_s)}, "
         f"the first row after {killer.start_up_s:.1f} s"
     )
+    period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
     killer.allow(kills, period_s)
-    differences = _killed_runs(plan, killer, kills, bound)
-    _print_table(killer.done, plan)
-    if killer.second_starts:
-        out.print(
-            f"starts while orphans of a killed launcher ran: {killer.second_starts}, all refused"
-        )
-    torn = sum(torn_checkpoints(plan.folder / name) for name in differences)
-    if torn:
+    differences = _killed_runs(killer, kills, bound)
+    _print_table(killer.done, plan.resolved.config.log.every_steps)
+    if starts := killer.second_starts:
+        out.print(f"starts while orphans of a killed launcher ran: {starts}, all refused")
+    folders = (plan.folder / name / "checkpoints" / ASIDE for name in differences)
+    if torn := sum(len([*folder.glob("*.pt")]) for folder in folders):
         out.print(f"torn by a kill, put aside and never used: {count(torn, 'checkpoint')}")
-    return _verdict(plan, killer, differences, bound)
+    return _verdict(killer, differences, bound)
 
 
-def _killed_runs(
-    plan: Plan, killer: Killer, kills: int, bound: float | None
-) -> dict[str, list[Difference]]:
+def _killed_runs(killer: Killer, kills: int, bound: float | None) -> dict[str, list[Difference]]:
     """Run until all kills are done; return each run's differences from the undisturbed one."""
     differences: dict[str, list[Difference]] = {}
-    runs_without_kill = 0
-    while len(killer.done) < kills:
+    folder, runs_without_kill = killer.plan.folder, 0
+    while (before := len(killer.done)) < kills:
         name = f"killed-{len(differences) + 1}" if differences else "killed"
-        before = len(killer.done)
         killer.run(name)
-        entries = compare(plan.folder / "undisturbed", plan.folder / name, bound_pct=bound)
+        entries = compare(folder / "undisturbed", folder / name, bound_pct=bound)
         differences[name] = entries
         new_kills = len(killer.done) - before
         text = count(len(entries), "difference") if entries else "no difference"
@@ -159,21 +155,18 @@ def _killed_runs(
     return differences
 
 
-def _verdict(
-    plan: Plan, killer: Killer, differences: dict[str, list[Difference]], bound: float | None
-) -> int:
+def _verdict(killer: Killer, differences: dict[str, list[Difference]], bound: float | None) -> int:
     """Print the verdict and return its exit code; a bad one needs two equal undisturbed runs."""
-    undisturbed = plan.folder / "undisturbed"
+    folder = killer.plan.folder
+    undisturbed = folder / "undisturbed"
     what = "the same bits" if bound is None else f"the same losses within {bound:g} %"
     lines = [f"{name}: {entry}" for name, entries in differences.items() for entry in entries]
     if not lines:
         runs = count(len(differences), "killed run")
         parts = "weights, momentum, BatchNorm, rows, validation, digests"
         if bound is not None:
-            largest_pct = max(
-                loss_difference_pct(undisturbed, plan.folder / name) for name in differences
-            )
-            parts = f"{largest_pct:.2g} % apart at most; rows and digests complete"
+            apart_pct = [loss_difference_pct(undisturbed, folder / run) for run in differences]
+            parts = f"{max(apart_pct):.2g} % apart at most; rows and digests complete"
         out.print(f"{what}: yes ({runs} against the undisturbed one: {parts})")
         return EXIT_GOOD
     out.print("\n".join(lines[:MOST_SHOWN]))
@@ -182,29 +175,26 @@ def _verdict(
     if all(entry.bits for entries in differences.values() for entry in entries):
         out.print("control: a second undisturbed run")
         killer.run("control")
-        if entries := compare(undisturbed, plan.folder / "control", bound_pct=bound):
+        if entries := compare(undisturbed, folder / "control", bound_pct=bound):
             out.print(f"{what}: cannot tell: undisturbed runs differ here too: {entries[0]}")
             return EXIT_CANNOT_TELL
     out.print(f"{what}: no: {lines[0]}")
     return EXIT_FAILED
 
 
-def _print_table(kills: Sequence[Kill], plan: Plan) -> None:
-    table = right_table(
-        "kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most"
-    )
+def _print_table(kills: Sequence[Kill], log_every: int) -> None:
+    head = ("kind of kill", "kills", "steps lost, mean", "most", "first row, mean s", "most")
+    table = right_table(*head)
     for kind in (*KINDS, "all"):
         of_kind = [kill for kill in kills if kind in (kill.kind, "all")]
         lost = [kill.lost_steps for kill in of_kind if kill.lost_steps is not None]
         to_row_s = [kill.first_row_s for kill in of_kind if kill.first_row_s is not None]
-        table.add_row(
-            kind, str(len(of_kind)), *_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f")
-        )
-    every = plan.resolved.config.log.every_steps
+        cells = (*_mean_and_most(lost, "d"), *_mean_and_most(to_row_s, ".1f"))
+        table.add_row(kind, str(len(of_kind)), *cells)
     out.print(table)
     out.print(
-        f"steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
-        f"written every {every} steps. first row: from the next command to its first row"
+        "steps lost: from the step where the run resumed to its last row or checkpoint; a row is "
+        f"written every {log_every} steps. first row: from the next command to its first row"
     )
 
 

@@ -1,7 +1,5 @@
 """Start the command under trial, and watch its run folder meanwhile."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -16,10 +14,8 @@ from harness.errors import EXIT_CANNOT_TELL, EXIT_FAILED, HarnessError
 from harness.run_folder import folder as run_folder
 from harness.system.console import duration
 
-HANG_S = 300.0
-"""A start whose log and run folder have not changed for so long hangs."""
-ENDING_S = 120.0
-"""How long to wait for torchrun to end; it gives the remaining ranks 30 s to end by themselves."""
+HANG_S = 300.0  # a start whose log and run folder have not changed for so long hangs
+ENDING_S = 120.0  # for torchrun, which gives the remaining ranks 30 s to end by themselves
 
 
 class CannotTell(HarnessError):
@@ -42,16 +38,16 @@ class Start:
     """One start of the command: torchrun and all its processes, in a session of its own.
 
     Args:
-        log: the file for its output.
         mark: distinguishes its processes from those of all other starts.
         scratch: folder for the temporary files that killed processes leave behind.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, mark: str, scratch: Path) -> None:
-        self.log, self._mark = log, mark
+    def __init__(
+        self, command: Sequence[str], log: Path, mark: str, scratch: Path, watch: "Watch"
+    ) -> None:
+        self.log, self.watch, self._mark = log, watch, f"{mark}."  # of start 1, not of start 10
         self.first_row_s: float | None = None
-        # The dot ends the mark, so that the mark of start 1 does not match start 10.
-        environ = os.environ | {processes.MARK: f"{mark}.", "TMPDIR": str(scratch)}
+        environ = os.environ | {processes.MARK: self._mark, "TMPDIR": str(scratch)}
         environ["PYTHONUNBUFFERED"] = "1"  # the log is complete up to the kill
         self.began = self._alive_at = time.monotonic()
         self._activity: tuple[int, ...] = ()
@@ -68,9 +64,8 @@ class Start:
 
     def ranks(self) -> dict[int, int]:
         """Return the pid of each running rank."""
-        marked = processes.marked(f"{self._mark}.")
-        return {process.rank: process.pid for process in marked
-                if process.rank is not None and process.parent == self.launcher.pid}  # fmt: skip
+        return {rank: pid for pid, parent, rank in processes.marked(self._mark)
+                if rank is not None and parent == self.launcher.pid}  # fmt: skip
 
     def kill_all(self) -> None:
         """Kill every process of this start at once, as a power failure does.
@@ -78,7 +73,7 @@ class Start:
         Raises:
             CannotTell: a process does not end.
         """
-        left = processes.kill_marked(f"{self._mark}.")
+        left = processes.kill_marked(self._mark)
         with suppress(subprocess.TimeoutExpired):
             self.launcher.wait(processes.KILL_TIMEOUT_S)
         if left:
@@ -96,17 +91,18 @@ class Start:
             why = f"torchrun still runs {duration(ENDING_S)} after {event}"
             raise CannotTell(why, self.log) from None
 
-    def check_active(self, watch: Watch) -> None:
+    def check_active(self) -> None:
         """Check that the start has been active of late; to be called repeatedly.
 
         Raises:
             CannotTell: neither the log nor the run folder has changed for minutes.
         """
-        now, activity = time.monotonic(), (self.log.stat().st_size, *watch.activity())
+        now, activity = time.monotonic(), (self.log.stat().st_size, *self.watch.activity())
         if activity != self._activity:
             self._activity, self._alive_at = activity, now
         elif now - self._alive_at > HANG_S:
-            raise CannotTell(f"{watch.path}: no sign of life for {duration(HANG_S)}", self.log)
+            why = f"{self.watch.path}: no sign of life for {duration(HANG_S)}"
+            raise CannotTell(why, self.log)
 
 
 class Watch:
