@@ -84,7 +84,7 @@ class Loader:
         }
         gpu_decodes = dali_info.has_nvjpeg(dali_info.installed().cuda)
         ways = [way for way in calibrate.WAYS if way != "gpu" or gpu_decodes]
-        samples = self._samples(images, split)
+        samples = self.samples(images, split)
         way = calibrate.decode_on(
             key, ways, lambda way: replace(self, decode=way).train(images, split), demand=demand,
             read_once=lambda: calibrate.read_once(self.data, images, samples, self.threads),
@@ -92,9 +92,10 @@ class Loader:
         release_memory()  # of the ways that were measured
         return way
 
-    def _samples(
+    def samples(
         self, images: Images, split: Split, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
     ) -> Iterator[Samples]:
+        """Return the samples of this rank's training micro-batches from (epoch, step) on."""
         return stream.train_samples(
             images.stream, split, self.world.rank, epoch=epoch, step=step, epochs=epochs
         )
@@ -103,14 +104,14 @@ class Loader:
         self, images: Images, split: Split, *, epoch: int = 0, step: int = 0, epochs: int = ENDLESS
     ) -> Batches:
         """Return this rank's micro-batches from (epoch, step) to the end of training."""
-        samples = self._samples(images, split, epoch, step, epochs)
+        samples = self.samples(images, split, epoch, step, epochs)
         return self._batches(images, samples, split.local_batch)
 
     def decoding(self, images: Images, split: Split) -> DaliBatches | None:
         """Return a pipeline that only decodes the training batches; None without DALI."""
         if images.dataset is None or self.data.source != "dali":
             return None
-        samples = self._samples(images, split)
+        samples = self.samples(images, split)
         return self._dali(images, samples, split.local_batch, decode_only=True)
 
     def eval(self, images: Images, local_batch: int) -> Batches:

@@ -166,10 +166,10 @@ def test_bytes_are_read_of_all_batches_that_are_measured(
     monkeypatch.setattr(Dataset, "content", lambda self, sample: read.append(sample))
     split = Split(8, 8, 1, 1)
     loader = Loader.resolve(data, from_environment("cpu", {}))
-    samples = loader._samples(train_set, split)
+    samples = loader.samples(train_set, split)
     calibrate.read_once(loader.data, train_set, samples, loader.threads)
     batches = WARM_BATCHES + 2 + data.read_ahead_batches + data.prefetch_batches + 1
-    first = itertools.islice(loader._samples(train_set, split), batches)
+    first = itertools.islice(loader.samples(train_set, split), batches)
     assert sorted(read) == sorted(sample for batch in first for sample in batch.ids.tolist())
 
 

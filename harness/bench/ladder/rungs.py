@@ -12,9 +12,7 @@ from torch import Tensor
 from harness.bench.loop import wait_for
 from harness.data.batch import Batch
 from harness.data.dataset import Dataset
-from harness.data.loader import ENDLESS
 from harness.data.sets import Images
-from harness.data.stream import Samples, train_samples
 from harness.data.synthetic import SyntheticBatches
 from harness.monitor import probes
 from harness.monitor.clock import Clock
@@ -71,8 +69,9 @@ def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
     resolved, world, split = t.resolved, t.resolved.world, t.resolved.split
     timed, missing = _data_rungs(resolved, images)
     n, px = split.local_batch * world.size, resolved.config.data.image_px
+    samples = resolved.loader.samples(images, split)
     synthetic = SyntheticBatches(
-        _samples(resolved, images), local_batch=split.local_batch, out_px=px, device=world.device
+        samples, local_batch=split.local_batch, out_px=px, device=world.device
     )
     if world.on_gpu:
         pixels = torch.zeros((split.local_batch, px, px, 3), dtype=torch.uint8, pin_memory=True)
@@ -166,7 +165,8 @@ def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[st
 
 def _reading(resolved: Resolved, images: Images, dataset: Dataset) -> dict[str, Steps]:
     """Return the rungs that read local batches, with as many threads as the loader has."""
-    loader, samples, last = resolved.loader, _samples(resolved, images), list[int]()
+    loader, last = resolved.loader, list[int]()
+    samples = loader.samples(images, resolved.split)
 
     def read(ids: list[int], *, cold: bool) -> Turn:
         reader, began = dataset.reader(loader.data.read), time.process_time()
@@ -186,12 +186,6 @@ def _reading(resolved: Resolved, images: Images, dataset: Dataset) -> dict[str, 
         return read(list(ids), cold=False)
 
     return {READ_COLD: cold, READ_WARM: warm}
-
-
-def _samples(resolved: Resolved, images: Images) -> Iterator[Samples]:
-    return train_samples(
-        images.stream, resolved.split, resolved.world.rank, epoch=0, step=0, epochs=ENDLESS
-    )
 
 
 def _batches(resolved: Resolved, images: Images) -> Iterator[Batch]:
