@@ -22,20 +22,15 @@ from harness.system.process import rank_cores
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the run: `rank` selects its data, `local_rank` its device.
-
-    Attributes:
-        backend: of the process group, `nccl` or `gloo`.
-        shares_gpu: whether several ranks of this node compute on one GPU.
-    """
+    """This process among all of the run: `rank` selects its data, `local_rank` its device."""
 
     rank: int
     local_rank: int
     size: int
     local_size: int
     device: torch.device
-    backend: str = "gloo"
-    shares_gpu: bool = False
+    backend: str = "gloo"  # of the process group: or `nccl`
+    shares_gpu: bool = False  # whether several ranks of this node compute on one GPU
 
     @property
     def is_main(self) -> bool:
@@ -87,10 +82,7 @@ def from_environment(
 ) -> World:
     """Read rank and size from torchrun's environment variables; without them, one process.
 
-    Args:
-        device: `auto`, `cpu` or `cuda` (config engine.device).
-        environ: with torchrun's names.
-        backend: `auto`, `nccl` or `gloo` (config engine.backend).
+    The device and the backend are as in the config's section `engine`.
 
     Raises:
         BadInput: an incomplete identity, several Slurm tasks without one, no GPU or too few.
@@ -115,7 +107,6 @@ def from_environment(
 
 
 def _gpus(device: str) -> int:
-    """Return the number of GPUs of this process; 0: it computes on the CPU."""
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
@@ -123,11 +114,7 @@ def _gpus(device: str) -> int:
 
 
 def _one_gpu_each(ranks: int, gpus: int) -> None:
-    """Refuse NCCL without a GPU per rank; on every rank, so that none waits for another.
-
-    Raises:
-        BadInput: there are no GPUs, or too few.
-    """
+    """Refuse NCCL without a GPU per rank; on every rank, so that none waits for another."""
     if not gpus:
         raise BadInput("engine.backend: nccl needs GPUs; use gloo, or auto")
     if ranks > gpus:
@@ -168,7 +155,6 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def _store(world: World, timeout_s: float) -> dist.Store:
-    """Return the store in which the ranks find each other's addresses."""
     if world.size == 1:
         return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
     timeout = timedelta(seconds=timeout_s)

@@ -51,7 +51,6 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
 
 
 def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
-    """Call the function in the forked process, send its result or error, exit without clean-up."""
     try:
         # A reader of this program's output must not wait for a process that hangs.
         devnull = os.open(os.devnull, os.O_RDWR)
