@@ -97,20 +97,16 @@ def from_environment(
     rank, local_rank, size, local_size = (
         (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
     )
-    gpus = _gpus(device)
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
+    gpus = torch.cuda.device_count() if has_gpu and device != "cpu" else 0
     if backend == "auto":
         backend = "nccl" if gpus else "gloo"
     if backend == "nccl":
         _one_gpu_each(local_size, gpus)
     where = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     return World(rank, local_rank, size, local_size, where, backend, 0 < gpus < local_size)
-
-
-def _gpus(device: str) -> int:
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
-    return torch.cuda.device_count() if has_gpu and device != "cpu" else 0
 
 
 def _one_gpu_each(ranks: int, gpus: int) -> None:

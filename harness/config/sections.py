@@ -51,9 +51,12 @@ class Section(BaseModel):
     """A group of settings for one concern."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False,
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
-    )  # fmt: skip
+    )
 
 
 class Run(Section):
@@ -107,7 +110,7 @@ class Model(Section):
 class Data(Section):
     """The images and how they are read, decoded and augmented."""
 
-    # An unset shell variable must not mean the current folder: hence the length.
+    # An unset shell variable must not mean the current folder.
     train: str | None = neither(None, min_length=1)
     """Training images: a folder with one folder per class, or of tar shards; `demo` draws a small
     set by itself."""

@@ -94,14 +94,12 @@ class Transition(nn.Sequential):
     """Fewer channels by a 1x1 convolution, half of the side by an average (ibid., 3)."""
 
     def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
-        layers: dict[str, nn.Module] = {
-            "norm": nn.BatchNorm2d(channels_in),
-            "relu": nn.ReLU(inplace=True),
-            "conv": _conv(channels_in, channels_out, 1),
-            "dropout": nn.Dropout(dropout),
-            "pool": nn.AvgPool2d(2, stride=2),
-        }
-        super().__init__(OrderedDict(layers))
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels_in)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = _conv(channels_in, channels_out, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.pool = nn.AvgPool2d(2, stride=2)
 
 
 def _stem(channels: int, *, imagenet: bool) -> dict[str, nn.Module]:

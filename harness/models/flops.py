@@ -59,11 +59,8 @@ def roofline_s(ops: Iterable[Op], flops_per_s: float, bytes_per_s: float, *, fus
     Operations run one after the other, each bound by computation or by memory; `fused` is as for
     `moved_bytes`.
     """
-    return sum(
-        max(op.flops / flops_per_s, op.moved_bytes / bytes_per_s)
-        for op in ops
-        if op.flops or not fused
-    )
+    counted = (op for op in ops if op.flops or not fused)
+    return sum(max(op.flops / flops_per_s, op.moved_bytes / bytes_per_s) for op in counted)
 
 
 def training_costs(

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -88,7 +89,10 @@ def _read(path: Path) -> Any:
         raise BadInput(f"model.weights: {path}: {error.strerror or error}") from error
     # On other files the unpickler may raise any exception, such as KeyError.
     except Exception as error:
-        objects = _unsafe_objects(path) if isinstance(error, UnpicklingError) else []
+        objects: list[str] = []
+        if isinstance(error, UnpicklingError):
+            with suppress(ValueError, RuntimeError, UnpicklingError):
+                objects = get_unsafe_globals_in_checkpoint(str(path))
         if objects:
             why = (
                 f"holds Python objects ({', '.join(sorted(objects)[:3])}), which are refused "
@@ -97,14 +101,6 @@ def _read(path: Path) -> Any:
         else:
             why = f"not a checkpoint of plain tensors ({_first_line(error)})"
         raise BadInput(f"model.weights: {path}: {why}") from error
-
-
-def _unsafe_objects(path: Path) -> list[str]:
-    """Return the classes and functions in a checkpoint that torch refuses, if it lists them."""
-    try:
-        return get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, UnpicklingError):
-        return []
 
 
 def _first_line(error: BaseException) -> str:
