@@ -22,20 +22,15 @@ from harness.system.process import rank_cores
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of the run: `rank` selects its data, `local_rank` its device.
-
-    Attributes:
-        backend: of the process group, `nccl` or `gloo`.
-        shares_gpu: whether several ranks of this node compute on one GPU.
-    """
+    """This process among all of the run: `rank` selects its data, `local_rank` its device."""
 
     rank: int
     local_rank: int
     size: int
     local_size: int
     device: torch.device
-    backend: str = "gloo"
-    shares_gpu: bool = False
+    backend: str = "gloo"  # of the process group: or `nccl`
+    shares_gpu: bool = False  # whether several ranks of this node compute on one GPU
 
     @property
     def is_main(self) -> bool:
@@ -87,10 +82,7 @@ def from_environment(
 ) -> World:
     """Read rank and size from torchrun's environment variables; without them, one process.
 
-    Args:
-        device: `auto`, `cpu` or `cuda` (config engine.device).
-        environ: with torchrun's names.
-        backend: `auto`, `nccl` or `gloo` (config engine.backend).
+    The device and the backend are as in the config's section `engine`.
 
     Raises:
         BadInput: an incomplete identity, several Slurm tasks without one, no GPU or too few.
@@ -105,7 +97,10 @@ def from_environment(
     rank, local_rank, size, local_size = (
         (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
     )
-    gpus = _gpus(device)
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
+    gpus = torch.cuda.device_count() if has_gpu and device != "cpu" else 0
     if backend == "auto":
         backend = "nccl" if gpus else "gloo"
     if backend == "nccl":
@@ -114,20 +109,8 @@ def from_environment(
     return World(rank, local_rank, size, local_size, where, backend, 0 < gpus < local_size)
 
 
-def _gpus(device: str) -> int:
-    """Return the number of GPUs of this process; 0: it computes on the CPU."""
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
-    return torch.cuda.device_count() if has_gpu and device != "cpu" else 0
-
-
 def _one_gpu_each(ranks: int, gpus: int) -> None:
-    """Refuse NCCL without a GPU per rank; on every rank, so that none waits for another.
-
-    Raises:
-        BadInput: there are no GPUs, or too few.
-    """
+    """Refuse NCCL without a GPU per rank; on every rank, so that none waits for another."""
     if not gpus:
         raise BadInput("engine.backend: nccl needs GPUs; use gloo, or auto")
     if ranks > gpus:
@@ -168,7 +151,6 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def _store(world: World, timeout_s: float) -> dist.Store:
-    """Return the store in which the ranks find each other's addresses."""
     if world.size == 1:
         return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
     timeout = timedelta(seconds=timeout_s)

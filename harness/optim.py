@@ -12,17 +12,15 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD with two parameter groups: tensors of one dimension are norms and biases.
 
-    Args:
-        fused: one kernel per step, with which fp16's scaler needs no host read. Otherwise torch
-            chooses: tensor by tensor on a CPU, all tensors at once on a GPU. The last bits differ.
+    Fused, it is one kernel per step, with which fp16's scaler needs no host read. Otherwise torch
+    chooses: tensor by tensor on a CPU, all tensors at once on a GPU. The last bits differ.
     """
     everything = list(parameters)
-    matrices = [p for p in everything if p.ndim > 1]
-    vectors = [p for p in everything if p.ndim <= 1]
-    vector_decay = optim.weight_decay if optim.decay_norm_and_bias else 0.0
+    decay = optim.weight_decay
+    vector_decay = decay if optim.decay_norm_and_bias else 0.0
     groups = [
-        {"params": matrices, "weight_decay": optim.weight_decay},
-        {"params": vectors, "weight_decay": vector_decay},
+        {"params": [p for p in everything if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in everything if p.ndim <= 1], "weight_decay": vector_decay},
     ]
     optimizer = torch.optim.SGD(
         groups, lr=0.0, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused

@@ -52,28 +52,19 @@ def plateau_drops(scores: Sequence[tuple[float, float]], schedule: cfg.Schedule)
 
 
 class History(NamedTuple):
-    """Measurements and earlier events, from which the schedule decides.
-
-    Attributes:
-        events: of earlier steps.
-        train_top1_pct: of the log period that has just ended, if one has.
-        scores: (epochs completed, top-1 in percent) of every validation, if one has just ended.
-    """
+    """Measurements and earlier events, from which the schedule decides."""
 
     events: Sequence[Event] = ()
-    train_top1_pct: float | None = None
-    scores: Sequence[tuple[float, float]] = ()
+    train_top1_pct: float | None = None  # of the log period that has just ended, if one has
+    scores: Sequence[tuple[float, float]] = ()  # of every validation, if one has just ended
 
 
 def decide(history: History, schedule: cfg.Schedule, step: int) -> list[Event]:
     """Decide which events follow from the newest measurement, after `step` steps."""
     decided: list[Event] = []
     until = schedule.warmup_until_top1_pct
-    if (
-        until is not None
-        and (history.train_top1_pct or 0) > until
-        and not count(history.events, "warmed up", step)
-    ):
+    is_warm = until is not None and (history.train_top1_pct or 0) > until
+    if is_warm and not count(history.events, "warmed up", step):
         decided.append(Event("warmed up", step))
     if history.scores:
         epoch, top1_pct = history.scores[-1]

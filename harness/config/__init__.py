@@ -13,46 +13,21 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
-from harness.config.sections import (
-    Changes,
-    Checkpoint,
-    Data,
-    Engine,
-    Eval,
-    Log,
-    Model,
-    ModelName,
-    Optim,
-    Profile,
-    Run,
-    Schedule,
-    Section,
-    Train,
-)
-
-__all__ = [
-    "Changes",
-    "Checkpoint",
-    "Config",
-    "Data",
-    "Engine",
-    "Eval",
-    "Log",
-    "Model",
-    "ModelName",
-    "Optim",
-    "Profile",
-    "Run",
-    "Schedule",
-    "Section",
-    "Train",
-    "differing",
-    "fields",
-    "fingerprint",
-    "flat",
-    "recorded",
-    "settings",
-]
+# `X as X`: offered here too (PEP 484).
+from harness.config.sections import Changes as Changes
+from harness.config.sections import Checkpoint as Checkpoint
+from harness.config.sections import Data as Data
+from harness.config.sections import Engine as Engine
+from harness.config.sections import Eval as Eval
+from harness.config.sections import Log as Log
+from harness.config.sections import Model as Model
+from harness.config.sections import ModelName as ModelName
+from harness.config.sections import Optim as Optim
+from harness.config.sections import Profile as Profile
+from harness.config.sections import Run as Run
+from harness.config.sections import Schedule as Schedule
+from harness.config.sections import Section as Section
+from harness.config.sections import Train as Train
 
 STREAM_VERSION = 1  # raised when the same seed would give other orders or crops
 
@@ -77,9 +52,8 @@ class Config(BaseModel):
 
 def flat(config: Config) -> dict[str, Any]:
     """Return the config as one flat dict of plain values, `section.key` -> value."""
-    sections = config.model_dump(mode="json")
-    return {f"{name}.{key}": value for name, section in sections.items()
-            for key, value in section.items()}  # fmt: skip
+    sections = config.model_dump(mode="json").items()
+    return {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
 
 
 def fields() -> Iterator[tuple[str, FieldInfo]]:

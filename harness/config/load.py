@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.config import Config, Section, fields
+from harness.config import Config, fields
 from harness.config.rules import check
 from harness.errors import BadInput
 
@@ -88,7 +88,8 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
     Raises:
         BadInput: no such file, unknown key, wrong type, out of range.
     """
-    path, args = _split(argv)
+    has_file = bool(argv) and not argv[0].startswith("-")
+    path, args = (Path(argv[0]), argv[1:]) if has_file else (DEFAULT_CONFIG, argv)
     flags = _read_flags(args, prog)
     values, origin = _read_chain(path)
     for field, text in flags.items():
@@ -102,7 +103,8 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
         file = origin.get(_field(mistake), path)
         raise BadInput(_one_line(mistake, file, flags)) from None
     if config.run.name is None:
-        config = _named(config, _title(path), label or os.environ.get("SLURM_JOB_ID"))
+        name = _name(config, path, label or os.environ.get("SLURM_JOB_ID"))
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     return config
 
 
@@ -146,12 +148,10 @@ def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     else:
         base, origin = _read_chain(path.parent / extended, (*above, path.resolve()))
     for name, part in values.items():
-        if isinstance(part, dict) and isinstance(base.get(name), dict):
-            base[name] |= part
-        else:
-            base[name] = part
         keys = part if isinstance(part, dict) else ()
         origin |= {name: path} | {f"{name}.{key}": path for key in keys}
+        both = isinstance(part, dict) and isinstance(base.get(name), dict)
+        base[name] = base[name] | part if both else part
     return base, origin
 
 
@@ -169,12 +169,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(as_text, value)) or "[]"
     return str(value)
-
-
-def _split(argv: Sequence[str]) -> tuple[Path, Sequence[str]]:
-    if argv and not argv[0].startswith("-"):
-        return Path(argv[0]), argv[1:]
-    return DEFAULT_CONFIG, argv
 
 
 def _read_flags(args: Sequence[str], prog: str) -> dict[str, str]:
@@ -241,22 +235,14 @@ def _kind(annotation: Any) -> str:
     return "|".join(map(_kind, args))
 
 
-def _named(config: Config, stem: str, label: str | None) -> Config:
-    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-_") or "run"]
-    if config.run.mode == "eval":
-        parts.append("eval")
-    parts.append(f"s{config.run.seed}")
-    if label:
-        parts.append(label)
-    run = config.run.model_copy(update={"name": "-".join(parts)})
-    return config.model_copy(update={"run": run})
-
-
-def _title(path: Path) -> str:
-    """Return a run's name from its config: `configs/he2015/resnet50.yaml` is he2015-resnet50."""
+def _name(config: Config, path: Path, label: str | None) -> str:
+    """Return a run's name from its config: `configs/he2015/resnet50.yaml`: he2015-resnet50-s0."""
     parts = path.with_suffix("").parts
     folders = [i for i, part in enumerate(parts[:-1]) if part == "configs"]
-    return "-".join(parts[folders[-1] + 1 :] if folders else parts[-1:])
+    title = "-".join(parts[folders[-1] + 1 :] if folders else parts[-1:])
+    title = re.sub(r"[^A-Za-z0-9._-]+", "-", title).lstrip(".-_") or "run"
+    mode = "eval" if config.run.mode == "eval" else None
+    return "-".join(filter(None, (title, mode, f"s{config.run.seed}", label)))
 
 
 def _field(mistake: ErrorDetails) -> str:
@@ -268,8 +254,11 @@ def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
     field = _field(mistake)
     where = _flag(field) if field in flags else f"{path}: {field}"
     known = dict(fields())
-    if field not in known and (mistake["type"] == "extra_forbidden" or "." in field):
-        return f"{where}: no such setting{nearest(field.split('.')[-1], _siblings(field))}"
+    section, _, key = field.partition(".")
+    if field not in known and (mistake["type"] == "extra_forbidden" or key):
+        siblings = [name for part, name in (k.split(".") for k in known) if part == section]
+        names = siblings if key else list(Config.model_fields)
+        return f"{where}: no such setting{nearest(key or section, names)}"
     given = as_text(mistake["input"]) or "nothing"
     if field not in known:
         return f"{where}: expected settings such as `key: value`, got {given}"
@@ -278,15 +267,6 @@ def _one_line(mistake: ErrorDetails, path: Path, flags: dict[str, str]) -> str:
         kind = _kind(known[field].annotation)
         return f"{where}: expected {kind}, got {given}{nearest(given, kind.split('|'), '')}"
     return f"{where}: {re.sub('^[A-Z][a-z]+ should', 'must', mistake['msg'])}, got {given}"
-
-
-def _siblings(field: str) -> list[str]:
-    if "." not in field:
-        return list(Config.model_fields)
-    section = Config.model_fields[field.split(".")[0]].annotation
-    assert isinstance(section, type)
-    assert issubclass(section, Section)
-    return list(section.model_fields)
 
 
 def nearest(name: str, known: list[str], otherwise: str = "; see --help") -> str:

@@ -23,10 +23,7 @@ def refuse(messages: Iterator[str]) -> None:
         raise BadInput(message)
 
 
-CUDA_GRAPH_MODES = {
-    "reduce-overhead": "default",
-    "max-autotune": "max-autotune-no-cudagraphs",
-}
+CUDA_GRAPH_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """Of torch.compile: what records CUDA graphs, and the same without them."""
 
 OnGpu = TypeVar("OnGpu", bool, bool | None)
@@ -39,7 +36,9 @@ def rules(config: Config) -> Iterator[str]:
     yield from _model_rules(config)
     yield from network_rules(config.model)
     yield from _other_rules(config)
-    yield from _engine_rules(config.engine)
+    engine = config.engine
+    on_gpu = None if engine.device == "auto" else engine.device == "cuda"
+    yield from engine_rules(engine, compiled=compiles(engine, on_gpu=on_gpu), on_gpu=on_gpu)
 
 
 def _data_rules(config: Config) -> Iterator[str]:
@@ -70,10 +69,8 @@ def _pixel_rules(config: Config) -> Iterator[str]:
         yield f"data.crop_area: {data.crop_area} is not least <= most within (0, 1]"
     if not 0 < data.crop_ratio[0] <= data.crop_ratio[1]:
         yield f"data.crop_ratio: {data.crop_ratio} is not least <= most, both over 0"
-    if (
-        data.augment == "scale_jitter"
-        and not data.image_px <= data.jitter_px[0] <= data.jitter_px[1]
-    ):
+    jitters_well = data.image_px <= data.jitter_px[0] <= data.jitter_px[1]
+    if data.augment == "scale_jitter" and not jitters_well:
         yield (
             f"data.jitter_px: {data.jitter_px} is not least <= most, both at least data.image_px "
             f"{data.image_px}"
@@ -135,7 +132,7 @@ def network_rules(model: Model) -> Iterator[str]:
 
 
 def _other_rules(config: Config) -> Iterator[str]:
-    schedule, drops = config.schedule, config.schedule.drop_epochs
+    schedule = config.schedule
     if config.optim.nesterov and config.optim.momentum == 0:
         yield "optim.nesterov: needs optim.momentum over 0"
     if schedule.warmup_until_top1_pct is not None and (
@@ -145,17 +142,10 @@ def _other_rules(config: Config) -> Iterator[str]:
             "schedule.warmup_until_top1_pct: needs schedule.warmup_start_lr, the rate until then, "
             "and schedule.warmup_epochs 0"
         )
-    if not _rise(drops):
-        yield f"schedule.drop_epochs: {drops} must be over 0 and rise from drop to drop"
-    if not _rise(schedule.drop_steps):
-        yield (
-            f"schedule.drop_steps: {schedule.drop_steps} must be over 0 and rise from drop to drop"
-        )
-
-
-def _engine_rules(engine: Engine) -> Iterator[str]:
-    on_gpu = None if engine.device == "auto" else engine.device == "cuda"
-    return engine_rules(engine, compiled=compiles(engine, on_gpu=on_gpu), on_gpu=on_gpu)
+    if not _rise(epochs := schedule.drop_epochs):
+        yield f"schedule.drop_epochs: {epochs} must be over 0 and rise from drop to drop"
+    if not _rise(steps := schedule.drop_steps):
+        yield f"schedule.drop_steps: {steps} must be over 0 and rise from drop to drop"
 
 
 def compiles(engine: Engine, *, on_gpu: OnGpu) -> bool | OnGpu:
@@ -179,10 +169,9 @@ def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) 
         )
     if cpu and engine.precision in ("tf32", "fp16"):
         yield f"engine.precision: {engine.precision} needs a GPU; use bf16, fp32 or auto"
-    if cpu and mode in CUDA_GRAPH_MODES:
+    if cpu and (without := CUDA_GRAPH_MODES.get(mode)):
         yield (
-            f"engine.compile_mode: {mode} means CUDA graphs, which only a GPU has; use "
-            f"{CUDA_GRAPH_MODES.get(mode)}"
+            f"engine.compile_mode: {mode} means CUDA graphs, which only a GPU has; use {without}"
         )
     if eager and mode != "default":
         yield f"engine.compile_mode: {mode} {needs}"
@@ -193,7 +182,6 @@ def engine_rules(engine: Engine, *, compiled: bool | None, on_gpu: bool | None) 
 
 
 def _rise(drops: Sequence[float]) -> bool:
-    """Whether all are over 0, and each is over the one before."""
     return list(drops) == sorted(set(drops)) and min(drops, default=1) > 0
 
 

@@ -33,25 +33,26 @@ class DenseLayer(nn.Module):
         self.bottleneck, self.saving = bottleneck, saving
         self.norm1 = nn.BatchNorm2d(channels_in)
         if bottleneck:
-            inner = BOTTLENECK * growth
-            self.conv1 = _conv(channels_in, inner, 1)
-            self.norm2 = nn.BatchNorm2d(inner)
-            self.conv2 = _conv(inner, growth, 3)
+            self.conv1 = _conv(channels_in, BOTTLENECK * growth, 1)
+            self.norm2 = nn.BatchNorm2d(BOTTLENECK * growth)
+            self.conv2 = _conv(BOTTLENECK * growth, growth, 3)
         else:
             self.conv1 = _conv(channels_in, growth, 3)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, before: list[Tensor]) -> Tensor:
         """Tensors (N, any, H, W), channels_in in all -> (N, growth, H, W)."""
-        y: Tensor
         if self.saving and torch.is_grad_enabled():
-            y = checkpoint(self._first, *before, use_reentrant=False, **self._recomputing())
+            # A compiled graph updates BN's statistics outside of the recomputed part, and its
+            # tracer does not support contexts that keep them from being updated twice.
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            if not torch.compiler.is_compiling():
+                options["context_fn"] = self._contexts
+            y: Tensor = checkpoint(self._first, *before, **options)
         else:
             y = self._first(*before)
         y = self.dropout(y)
-        if self.bottleneck:
-            y = self.dropout(self.conv2(torch.relu_(self.norm2(y))))
-        return y
+        return self.dropout(self.conv2(torch.relu_(self.norm2(y)))) if self.bottleneck else y
 
     def _first(self, *before: Tensor) -> Tensor:
         """Run the layers on the concatenated input, whose memory grows with the square of depth.
@@ -61,20 +62,12 @@ class DenseLayer(nn.Module):
         y: Tensor = self.conv1(torch.relu_(self.norm1(torch.cat(before, 1))))
         return y
 
-    def _recomputing(self) -> dict[str, Any]:
-        """Return checkpoint()'s options: no random state, and BN's statistics update only once."""
-        # A compiled graph updates the statistics outside of the recomputed part, and its tracer
-        # does not support such contexts.
-        contexts = {} if torch.compiler.is_compiling() else {"context_fn": self._contexts}
-        return {"preserve_rng_state": False, **contexts}
-
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _on_copies_of_statistics(self.norm1)
 
 
 @contextmanager
 def _on_copies_of_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Make a BN update copies of its buffers in this block."""
     buffers = dict(norm.named_buffers())
     for name, buffer in buffers.items():
         setattr(norm, name, buffer.clone())
@@ -101,18 +94,15 @@ class Transition(nn.Sequential):
     """Fewer channels by a 1x1 convolution, half of the side by an average (ibid., 3)."""
 
     def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
-        layers: dict[str, nn.Module] = {
-            "norm": nn.BatchNorm2d(channels_in),
-            "relu": nn.ReLU(inplace=True),
-            "conv": _conv(channels_in, channels_out, 1),
-            "dropout": nn.Dropout(dropout),
-            "pool": nn.AvgPool2d(2, stride=2),
-        }
-        super().__init__(OrderedDict(layers))
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels_in)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = _conv(channels_in, channels_out, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.pool = nn.AvgPool2d(2, stride=2)
 
 
 def _stem(channels: int, *, imagenet: bool) -> dict[str, nn.Module]:
-    """Return the layers before the blocks: ResNet's for ImageNet, one convolution for CIFAR."""
     if not imagenet:
         return {"conv0": _conv(3, channels, 3)}
     return {
@@ -154,18 +144,13 @@ def densenet(
     """
     features = _stem(channels, imagenet=imagenet)
     for number, count in enumerate(blocks, 1):
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            (
-                f"denselayer{k + 1}",
-                DenseLayer(
-                    channels + k * growth, growth,
-                    bottleneck=bottleneck, dropout=dropout, saving=memory_saving,
-                ),
+        features[f"denseblock{number}"] = block = DenseBlock()
+        for k in range(1, count + 1):
+            layer = DenseLayer(
+                channels, growth, bottleneck=bottleneck, dropout=dropout, saving=memory_saving
             )
-            for k in range(count)
-        )  # fmt: skip
-        features[f"denseblock{number}"] = DenseBlock(layers)
-        channels += count * growth
+            block.add_module(f"denselayer{k}", layer)
+            channels += growth
         if number < len(blocks):
             channels_out = int(channels * compression)
             features[f"transition{number}"] = Transition(channels, channels_out, dropout)

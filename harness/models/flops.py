@@ -19,15 +19,10 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Op:
-    """One operation of the graph, with its costs per image of the batch.
+    """One operation of the graph, with its costs per image of the batch."""
 
-    Attributes:
-        flops: of matrix products and convolutions only, as usual; a multiply-add is two.
-        moved_bytes: of all tensors that it reads and writes, each once.
-    """
-
-    flops: float
-    moved_bytes: float
+    flops: float  # of matrix products and convolutions only, as usual; a multiply-add is two
+    moved_bytes: float  # of all tensors that it reads and writes, each once
 
 
 @dataclass(frozen=True)
@@ -52,9 +47,8 @@ def flops(ops: Iterable[Op]) -> float:
 def moved_bytes(ops: Iterable[Op], *, fused: bool) -> float:
     """Return the bytes per image moved between memory and processor.
 
-    Args:
-        fused: count matrix products and convolutions only, as if all else were fused into them: a
-            lower bound for any compiler. Else each operation reads and writes its own tensors.
+    If `fused`, matrix products and convolutions only, as if all else were fused into them: a lower
+    bound for any compiler. Else each operation reads and writes its own tensors.
     """
     return sum(op.moved_bytes for op in ops if op.flops or not fused)
 
@@ -62,27 +56,19 @@ def moved_bytes(ops: Iterable[Op], *, fused: bool) -> float:
 def roofline_s(ops: Iterable[Op], flops_per_s: float, bytes_per_s: float, *, fused: bool) -> float:
     """Return a lower bound of the seconds per image at these peaks (Williams et al. 2009).
 
-    Operations run one after the other, each bound by computation or by memory.
-
-    Args:
-        fused: as for `moved_bytes`.
+    Operations run one after the other, each bound by computation or by memory; `fused` is as for
+    `moved_bytes`.
     """
-    return sum(
-        max(op.flops / flops_per_s, op.moved_bytes / bytes_per_s)
-        for op in ops
-        if op.flops or not fused
-    )
+    counted = (op for op in ops if op.flops or not fused)
+    return sum(max(op.flops / flops_per_s, op.moved_bytes / bytes_per_s) for op in counted)
 
 
 def training_costs(
     model: cfg.Model, classes: int, *, image_px: int, images: int, precision: str, momentum: bool
 ) -> Costs:
-    """Return the costs per image of a step over a local batch of `images`.
+    """Return the costs per image of a step over a local batch of `images`, by SGD.
 
     The graph is run on fake tensors. Normalizing the pixels is not included.
-
-    Args:
-        momentum: whether SGD uses momentum.
     """
     autocast = torch.autocast("cpu", dtype=_AUTOCAST.get(precision))
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
@@ -113,8 +99,12 @@ class _Count(TorchDispatchMode):
         named = kwargs or {}
         out = func(*args, **named)
         if func.namespace == "aten" and not _moves_nothing(func):
+            pairs = zip(func._schema.arguments, args, strict=False)
+            written = [arg for spec, arg in pairs if spec.alias_info and spec.alias_info.is_write]
+            inputs = {id(x) for x in tree_leaves(args)}  # one changed in place may be an output too
+            made = [x for x in tree_leaves(out) if id(x) not in inputs]
+            size = _size((args, named)) + _size(written) + _size(made)
             count = flop_registry.get(func._overloadpacket)
-            size = _size((args, named)) + _size(_written(func, args)) + _size(_made(out, args))
             ops = count(*args, **named, out_val=out) if count else 0
             self.ops.append(Op(ops / self._images, size / self._images))
         return out
@@ -124,18 +114,6 @@ def _size(tree: Any) -> int:
     """Return the bytes of all tensors in a tree."""
     leaves = tree_leaves(tree)
     return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
-
-
-def _written(func: Any, args: Any) -> list[Any]:
-    """Return the arguments that are changed in place."""
-    pairs = zip(func._schema.arguments, args, strict=False)
-    return [arg for spec, arg in pairs if spec.alias_info and spec.alias_info.is_write]
-
-
-def _made(out: Any, args: Any) -> list[Any]:
-    """Return the outputs that are not arguments changed in place."""
-    inputs = {id(x) for x in tree_leaves(args)}
-    return [x for x in tree_leaves(out) if id(x) not in inputs]
 
 
 _ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided}

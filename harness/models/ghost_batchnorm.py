@@ -38,34 +38,27 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return self._all_at_once(x) if torch.compiler.is_compiling() else self._by_group(x)
 
     def _by_group(self, x: Tensor) -> Tensor:
-        running = self.running_mean, self.running_var
+        mean, var, momentum = self.running_mean, self.running_var, self.momentum or 0.0
         normalized = []
         for group in x.split(self.images):  # parts of a batch: views in any memory format
-            normalized.append(
-                F.batch_norm(
-                    group, *running, self.weight, self.bias, True, self.momentum or 0.0, self.eps
-                )
-            )
-            running = None, None
+            y = F.batch_norm(group, mean, var, self.weight, self.bias, True, momentum, self.eps)
+            normalized.append(y)
+            mean = var = None
         return torch.cat(normalized)
 
     def _all_at_once(self, x: Tensor) -> Tensor:
         groups = x.unflatten(0, (-1, self.images)).float()  # (groups, images, C, H, W)
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), keepdim=True, correction=0)
-        self._update_statistics(
-            mean[0].flatten(), var[0].flatten(), groups[0].numel() // self.num_features
-        )
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        values = groups[0].numel() // self.num_features
+        with torch.no_grad():  # the running variance is unbiased, as in torch
+            self.running_mean.lerp_(mean[0].flatten(), self.momentum or 0.0)
+            unbiased = var[0].flatten() * (values / (values - 1))
+            self.running_var.lerp_(unbiased, self.momentum or 0.0)
         gamma, beta = (p.view(1, 1, -1, 1, 1) for p in (self.weight, self.bias))
         normalized: Tensor = (groups - mean) * torch.rsqrt(var + self.eps) * gamma + beta
         return normalized.to(x.dtype).flatten(0, 1)
-
-    def _update_statistics(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Update the running statistics from a group's; the variance is unbiased, as in torch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum or 0.0)
-            self.running_var.lerp_(var * (values / (values - 1)), self.momentum or 0.0)
 
 
 def use_groups(network: nn.Module, images: int) -> None:

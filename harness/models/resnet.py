@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 Stem = Literal["imagenet", "cifar"]
 Shortcut = Literal["A", "B", "C", "none"]
-StrideIn = Literal["3x3", "1x1"]
 
 
 def _conv(channels_in: int, channels_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
@@ -41,8 +40,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels_in, H, W) -> (N, width, H / stride, W / stride)."""
-        y = torch.relu_(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
         if self.downsample is not None:
             # In place is safe: BN's backward pass needs its input, not its output.
             y += self.downsample(x)
@@ -103,8 +101,7 @@ def _shortcut(
     """Return a block's shortcut (ibid., 3.3): identity, zero padding, a projection, or None."""
     if option == "none":
         return None
-    same_shape = channels_in == channels_out and stride == 1
-    if same_shape and option != "C":
+    if channels_in == channels_out and stride == 1 and option != "C":
         return nn.Identity()
     if option == "A":
         return PadShortcut(channels_in, channels_out, stride)
@@ -122,26 +119,6 @@ def _stem(stem: Stem, width: int) -> dict[str, nn.Module]:
     if large:
         layers["maxpool"] = nn.MaxPool2d(3, stride=2, padding=1)
     return layers
-
-
-def _stage(
-    block: Block,
-    count: int,
-    channels_in: int,
-    width: int,
-    stride: int,
-    shortcut: Shortcut,
-    stride_in: StrideIn,
-) -> nn.Sequential:
-    """Return `count` blocks of the same width, the first of which has the stride."""
-    channels_out = width * block.expansion
-    first_strides = (stride, 1) if block is BasicBlock or stride_in == "1x1" else (1, stride)
-    around = _shortcut(shortcut, channels_in, channels_out, stride)
-    blocks = [block(channels_in, width, first_strides, around)]
-    for _ in range(count - 1):
-        around = _shortcut(shortcut, channels_out, channels_out, 1)
-        blocks.append(block(channels_out, width, (1, 1), around))
-    return nn.Sequential(*blocks)
 
 
 def _initialize(network: nn.Module, zero_gamma: bool, fc_init_std: float | None) -> None:
@@ -169,23 +146,28 @@ def resnet(
     width: int = 64,
     stem: Stem = "imagenet",
     shortcut: Shortcut = "B",
-    stride_in: StrideIn = "3x3",
+    stride_in: Literal["3x3", "1x1"] = "3x3",
     zero_gamma: bool = False,
     fc_init_std: float | None = None,
 ) -> nn.Sequential:
     """Return a ResNet from images (N, 3, H, W) to logits (N, classes).
 
-    Each stage after the first halves the image's side and doubles the width (ibid., 3.3 and 4.2).
+    Each stage has that many blocks of one width. The first block of each stage but the first halves
+    the image's side and doubles the width (ibid., 3.3 and 4.2).
     """
     layers = _stem(stem, width)
     block: Block = Bottleneck if bottleneck else BasicBlock
     channels = width
     for stage, count in enumerate(blocks):
-        stage_width, stride = width * 2**stage, 1 if stage == 0 else 2
-        layers[f"layer{stage + 1}"] = _stage(
-            block, count, channels, stage_width, stride, shortcut, stride_in
-        )
-        channels = stage_width * block.expansion
+        layers[f"layer{stage + 1}"] = sequence = nn.Sequential()
+        stage_width = width * 2**stage
+        channels_out = stage_width * block.expansion
+        for number in range(count):
+            stride = 2 if stage > 0 and number == 0 else 1
+            strides = (1, stride) if bottleneck and stride_in == "3x3" else (stride, 1)
+            around = _shortcut(shortcut, channels, channels_out, stride)
+            sequence.append(block(channels, stage_width, strides, around))
+            channels = channels_out
     layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(channels, classes)

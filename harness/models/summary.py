@@ -72,17 +72,19 @@ def _record(
     rows: list[Layer], name: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor
 ) -> None:
     """Append the layer that has just run; a container only if it changes the shape by itself."""
-    shape = tuple(output.shape[1:])
+    shape = output.shape[1:]
     if list(module.children()):
         if shape != rows[-1].output:
-            rows.append(Layer(name, _kind(module), shape, 0, (), 0))
+            rows.append(Layer(name, _kind(module), tuple(shape), 0, (), 0))
         return
     parameters = list(module.parameters())
     if not parameters and output.shape == inputs[0].shape:
         return
     decay = tuple(dict.fromkeys(map(decay_group, parameters)))  # each once
     count = sum(parameter.numel() for parameter in parameters)
-    rows.append(Layer(name, _kind(module), shape, count, decay, _macs(module, shape)))
+    # Counted as torchvision's `_ops`: without bias and BN.
+    kernel = module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
+    rows.append(Layer(name, _kind(module), tuple(shape), count, decay, kernel * shape.numel()))
 
 
 def decay_group(parameter: Tensor) -> str:
@@ -104,19 +106,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _by(sizes: Iterable[int]) -> str:
-    """Format sizes as 256x56x56."""
     return "x".join(map(str, sizes))
-
-
-def _macs(module: nn.Module, output: tuple[int, ...]) -> int:
-    """Return multiply-adds per image, counted as torchvision's `_ops`: without bias and BN."""
-    if isinstance(module, nn.Conv2d):
-        kernel = module.weight[0].numel()
-    elif isinstance(module, nn.Linear):
-        kernel = module.in_features
-    else:
-        return 0
-    return kernel * torch.Size(output).numel()
 
 
 def total(rows: Iterable[Layer]) -> Total:
@@ -164,14 +154,9 @@ def print_model(
         network = build(model, classes)
     rows = layers(network, image_px)
     sums = total(rows)
-    table = Table(
-        title=f"{model.name}: one image of {image_px} x {image_px} px, {classes} classes",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_footer=True,
-    )
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    table.title = f"{model.name}: one image of {image_px} x {image_px} px, {classes} classes"
+    table.title_justify = "left"
     table.add_column("name", "total", no_wrap=True)
     table.add_column("module", overflow="fold")
     table.add_column("output", no_wrap=True)

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,7 +42,9 @@ def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
     else:
         state = _state_dict(_read(Path(spec)), spec)
     state = _our_keys(state, _classifier(model.state_dict()))
-    _add_batch_counts(state, model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):  # files from before torch 0.4.1 lack its counter
+            state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
     _check_fit(state, model, spec, model_name)
     model.load_state_dict(state, strict=True)
 
@@ -86,7 +89,10 @@ def _read(path: Path) -> Any:
         raise BadInput(f"model.weights: {path}: {error.strerror or error}") from error
     # On other files the unpickler may raise any exception, such as KeyError.
     except Exception as error:
-        objects = _unsafe_objects(path) if isinstance(error, UnpicklingError) else []
+        objects: list[str] = []
+        if isinstance(error, UnpicklingError):
+            with suppress(ValueError, RuntimeError, UnpicklingError):
+                objects = get_unsafe_globals_in_checkpoint(str(path))
         if objects:
             why = (
                 f"holds Python objects ({', '.join(sorted(objects)[:3])}), which are refused "
@@ -97,29 +103,16 @@ def _read(path: Path) -> Any:
         raise BadInput(f"model.weights: {path}: {why}") from error
 
 
-def _unsafe_objects(path: Path) -> list[str]:
-    """Return the classes and functions in a checkpoint that torch refuses, if it lists them."""
-    try:
-        return get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, UnpicklingError):
-        return []
-
-
 def _first_line(error: BaseException) -> str:
-    """Return the class of an error and the first sentence of its message."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].split('. ')[0]}".rstrip(": ")
 
 
 def _state_dict(content: Any, name: str) -> State:
     """Return the state dict of a checkpoint: its content, or the value under one of HOLDERS."""
-    state = content
-    if isinstance(content, dict):
-        state = next(
-            (content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content
-        )
-    if not isinstance(state, dict):
-        raise BadInput(f"model.weights: {name}: no state dict but a {type(state).__name__}")
+    if not isinstance(content, dict):
+        raise BadInput(f"model.weights: {name}: no state dict but a {type(content).__name__}")
+    state = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise BadInput(
@@ -146,19 +139,8 @@ def _our_keys(state: State, classifier: str) -> State:
     return {names.get(key, key): value for key, value in state.items()}
 
 
-def _add_batch_counts(state: State, model: nn.Module) -> None:
-    """Add BN's batch counters, which files from before torch 0.4.1 lack."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            state.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
-
-
 def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> None:
-    """Check that the weights have the model's keys and shapes.
-
-    Raises:
-        BadInput: they do not; the message names the first difference and its likely cause.
-    """
+    """Refuse weights without the model's keys and shapes: the first difference, a likely cause."""
     ours: State = model.state_dict()
     missing = [key for key in ours if key not in state]
     unexpected = [key for key in state if key not in ours]
@@ -178,5 +160,4 @@ def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> No
 
 
 def _shape(tensor: Tensor) -> str:
-    """Format a shape as 64x3x7x7."""
     return "x".join(map(str, tensor.shape))

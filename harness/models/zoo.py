@@ -27,19 +27,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a config can name.
-
-    Attributes:
-        family: the module of `harness.models`, and its function of the same name, that builds it.
-        sizes: arguments of that function; the network's defaults where a setting is `auto`.
-        settings: those of SETTINGS that it has.
-        cifar: made for CIFAR's images and classes, not ImageNet's.
-    """
+    """A network that a config can name: `harness.models.FAMILY.FAMILY(**sizes)` builds it."""
 
     family: str
-    sizes: dict[str, Any]
-    settings: tuple[str, ...]
-    cifar: bool = False
+    sizes: dict[str, Any]  # the network's defaults where a setting is `auto`
+    settings: tuple[str, ...]  # those of SETTINGS that it has
+    cifar: bool = False  # made for CIFAR's images and classes, not ImageNet's
 
     @property
     def classes(self) -> int:

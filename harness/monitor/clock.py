@@ -25,14 +25,10 @@ _COMPUTING: set[Phase] = {"forward", "loss"}  # the backward pass waits for the 
 
 @dataclass(frozen=True)
 class PeriodTimes:
-    """The times of one log period on this rank.
-
-    Attributes:
-        compute_ms: of all steps together, without waiting for other ranks.
-    """
+    """The times of one log period on this rank."""
 
     steps_ms: list[float]
-    compute_ms: float
+    compute_ms: float  # of all steps together, without waiting for other ranks
     train_s: float
     data_wait_s: float
 

@@ -29,30 +29,26 @@ SLURM_CPUS_PER_TASK SLURM_GPUS_ON_NODE
 
 # Whole names, not prefixes: variables of any name may hold access tokens.
 VARIABLES = """
-OMP_NUM_THREADS OMP_PROC_BIND OMP_PLACES
-MKL_NUM_THREADS KMP_AFFINITY KMP_BLOCKTIME LD_PRELOAD ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA
-ONEDNN_DEFAULT_FPMATH_MODE
+OMP_NUM_THREADS OMP_PROC_BIND OMP_PLACES MKL_NUM_THREADS KMP_AFFINITY KMP_BLOCKTIME LD_PRELOAD
+ATEN_CPU_CAPABILITY ONEDNN_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE
 CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_DEVICE_MAX_CONNECTIONS CUDA_LAUNCH_BLOCKING
 CUDA_MODULE_LOADING CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE
 PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF TORCH_DISTRIBUTED_DEBUG TORCH_LOGS
 TORCH_NCCL_ASYNC_ERROR_HANDLING TORCH_NCCL_AVOID_RECORD_STREAMS TORCH_NCCL_BLOCKING_WAIT
-TORCH_NCCL_HIGH_PRIORITY TORCH_COMPILE_DISABLE
-TORCHDYNAMO_DISABLE TORCHINDUCTOR_CACHE_DIR TORCHINDUCTOR_FX_GRAPH_CACHE
-TORCHINDUCTOR_MAX_AUTOTUNE TORCHELASTIC_RESTART_COUNT TRITON_CACHE_DIR
+TORCH_NCCL_HIGH_PRIORITY TORCH_COMPILE_DISABLE TORCHDYNAMO_DISABLE TORCHINDUCTOR_CACHE_DIR
+TORCHINDUCTOR_FX_GRAPH_CACHE TORCHINDUCTOR_MAX_AUTOTUNE TORCHELASTIC_RESTART_COUNT TRITON_CACHE_DIR
 NCCL_ALGO NCCL_BUFFSIZE NCCL_CROSS_NIC NCCL_CUMEM_ENABLE NCCL_DEBUG NCCL_IB_DISABLE
 NCCL_IB_GID_INDEX NCCL_IB_HCA NCCL_IB_QPS_PER_CONNECTION NCCL_IB_TIMEOUT NCCL_MAX_NCHANNELS
 NCCL_MIN_NCHANNELS NCCL_NET NCCL_NET_GDR_LEVEL NCCL_NVLS_ENABLE NCCL_P2P_DISABLE NCCL_P2P_LEVEL
 NCCL_PROTO NCCL_SHM_DISABLE NCCL_SOCKET_IFNAME NCCL_TOPO_FILE GLOO_SOCKET_IFNAME
-DALI_AFFINITY_MASK
-WANDB_BASE_URL WANDB_ENTITY WANDB_MODE WANDB_PROJECT
+DALI_AFFINITY_MASK WANDB_BASE_URL WANDB_ENTITY WANDB_MODE WANDB_PROJECT
 """
 
 
 def environment(world_size: int, device: torch.device | None = None) -> dict[str, Any]:
     """Return the content of environment.json; unknown values are None.
 
-    Args:
-        device: the device of this process; by default the GPU if there is one.
+    Without a `device` of this process, it is of the GPU if there is one.
     """
     commit, dirty = git_state(CHECKOUT)
     return {
@@ -102,15 +98,14 @@ def versions() -> dict[str, str | None]:
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
     """Return the commit, and whether tracked files differ from it; Nones without a checkout."""
-    output = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD")
+    git = ("git", "-C", str(folder))
+    output = _output(*git, "rev-parse", "--show-toplevel", "HEAD")
     top, commit = output.splitlines() if output else (None, None)
     # An installed copy may lie in the checkout of another project.
     if top is None or Path(top) != folder:
         return None, None
     # Without locks, so that two jobs that start at once do not disturb each other.
-    changes = _output(
-        "git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain", "-uno"
-    )
+    changes = _output(*git, "--no-optional-locks", "status", "--porcelain", "-uno")
     return commit, None if changes is None else bool(changes)
 
 
@@ -132,7 +127,6 @@ def compiler_version() -> str | None:
 
 def cpu_info() -> dict[str, str]:
     """Return /proc/cpuinfo of the last core: in what matters here, all cores are alike."""
-    # Every core lists the same keys; the last one wins.
     pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 

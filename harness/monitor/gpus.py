@@ -100,15 +100,11 @@ def gpu_uuid(device: torch.device) -> str:
 
 
 class Throttle:
-    """Polls the clocks of this rank's GPU every few seconds in a thread.
-
-    Attributes:
-        slowed: after `end`, why clocks were reduced in more than a tenth of the samples.
-    """
+    """Polls the clocks of this rank's GPU every few seconds in a thread."""
 
     def __init__(self, device: torch.device, every_s: float = EVERY_S) -> None:
         self._gpu = Nvml(device)
-        self.slowed: list[str] = []
+        self.slowed: list[str] = []  # after `end`, why clocks were reduced in many samples
         self._every_s = every_s
         self._counts: Counter[str] = Counter()
         self._samples = 0
@@ -131,11 +127,7 @@ class Throttle:
 
 
 def in_words(reasons: Sequence[Sequence[str]]) -> list[str]:
-    """Return descriptions of the reasons for reduced clocks, with the ranks if there are several.
-
-    Args:
-        reasons: each rank's keys of SLOWED.
-    """
+    """Describe each rank's reasons for reduced clocks, keys of SLOWED; with ranks if several."""
     lines = []
     for reason, description in SLOWED.items():
         ranks = [str(rank) for rank, own in enumerate(reasons) if reason in own]

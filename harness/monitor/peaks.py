@@ -42,11 +42,7 @@ def measured(device: torch.device, precision: str, *, limit_s: float = 0.5) -> P
 
 
 def training_bound(config: cfg.Config, device_type: str, flops_per_s: float) -> float:
-    """Return an upper bound of training's images per second.
-
-    Args:
-        flops_per_s: a matrix product's rate on all devices together.
-    """
+    """Return an upper bound of training's images/s at a matrix product's rate on all devices."""
     with torch.device("meta"):
         net = build(config.model, MODELS[config.model.name].classes)
     gmacs = total(layers(net, config.data.image_px)).gmacs
@@ -63,8 +59,7 @@ def printed_for(device: torch.device, precision: str) -> Peaks | None:
 def printed(name: str, precision: str) -> Peaks | None:
     """Return the data sheet's peaks of a GPU; None if it, or the precision, is not in the table.
 
-    Args:
-        name: the driver's exact name: variants with a longer name are slower.
+    It goes by the driver's exact name: variants with a longer name are slower.
     """
     row = table().get(name, {})
     if precision not in row:

@@ -29,10 +29,7 @@ def write_speed(folder: Path, size_mib: int, *, limit_s: float) -> float:
     """Return the bytes per second of writing a file in `folder` and forcing it to the disk.
 
     Writing stops after `limit_s` seconds. The file has no name, so that nothing is left of it even
-    after a kill.
-
-    Raises:
-        OSError: it cannot be written.
+    after a kill. An OSError is raised if it cannot be written.
     """
     block = os.urandom(MIB)  # random bytes cannot be compressed by the disk
     written = 0
@@ -46,16 +43,12 @@ def write_speed(folder: Path, size_mib: int, *, limit_s: float) -> float:
 
 @dataclass(frozen=True)
 class Reading:
-    """The result of reading files.
-
-    Attributes:
-        cached_pct: share of the files that was in the page cache before; None if unknown.
-    """
+    """The result of reading files."""
 
     files: int
     size_bytes: int
     seconds: float
-    cached_pct: float | None
+    cached_pct: float | None  # share that was in the page cache before; None if unknown
 
 
 def read_speed(
@@ -195,7 +188,6 @@ def wall_clock_ns() -> int:
 
 
 def _round_trip(rank: int, time_ns: torch.Tensor, group: Any) -> tuple[float, float]:
-    """Ask a rank for its time once; return its offset and uncertainty in seconds."""
     before_ns, began = wall_clock_ns(), time.perf_counter()
     dist.send(time_ns, dst=rank, group=group)
     dist.recv(time_ns, src=rank, group=group)
@@ -204,7 +196,6 @@ def _round_trip(rank: int, time_ns: torch.Tensor, group: Any) -> tuple[float, fl
 
 
 def _now(device: torch.device) -> float:
-    """Wait until the device has finished its queued work, and return the time in seconds."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)  # queued work counts
     return time.perf_counter()

@@ -64,47 +64,37 @@ class Stragglers:
 
 
 def _often(rank: int, slow: deque[set[int]]) -> str | None:
-    """Return in how many of the last periods a rank was slow, as text; None if not in most."""
     times = sum(rank in ranks for ranks in slow)
     is_often = len(slow) >= LEAST_PERIODS and times > len(slow) / 2
     return f"{times} of the last {len(slow)}" if is_often else None
 
 
 class StragglerDetector:
-    """Gathers all ranks' times and energy at log points, and reports stragglers.
-
-    Attributes:
-        stragglers: messages about slow ranks of this attempt; the same on all ranks.
-    """
+    """Gathers all ranks' times and energy at log points, and reports stragglers."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._used_j = energy_counter(world)
         self._stragglers = Stragglers()
-        self.stragglers: list[str] = []
+        self.stragglers: list[str] = []  # messages of this attempt, the same on all ranks
 
     def begin(self) -> None:
         """Start counting energy: training begins, or continues after something else."""
         self._used_j()
 
     def read(self, times: PeriodTimes, images: int) -> dict[str, Any]:
-        """Return fields for a row; a collective call at a log point.
-
-        Args:
-            images: number of images of all ranks in the period.
-        """
+        """Return fields for a row of a period with so many images; a collective at a log point."""
         steps = max(1, len(times.steps_ms))
         mine = [times.compute_ms / steps, 100 * times.data_wait_s / times.train_s, self._used_j()]
         vector = torch.tensor(mine, dtype=torch.float64, device=self._world.device)
         compute_ms, wait_pct, joules = self._world.gather_tensor(vector).T.tolist()
         self._report(self._stragglers.period(compute_ms, wait_pct))
-        several = self._world.size > 1
-        slowest = max(range(len(compute_ms)), key=compute_ms.__getitem__)
+        several, slowest_ms = self._world.size > 1, max(compute_ms)
         used_j = sum(joules)  # in a short period the counter may not have changed
         return {
             "compute_ms_median": median_low(compute_ms),
-            "compute_ms_slowest": compute_ms[slowest] if several else None,
-            "slowest_rank": slowest if several else None,
+            "compute_ms_slowest": slowest_ms if several else None,
+            "slowest_rank": compute_ms.index(slowest_ms) if several else None,
             "data_wait_most_pct": max(wait_pct) if several else None,
             "power_w": used_j / times.train_s if used_j > 0 else None,
             "images_per_joule": images / used_j if used_j > 0 else None,

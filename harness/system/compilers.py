@@ -29,8 +29,8 @@ class _Language(NamedTuple):
 
     @property
     def install(self) -> str:
-        packages = f"{self.package} python3-dev"
-        return f"install {self.package} and Python's headers (apt-get install {packages})"
+        package = self.package
+        return f"install {package} and Python's headers (apt-get install {package} python3-dev)"
 
 
 _C = _Language("C", "CC", "gcc", ("-x", "c"), "#include <Python.h>\nint main(void) { return 0; }\n")
@@ -54,8 +54,7 @@ def require(*, on_gpu: bool) -> None:
 def attempt(*, on_gpu: bool) -> tuple[str, str]:
     """Build a small program with the compiler that torch.compile will choose.
 
-    Returns:
-        What works, or what is wrong; and what to do about it, empty if nothing is wrong.
+    Return what works, or what is wrong; and what to do about it, empty if nothing is wrong.
     """
     if on_gpu:
         return _build(_C, c_compiler())
@@ -92,15 +91,13 @@ def _build(language: _Language, compiler: list[str]) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         return f"{name} does not end within {LIMIT_S:g} s", "look at the disk it lies on"
     except OSError as error:
-        why = error.strerror or str(error)
-        return f"{language.name} compiler {name}: {why}", remedy
+        return f"{language.name} compiler {name}: {error.strerror or error}", remedy
     if done.returncode == 0:
         return f"{name} builds against Python.h", ""
     return f"{name} {_fault(done.stderr, done.returncode)}", language.install
 
 
 def _fault(stderr: str, code: int) -> str:
-    """Return why a compiler failed, in a few words."""
     if "Python.h" in stderr:
         return "does not find Python.h"
     if re.search(r"\bomp\.h|-l[gi]?omp|openmp", stderr):

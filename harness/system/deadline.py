@@ -41,7 +41,10 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
             answer = receive.recv() if receive.poll(limit_s) else None
     finally:
         receive.close()
-        _end(pid)
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + _EXIT_S  # a process that hangs in the kernel is abandoned
+        while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < until:
+            time.sleep(0.01)
     if answer is None:
         raise NoAnswer(f"no answer within {limit_s:g} s")
     value, error = answer
@@ -51,7 +54,6 @@ def within(limit_s: float, function: Callable[[], T]) -> T:
 
 
 def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
-    """Call the function in the forked process, send its result or error, exit without clean-up."""
     try:
         # A reader of this program's output must not wait for a process that hangs.
         devnull = os.open(os.devnull, os.O_RDWR)
@@ -65,11 +67,3 @@ def _answer(send: Connection, function: Callable[[], Any]) -> NoReturn:
             send.send((None, error))
     finally:
         os._exit(0)
-
-
-def _end(pid: int) -> None:
-    """Kill a process and wait briefly; one that hangs in the kernel is abandoned."""
-    os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + _EXIT_S
-    while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < until:
-        time.sleep(0.01)

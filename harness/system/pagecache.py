@@ -44,16 +44,9 @@ def cached_pct(extents: Iterable[Extent]) -> float | None:
     for path, offset, size in extents:
         first = offset // mmap.PAGESIZE * mmap.PAGESIZE
         with path.open("rb") as file, suppress(OSError, ValueError):  # an empty file has no map
-            mapped = mmap.mmap(
-                file.fileno(), offset + size - first, access=mmap.ACCESS_READ, offset=first
-            )
-            view = np.frombuffer(mapped, np.uint8)
+            view = np.memmap(file, np.uint8, "r", first, (offset + size - first,))
             flags = np.zeros(-(-len(view) // mmap.PAGESIZE), dtype=np.uint8)
-            if mincore(
-                ctypes.c_void_p(view.ctypes.data),
-                ctypes.c_size_t(len(view)),
-                ctypes.c_void_p(flags.ctypes.data),
-            ):
+            if mincore(view.ctypes, ctypes.c_size_t(len(view)), flags.ctypes):
                 return None
             pages, held = pages + len(flags), held + int((flags & 1).sum())
     return 100 * held / pages if pages else None

@@ -6,7 +6,6 @@ Imports no torch.
 import os
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -40,7 +39,7 @@ def rank_cores(ranks: int = 1) -> int:
     return max(1, int(core_share(ranks)))
 
 
-def core_share(ranks: int, environ: Mapping[str, str] = os.environ) -> float:
+def core_share(ranks: int) -> float:
     """Return the same, not rounded: less than one if there are more ranks than cores.
 
     It is the number of cores that this process is bound to (by `srun`, or `--numa-binding`), but at
@@ -48,24 +47,18 @@ def core_share(ranks: int, environ: Mapping[str, str] = os.environ) -> float:
     Slurm and the control group grant.
     """
     own = _affinity(0)
-    limits = [cpu_quota(), *_launcher_limits(own, environ)]
+    granted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    limits = [cpu_quota(), float(granted) if granted.isdigit() else None]
+    # Without torchrun, the parent may be Slurm's daemon, which may be bound to other cores.
+    if not granted.isdigit() or "TORCHELASTIC_RUN_ID" in os.environ:
+        limits.append(max(own, _affinity(os.getppid())))
     return min([own, *(limit / ranks for limit in limits if limit is not None)])
 
 
-def _launcher_limits(own: int, environ: Mapping[str, str]) -> list[float]:
-    granted = environ.get("SLURM_CPUS_ON_NODE", "")
-    slurm = [float(granted)] if granted.isdigit() else []
-    if slurm and "TORCHELASTIC_RUN_ID" not in environ:
-        return slurm  # the parent is Slurm's daemon, which may be bound to other cores
-    return [*slurm, max(own, _affinity(os.getppid()))]
-
-
 def _affinity(process: int) -> int:
-    """Return the number of cores that a process (0: this one) may run on; 0 if it has ended."""
-    try:
-        return len(os.sched_getaffinity(process))
-    except OSError:
-        return 0
+    with suppress(OSError):  # it has ended
+        return len(os.sched_getaffinity(process))  # 0: this process
+    return 0
 
 
 def cpu_quota(
@@ -103,7 +96,6 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._first_at = 0.0
 
     def catch(self) -> None:
         """Record SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
@@ -115,21 +107,19 @@ class Signals:
         Thread(target=self._listen, args=(reads,), name="signals", daemon=True).start()
 
     def _listen(self, descriptor: int) -> None:
+        first_at = 0.0
         while True:
-            self._record(os.read(descriptor, 1)[0])
-
-    def _record(self, number: int) -> None:
-        now = time.monotonic()
-        if number not in CAUGHT:
-            return
-        if self.received is None:
-            self.received, self._first_at = signal.Signals(number), now
-        # Slurm signals torchrun and its workers, and torchrun forwards: one request, sent twice.
-        elif number in DELIBERATE and now - self._first_at > SAME_REQUEST_S:
-            os._exit(128 + number)
-        # With SIGTERM a cluster may send SIGUSR1 or SIGUSR2, which are more specific (and smaller).
-        elif number < self.received:
-            self.received = signal.Signals(number)
+            number, now = os.read(descriptor, 1)[0], time.monotonic()
+            if number not in CAUGHT:
+                continue
+            if self.received is None:
+                self.received, first_at = signal.Signals(number), now
+            # Slurm signals torchrun and its workers, and torchrun forwards: one request, twice.
+            elif number in DELIBERATE and now - first_at > SAME_REQUEST_S:
+                os._exit(128 + number)
+            # With SIGTERM may come SIGUSR1 or SIGUSR2, which are more specific (and smaller).
+            elif number < self.received:
+                self.received = signal.Signals(number)
 
 
 def leave_to_parent() -> None:

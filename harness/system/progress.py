@@ -29,7 +29,6 @@ def track(items: Iterable[T], *, total: int, what: str, unit: str | None = None)
     """Yield the items and show progress; the first plain line comes after two seconds.
 
     Args:
-        total: the number of items.
         what: a description such as `indexing train`.
         unit: what an item is, to show the rate too.
     """
@@ -72,11 +71,7 @@ def _lines(items: Iterable[T], total: int, what: str, unit: str | None) -> Itera
 def in_parallel(
     do: Callable[[S], T], items: Sequence[S], *, threads: int, what: str, unit: str | None = None
 ) -> Iterator[T]:
-    """Yield the result of `do` for each item, in order; after an error no further item starts.
-
-    Args:
-        what, unit: as for `track`.
-    """
+    """Yield the result of `do` for each item, in order; after an error no further item starts."""
 
     def results() -> Iterator[T]:
         with ThreadPoolExecutor(threads) as pool:

@@ -515,7 +515,9 @@ def test_help_lists_every_setting(
     known = dict(fields())
     assert set(known) <= {found[2:].replace("-", "_") for found in by_flag}
     for field, info in known.items():
-        entry = f"{info.description} (default: {load.as_text(info.default)})"
+        assert info.description, f"{field} has no docstring"
+        meaning = " ".join(info.description.split())
+        entry = f"{meaning} (default: {load.as_text(info.default)})"
         assert entry in by_flag[flag(field)].split(" --", 1)[0], field
 
 
