@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if (known := explained(error)) is None:
             raise
-        code, message = known[0], " ".join(known[1].split())
+        code, message = known
         rank_log.tell_torchrun(message)
         if rank_log.speaks_first():  # under torchrun, only one rank prints the error
             err.print(f"error: {message}")

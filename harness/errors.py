@@ -72,7 +72,7 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     for each of them, and torch.compile wraps what is raised inside it.
     """
     if isinstance(error, HarnessError):
-        return error.exit_code, str(error)
+        return error.exit_code, one_line(error)
     chain = [*_chain(error)][::-1]  # the cause first: what wraps an error repeats its message
     for cause in chain:
         if _is(cause, "torch", "OutOfMemoryError") or _says(cause, _SAY_NO_MEMORY):
@@ -85,6 +85,11 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         what = f"{type(chain[0]).__name__}: {_first_line(chain[0])}"
         return EXIT_FAILED, f"torch.compile failed: {what}; {NOT_COMPILED}"
     return None
+
+
+def one_line(message: object) -> str:
+    """Return a message without line breaks, which a value given by a user may hold."""
+    return " ".join(str(message).split())
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.config import load
-from harness.errors import HarnessError
+from harness.errors import HarnessError, one_line
 
 if __name__ == "__main__":
     try:
         run = load.load(sys.argv[1:], prog="python launch/check.py").run
         print(Path(run.root, str(run.name)))
     except HarnessError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)

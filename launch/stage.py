@@ -25,7 +25,7 @@ from filelock import FileLock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.config import load
-from harness.errors import BadInput, HarnessError, RunFailed
+from harness.errors import BadInput, HarnessError, RunFailed, one_line
 from harness.system.console import count, out
 from harness.system.progress import in_parallel
 
@@ -151,7 +151,7 @@ def main() -> None:
         copies = {path: stage(path, root) for path in set(folders.values())}
         flags = [part for flag, path in folders.items() for part in (flag, str(copies[path]))]
     except HarnessError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     # The flags are the same on each node, so that one node writes them.
     if flags_to is None:

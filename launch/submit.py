@@ -27,7 +27,14 @@ from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
 from harness.config import load
 from harness.config.rules import per_rank
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, BadInput, HarnessError
+from harness.errors import (
+    EXIT_FAILED,
+    EXIT_GOOD,
+    EXIT_INTERRUPTED,
+    BadInput,
+    HarnessError,
+    one_line,
+)
 from harness.system.console import count, duration, err, out
 from launch import ending, options, slurm, sweep, worker
 from launch.sweep import Plan
@@ -252,5 +259,5 @@ if __name__ == "__main__":
     try:
         sys.exit(by_name.submit(sys.argv[1:]))
     except HarnessError as error:
-        err.print(f"error: {' '.join(str(error).split())}")
+        err.print(f"error: {one_line(error)}")
         sys.exit(error.exit_code)

@@ -55,8 +55,8 @@ def explained(error: BaseException) -> tuple[int, str]:
         return EXIT_INTERRUPTED, "interrupted before anything was done"
     if (known := errors.explained(error)) is None:
         traceback.print_exception(error)
-        known = EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
-    return known[0], " ".join(known[1].split())  # line breaks of a value must not break the line
+        return EXIT_FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    return known
 
 
 def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:

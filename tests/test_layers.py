@@ -31,7 +31,7 @@ ROWS = [
 The table of networks, models/zoo.py, lies at the bottom: the config takes its names from it.
 """
 
-MOST_MODULES, MOST_LINES = 56, 8_396
+MOST_MODULES, MOST_LINES = 56, 8_000
 """What a training loads of our own. They may only fall."""
 
 ONLY_IN = {
@@ -48,7 +48,7 @@ ONLY_IN = {
 """Large packages with a life of their own, and the only places that know them."""
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
-LONG = {"harness/config/sections.py": 420, "harness/trainer/summary.py: summarize": 90}
+LONG = {"harness/config/sections.py": 345, "harness/trainer/summary.py: summarize": 90}
 """Long and plain: the declarations of all settings, the table of all fields of a result."""
 
 SOURCES = sorted(

@@ -10,6 +10,7 @@ import torch
 
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, span
+from harness.errors import one_line
 from harness.monitor.environment import GIB
 from harness.monitor.gpus import HARMLESS, SLOWED, SM_CLOCK, WITHOUT_RESERVED, Nvml, call, gpu_uuid
 from harness.system.deadline import NoAnswer, within
@@ -33,7 +34,7 @@ def collect(run: PlannedRun) -> Facts:
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except Exception as error:  # says why
-            facts["cuda_error"] = " ".join(str(error).split())[:200]
+            facts["cuda_error"] = one_line(error)[:200]
     elif run.world.on_gpu:
         # On a shared node NVML may also list the GPUs of other jobs.
         uuids = {gpu_uuid(torch.device("cuda", n)) for n in range(torch.cuda.device_count())}

@@ -17,7 +17,7 @@ from harness.distributed import process_group
 from harness.doctor import compute, files, gpus, limits, network, software
 from harness.doctor.check import Facts, PlannedRun, number_in, worst
 from harness.doctor.report import Node, Report, comparable_facts, show
-from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed
+from harness.errors import EXIT_FAILED, EXIT_GOOD, HarnessError, RunFailed, one_line
 from harness.monitor import probes
 from harness.system.console import err
 from harness.system.process import process_age_s
@@ -79,7 +79,7 @@ def check_machine(
     except HarnessError as error:
         if run.world.size == 1:
             raise
-        err.print(f"error: {' '.join(str(error).split())}")
+        err.print(f"error: {one_line(error)}")
         sys.stderr.flush()
         os._exit(error.exit_code)  # threads of a broken process group could keep this process alive
     if report is not None and as_json:
@@ -181,7 +181,7 @@ def _report_job(facts: Facts, run: PlannedRun, alarm: Alarm) -> tuple[Report | N
             report = judge(ranks, run) if run.world.is_main else None
             code = run.world.from_main(_code(report) if report else None)
     except RuntimeError as error:
-        message = " ".join(str(error).split())[:300]
+        message = one_line(error)[:300]
         if run.world.size > run.world.local_size:
             # NCCL finds an interface by itself; gloo uses that of the hostname, maybe the loopback.
             message += (

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.errors import one_line
 from harness.logging.wandb_run import result_for_wandb, row_for_wandb
 
 if TYPE_CHECKING:
@@ -244,4 +245,4 @@ def kill_client() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return f"{type(error).__name__}: {one_line(error)}"[:200]

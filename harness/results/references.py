@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.config import ModelName
-from harness.errors import BadInput
+from harness.errors import BadInput, one_line
 from harness.system.console import count
 
 REFERENCES = Path(__file__).with_name("references.yaml")
@@ -78,7 +78,7 @@ def load_references(path: Path = REFERENCES) -> dict[str, Reference]:
         groups = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows = [shared | row for shared in groups for row in shared.pop("rows")]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{path}: {one_line(error)}") from None
     except (TypeError, KeyError, AttributeError):
         raise BadInput(f"{path}: must be a list of sources, each with its `rows`") from None
     references: dict[str, Reference] = {}

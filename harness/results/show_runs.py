@@ -15,7 +15,7 @@ from rich.text import Text
 
 from harness.config import Config, fields, flat
 from harness.config.load import as_text, nearest
-from harness.errors import BadInput
+from harness.errors import BadInput, one_line
 from harness.logging.schema import Row
 from harness.results import source
 from harness.results.load import SILENT, LoadedRun, environment, load_run, run_folders
@@ -81,7 +81,7 @@ def show_runs(
     if chosen:
         _print(known + [line for line in chosen if line.sorts[sort] is None], markdown)
     for reason in errors if lines else errors[:-1]:
-        err.print(Text(f"left out: {' '.join(str(reason).split())}"))
+        err.print(Text(f"left out: {one_line(reason)}"))
     if not lines:
         raise errors[-1]
     if not chosen:
@@ -193,7 +193,7 @@ def _print(lines: Sequence[Line], markdown: bool) -> None:
     if markdown:
         # With escapes where Markdown would read markup or the end of a column.
         markup = re.compile(r"[\\`*|<>\[\]]")
-        rows = [[markup.sub(r"\\\g<0>", " ".join(cell.split())) for cell in row] for row in rows]
+        rows = [[markup.sub(r"\\\g<0>", one_line(cell)) for cell in row] for row in rows]
         rule = ["--:" if i in NUMBERS else "---" for i in range(len(TITLES))]
         for row in (TITLES, rule, *rows):
             out.print(Text(f"| {' | '.join(row)} |"))

@@ -18,7 +18,7 @@ from harness.bench.ladder.rungs import Rung, bucket_sizes, training_rung
 from harness.bench.loop import Opened, opened, world_of_bench
 from harness.bench.sweep.process import Connection, Gone
 from harness.config import load
-from harness.errors import HarnessError
+from harness.errors import HarnessError, one_line
 from harness.trainer import setup
 from harness.trainer.loop import Training
 from harness.trainer.metrics import memory_peak_gib
@@ -36,7 +36,7 @@ def main() -> None:
     except Gone:
         pass
     except BaseException as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         if not isinstance(error, HarnessError):
             line = f"{type(error).__name__}: {line}"
         connection.send(error=line, memory=isinstance(error, torch.OutOfMemoryError))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from harness.errors import BadInput
+from harness.errors import BadInput, one_line
 from harness.logging import wandb_run
 from harness.logging.wandb import kill_client, teardown
 from harness.results.measured import Measured
@@ -124,7 +124,7 @@ def history(run: Any) -> Iterator[dict[str, Any]]:
 
 
 def _why(error: Exception) -> str:
-    message = " ".join(str(error).split())
+    message = one_line(error)
     if "error 401" in message or "error 403" in message:
         return "does not accept the key; run `wandb login` or set WANDB_API_KEY"
     if "did not respond in time" in message:
