@@ -105,7 +105,7 @@ class Saver:
             self._pending.result()
 
     def last_before(self, step: int) -> Path | None:
-        """As that of the store."""
+        """Return the newest checkpoint before `step`, as the store does; later ones move aside."""
         self.wait()
         self.last = store.last_before(self._folder, step)
         return self.last
