@@ -378,7 +378,7 @@ def test_a_sick_harness_is_found_out(icons: Path, tmp_path: Path) -> None:
     for name in ("harness", "launch", "configs"):
         copytree(ROOT / name, sick / name)
     file = sick / "harness" / "checkpoint" / "saver.py"
-    healthy = '    optimizer.load_state_dict({**own, "state": values})\n'
+    healthy = '    optimizer.load_state_dict(optimizer.state_dict() | {"state": values})\n'
     assert healthy in file.read_text()
     file.write_text(file.read_text().replace(healthy, ""))
     keep = tmp_path / "keep"

@@ -187,7 +187,8 @@ def test_torchrun_starts_again_what_hung_and_what_was_killed(
     tries = attempts(folder)
     assert [each["attempt"] for each in tries] == [1, 2, 3, 4]
     from_steps = [each["from_step"] for each in tries]
-    assert from_steps == sorted(set(from_steps))
+    assert from_steps == sorted(from_steps)  # a kill may come before a checkpoint is on the disk
+    assert from_steps[1] > 0
     assert {each["previous_ended"] for each in tries[1:]} <= {"killed", "failed"}
     logs = {path.name: path.read_text() for path in (folder / "logs").iterdir()}
     assert logs.keys() == {"rank_1.log", "rank_2.log"}
