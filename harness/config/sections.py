@@ -333,7 +333,7 @@ class Log(Section):
     """Steps per row."""
     wandb: Literal["auto", "online", "offline", "off"] = neither("auto")
     """Mirror to Weights & Biases; auto: online if a key is configured, else offline."""
-    project: str = neither("imagenet-harness", min_length=1)
+    project: str = neither("imagenet-harness", pattern=r"^[^/\\#?%:]{1,128}$")
     """W&B project."""
     entity: str | None = neither(None)
     """W&B entity (user or team)."""
