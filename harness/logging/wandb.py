@@ -88,6 +88,7 @@ class WandbMirror:
         self._ending: Ending | None = None
         self._gave_up = False
         self._unsynced: str | None = None
+        self._log: Path | None = None  # of the client
         self.url: str | None = None  # of the run's page, once it is known
         # Its lock is reentrant: a signal handler may finish what the same thread has begun.
         self._changed = threading.Condition()
@@ -157,6 +158,7 @@ class WandbMirror:
             summary, exit_code = ending
             run.summary.update(summary)
             run.finish(exit_code=exit_code)
+            self._raise_what_it_only_logs()
         except Exception as error:  # whatever it is, training goes on
             if not self._gave_up:
                 self._state = f"incomplete: {_one_line(error)}"
@@ -237,8 +239,20 @@ class WandbMirror:
         run.define_metric("*", step_metric="progress/images")
         self.url = run.url
         flag = "" if mode == "offline" else "--include-online "
+        self._log = Path(run.dir).parent / "logs" / "debug-internal.log"
         self._unsynced = flag + shlex.quote(str(Path(run.dir).parent))
         return run
+
+    def _raise_what_it_only_logs(self) -> None:
+        """Raise if the client has given up sending, as after 401 or 404, and finished all the same.
+
+        Raises:
+            ConnectionError: with the client's reason.
+        """
+        if self._log is not None and self._log.exists():
+            for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines():
+                if '"filestream: fatal error' in line:
+                    raise ConnectionError(json.loads(line)["msg"])
 
     def _set_aside(self) -> None:
         """Move away what earlier attempts left on disk, maybe in part: this one sends it again."""
