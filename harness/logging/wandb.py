@@ -267,9 +267,10 @@ def tidy_environment() -> None:
     """Take from the client what would make it fail or wait; before it is imported."""
     # With error reporting on, the client's exit hook waits 10 s for a server that hangs.
     os.environ["WANDB_ERROR_REPORTING"] = "false"
+    # Offline, WANDB_RESUME would end up in the upload.
+    unwanted = {"WANDB_RESUME"} | {f"WANDB_{name}".upper() for name in SETTINGS}
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        # Some that are empty are errors to it. Offline, WANDB_RESUME would end up in the upload.
-        if name == "WANDB_RESUME" or not os.environ[name].strip():
+        if name in unwanted or not os.environ[name].strip():
             del os.environ[name]
 
 

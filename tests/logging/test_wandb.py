@@ -372,12 +372,13 @@ def test_finds_the_key_that_wandb_login_wrote(
 @pytest.mark.slow
 @pytest.mark.parametrize("uploaded", [False, True])
 def test_the_last_offline_attempt_is_the_whole_run(
-    uploaded: bool, server: StandIn, tmp_path: Path
+    uploaded: bool, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run folder"
     folder.mkdir()
     # Within one second, after which the client names its folders.
     for attempt in (1, 2, 3):
+        monkeypatch.setenv("WANDB_RESUME", "allow")  # in the upload it would add rows twice
         mirror, status = mirror_rows(folder, range(1, 7 * attempt), attempt=attempt, mode="offline")
         assert status == "offline"
         if uploaded and attempt == 2:
