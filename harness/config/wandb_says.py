@@ -33,7 +33,7 @@ def said(environ: Mapping[str, str]) -> dict[str, Said]:
     home = os.path.expanduser(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     # The client reads that of the working folder, but `wandb offline` writes that of WANDB_DIR.
     near = [Path(environ.get("WANDB_DIR") or "."), Path()]
-    near = [each / (".wandb" if (each / ".wandb").exists() else "wandb") for each in near]
+    near = [each / (".wandb" if os.path.exists(each / ".wandb") else "wandb") for each in near]
     found = {}
     for file in [folder / "settings" for folder in (Path(home), *near)]:
         settings = configparser.ConfigParser(interpolation=None)
