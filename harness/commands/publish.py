@@ -1,5 +1,6 @@
 """The verb `harness publish`: send finished runs to W&B, or write MLPerf logs."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +37,8 @@ def publish(
     addresses: list[str] = Argument([], metavar="RUN", help="run folder or glob"),
     to: Literal["wandb", "wandb-view", "mllog"] = Option(help="where to"),
     project: str | None = Option(None,
-        help="W&B project (default: the run's log.project; for a view that setting's default)"),
+        help="W&B project (default: the run's log.project; for a view WANDB_PROJECT, or that "
+        "setting's default)"),
     entity: str | None = Option(None,
         help="W&B user or team (default: the run's log.entity, or your own)"),
     mode: Literal["online", "offline"] | None = Option(None,
@@ -52,10 +54,11 @@ def publish(
     if to == "wandb-view":
         if addresses:
             raise BadInput("--to wandb-view: shows all runs of a project; name no run")
-        from harness.config import Log
+        from harness.config import load
         from harness.results.publish.publish_view import NAME, save_view
 
-        url = save_view(project or Log().project, entity)
+        _may_send(to)
+        url = save_view(project or load.read([], prog="harness publish").log.project, entity)
         out.print(f"workspace {NAME}: {url}; W&B lists it under the project's saved views")
         return
     if to == "mllog" and folder is None:
@@ -66,6 +69,8 @@ def publish(
 
     runs = finished_runs(addresses, to)
     if folder is None:
+        if mode is None:
+            _may_send(to)
         _wandb(runs, mode or "online", project, entity)
         return
     from harness.results.publish.publish_mllog import RULES, to_mllog
@@ -73,6 +78,15 @@ def publish(
     to_mllog(runs, folder)
     check = f"python -m mlperf_logging.compliance_checker --usage training --ruleset {RULES}"
     out.print(f"{count(len(runs), 'log')} in {folder}; check one with: {check} FILE")
+
+
+def _may_send(to: str) -> None:
+    """Refuse to send where W&B's own switches say that nothing is sent."""
+    from harness.config import wandb_says
+
+    if (asked := wandb_says.mode(os.environ)) and asked[0] != "online":
+        instead = ", or give --mode online or offline" if to == "wandb" else ""
+        raise BadInput(f"--to {to}: {asked[1]} says that nothing is sent; unset it{instead}")
 
 
 def _wandb(

@@ -21,6 +21,7 @@ DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 EPILOG = """\
 Defaults, then CONFIG.yaml (and before it the file that it `extends`), then the flags.
+W&B's own variables and files fill in what these say nothing of, such as WANDB_PROJECT log.project.
 Lists are written 30,60,80; no value is null.
 examples:
   torchrun launch/train.py                          the quickstart, on data that it draws by itself
@@ -96,6 +97,11 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
         section, _, key = field.partition(".")
         if isinstance(part := values.setdefault(section, {}), dict):
             part[key] = None if text == "null" else text
+    log = values.setdefault("log", {})
+    if isinstance(log, dict) and log.get("wandb") != "off":
+        from harness.config import wandb_says
+
+        origin |= wandb_says.heed(log, os.environ)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

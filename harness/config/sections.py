@@ -332,8 +332,8 @@ class Log(Section):
     every_steps: int = neither(50, ge=1)
     """Steps per row."""
     wandb: Literal["auto", "online", "offline", "off"] = neither("auto")
-    """Mirror to Weights & Biases; auto: online if a key is configured, else offline."""
-    project: str = neither("imagenet-harness", min_length=1)
+    """Mirror to Weights & Biases; auto: as W&B's WANDB_MODE says, else online if there is a key."""
+    project: str = neither("imagenet-harness", pattern=r"^[^/\\#?%:]{1,128}$")
     """W&B project."""
     entity: str | None = neither(None)
     """W&B entity (user or team)."""

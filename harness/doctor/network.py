@@ -148,7 +148,7 @@ def _judge_wandb(rank_0: Facts) -> Check:
         return Check(name, "not checked", "rank 0 did not check it")
     if facts["mode"] == "off":
         return Check(name, "not checked", "log.wandb is off")
-    if facts["mode"] == "offline" and facts["reason"] is None:
+    if facts["mode"] == "offline" and "no key" not in (facts["reason"] or ""):
         return Check(name, "not checked", "offline, as configured")
     if facts["mode"] == "offline":
         value = "no key: rows are mirrored offline"

@@ -12,11 +12,12 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.config import wandb_says
 from harness.errors import one_line
 from harness.logging.wandb_run import result_for_wandb, row_for_wandb
 
@@ -33,7 +34,10 @@ SETTINGS: dict[str, Any] = {
     "silent": True,
     # The Stop button in the UI sends SIGINT, which could end rank 0 inside a collective.
     "stop_fn": lambda: None,
+    "sagemaker_disable": True,  # it would give the run another id
+    "use_dot_wandb": False,
     "x_save_requirements": False,
+    "x_skip_transaction_log": False,
     "x_transaction_log_flush_interval": 2.0,
     "init_timeout": 20.0,
     # Well before finish kills it, so that the client closes its local file by itself.
@@ -41,6 +45,17 @@ SETTINGS: dict[str, Any] = {
     "finish_timeout_raises": True,
 }
 """Settings of the client; names that an older client lacks are left out."""
+
+
+def without_effect(environ: Mapping[str, str]) -> list[str]:
+    """Name the switches of W&B's that ask for something else than the harness always sets."""
+    fixed = SETTINGS | {"dir": "the run folder", "error_reporting": False}
+    said = wandb_says.said(environ).items()
+    return [
+        given.source
+        for name, given in said
+        if name in fixed and given.value.lower() != str(fixed[name]).lower()
+    ]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,12 +68,14 @@ class WandbMirror:
     group: str
     job_type: str
     tags: Sequence[str]
+    notes: str | None = None
     config: dict[str, Any]
     project: str
     entity: str | None
     folder: Path  # the run folder: the client writes into its wandb/
     rows: Path  # the run's rows.jsonl; need not exist before rows are released
     settings: Mapping[str, Any] = field(default_factory=dict)  # over SETTINGS
+    say: Callable[[str], object] = lambda _: None  # is told of a failure at once
 
     def __post_init__(self) -> None:
         self._state: str = self.mode
@@ -71,6 +88,7 @@ class WandbMirror:
         self._ending: Ending | None = None
         self._gave_up = False
         self._unsynced: str | None = None
+        self._log: Path | None = None  # of the client
         self.url: str | None = None  # of the run's page, once it is known
         # Its lock is reentrant: a signal handler may finish what the same thread has begun.
         self._changed = threading.Condition()
@@ -140,9 +158,12 @@ class WandbMirror:
             summary, exit_code = ending
             run.summary.update(summary)
             run.finish(exit_code=exit_code)
+            self._raise_what_it_only_logs()
         except Exception as error:  # whatever it is, training goes on
             if not self._gave_up:
                 self._state = f"incomplete: {_one_line(error)}"
+                if self._ending is None:
+                    self.say(self._state)
         finally:
             teardown()
 
@@ -180,19 +201,22 @@ class WandbMirror:
                 if self._gave_up:
                     raise
                 self._state = f"offline, as online failed: {_one_line(error)}"
+                self.say(self._state)
                 # Until then the client counts the id as in use.
                 teardown()
         return self._start("offline")
 
     def _start(self, mode: Literal["online", "offline"]) -> "wandb.Run":
-        # With error reporting on, the client's exit hook waits 10 s for a server that hangs.
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        tidy_environment()
         import wandb
 
         if self._gave_up:
             raise TimeoutError("no time left to start the client")
         self._set_aside()
         wanted = SETTINGS | dict(self.settings)
+        if given := wandb_says.said(os.environ).get("base_url"):
+            # One mistake in a settings file, and the client would go on with the public server.
+            wanted["base_url"] = given.value
         known = {k: v for k, v in wanted.items() if k in wandb.Settings.model_fields}
         # Set up before init: else a client without a key asks for one on the terminal.
         wandb.setup(wandb.Settings(**known))
@@ -205,6 +229,7 @@ class WandbMirror:
             group=self.group,
             job_type=self.job_type,
             tags=self.tags,
+            notes=self.notes,
             config=self.config,
             project=self.project,
             entity=self.entity,
@@ -214,8 +239,20 @@ class WandbMirror:
         run.define_metric("*", step_metric="progress/images")
         self.url = run.url
         flag = "" if mode == "offline" else "--include-online "
+        self._log = Path(run.dir).parent / "logs" / "debug-internal.log"
         self._unsynced = flag + shlex.quote(str(Path(run.dir).parent))
         return run
+
+    def _raise_what_it_only_logs(self) -> None:
+        """Raise if the client has given up sending, as after 401 or 404, and finished all the same.
+
+        Raises:
+            ConnectionError: with the client's reason.
+        """
+        if self._log is not None and self._log.exists():
+            for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines():
+                if '"filestream: fatal error' in line:
+                    raise ConnectionError(json.loads(line)["msg"])
 
     def _set_aside(self) -> None:
         """Move away what earlier attempts left on disk, maybe in part: this one sends it again."""
@@ -224,6 +261,17 @@ class WandbMirror:
             for old in written.glob(f"*run-????????_??????-{self.run_id}"):
                 (written / "superseded").mkdir(exist_ok=True)
                 old.rename(written / "superseded" / f"{old.name}.{time.time_ns()}")
+
+
+def tidy_environment() -> None:
+    """Take from the client what would make it fail or wait; before it is imported."""
+    # With error reporting on, the client's exit hook waits 10 s for a server that hangs.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    # Offline, WANDB_RESUME would end up in the upload.
+    unwanted = {"WANDB_RESUME"} | {f"WANDB_{name}".upper() for name in SETTINGS}
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if name in unwanted or not os.environ[name].strip():
+            del os.environ[name]
 
 
 def teardown() -> None:

@@ -1,31 +1,39 @@
 """W&B without its client: whether there is a key, a run's description, the keys of its rows."""
 
-import configparser
-import contextlib
 import hashlib
 import netrc
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from harness.config import Config, fingerprint, recorded
+from harness.config import Config, fingerprint, recorded, wandb_says
 from harness.logging.schema import RESULT_PREFIX, ROW_KEYS
 
-Mode = Literal["online", "offline", "off"]
-WANDB_MODES: dict[str, Mode] = {"online": "online", "offline": "offline", "disabled": "off"}
+Setting = Literal["auto", "online", "offline", "off"]
 PUBLIC_HOSTS = frozenset({"api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com"})
 
 
 def choose_mode(
-    setting: Literal["auto", "online", "offline", "off"], environ: Mapping[str, str]
-) -> tuple[Mode, str | None]:
-    """Return the mode for log.wandb, and a line with the reason if a user might not expect it."""
-    if setting != "auto":
+    setting: Setting, environ: Mapping[str, str], began: Setting = "auto"
+) -> tuple[wandb_says.Mode, str | None]:
+    """Return the mode for log.wandb, and a line with the reason if a user might not expect it.
+
+    What `began` without W&B stays without it until somebody says otherwise: what W&B has cannot be
+    taken back.
+    """
+    if setting == "off":
         return setting, None
-    if named := WANDB_MODES.get(environ.get("WANDB_MODE", "")):
-        return named, None
+    asked = wandb_says.mode(environ)
+    if setting != "auto":
+        if asked and asked[0] != setting:
+            return setting, f"log.wandb {setting} counts, not {asked[1]}"
+        return setting, None
+    if asked:
+        return asked[0], None
+    if began in ("offline", "off"):
+        return began, f"{began}, as this run began; to send it after all give --log.wandb online"
     if has_key(environ):
         return "online", None
     return "offline", (
@@ -36,12 +44,12 @@ def choose_mode(
 
 def has_key(environ: Mapping[str, str]) -> bool:
     """Return whether the client would find a key; imports nothing and contacts no server."""
-    given = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & environ.keys()
-    if given or _settings(environ).has_option("default", "api_key"):
+    if {"api_key", "identity_token_file"} & wandb_says.said(environ).keys():
         return True
     host = urlsplit(server(environ)).netloc
     try:
-        known = netrc.netrc(Path(environ.get("NETRC") or "~/.netrc").expanduser()).hosts.keys()
+        file = os.path.expanduser(environ.get("NETRC") or "~/.netrc")
+        known = netrc.netrc(file).hosts.keys()
     except (OSError, netrc.NetrcParseError):
         return False
     return bool(known & (PUBLIC_HOSTS if host in PUBLIC_HOSTS else {host}))
@@ -49,16 +57,8 @@ def has_key(environ: Mapping[str, str]) -> bool:
 
 def server(environ: Mapping[str, str]) -> str:
     """Return the address of the server that the client would use."""
-    configured = _settings(environ).get("default", "base_url", fallback="")
-    return environ.get("WANDB_BASE_URL") or configured or "https://api.wandb.ai"
-
-
-def _settings(environ: Mapping[str, str]) -> configparser.ConfigParser:
-    folder = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
-    settings = configparser.ConfigParser(interpolation=None)
-    with contextlib.suppress(OSError, configparser.Error):
-        settings.read(folder / "settings")
-    return settings
+    given = wandb_says.said(environ).get("base_url")
+    return given.value if given else "https://api.wandb.ai"
 
 
 def about(
@@ -69,16 +69,20 @@ def about(
     precision: str,
     peak_lr: float | None,
 ) -> dict[str, Any]:
-    """Return a run's group, job type, tags and config, as arguments for WandbMirror.
+    """Return a run's group, job type, tags, notes and config, as arguments for WandbMirror.
 
     Args:
-        environment: content of environment.json.
+        environment: content of environment.json; what W&B's variables in it name goes first, also
+            the run itself, which has no name here otherwise.
         world_size, precision, peak_lr: of the resolved config; no peak if nothing is trained.
     """
     derived = {"world_size": world_size, "precision": precision, "peak_lr": peak_lr}
+    said = environment.get("variables") or {}
     return {
-        "group": group(config, environment, world_size),
-        "job_type": config.run.mode,
+        **({"name": said["WANDB_NAME"]} if said.get("WANDB_NAME") else {}),
+        "group": said.get("WANDB_RUN_GROUP") or group(config, environment, world_size),
+        "job_type": said.get("WANDB_JOB_TYPE") or config.run.mode,
+        "notes": said.get("WANDB_NOTES"),
         "tags": (config.model.name, config.data.source, precision, *config.log.tags),
         "config": recorded(config).model_dump(mode="json")
         | {"resolved": derived, "environment": dict(environment)},

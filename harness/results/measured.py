@@ -66,9 +66,10 @@ def facts(run: Measured) -> dict[str, dict[str, Any]]:
         for key, value in _part(about, name).items()
     }  # fmt: skip
     data = ("classes", "train_images", "train_digest", "val_images", "val_digest", "protocol")
+    software = _part(about, "harness") | _part(about, "versions") | _part(about, "variables")
     return {
         "setting": {key: values[key] for key in keys if key != "run.seed"},
-        "software": _part(about, "harness") | _part(about, "versions") | _part(about, "variables"),
+        "software": {key: software[key] for key in software if not key.startswith("WANDB_")},
         "hardware": {name: result.get(name) for name in ranks} | devices,
         "data": {name: result.get(name) for name in data},
     }

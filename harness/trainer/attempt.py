@@ -60,6 +60,10 @@ def _claim(
     digests = {"train_digest": train_digest, "val_digest": val_set.digest}
     try:
         if not run_folder.is_finished(path, config, digests):
+            if config.log.wandb != "off":
+                from harness.config.wandb_says import refuse_other_run
+
+                refuse_other_run(path, os.environ)
             folder, lease = run_folder.claim(path, config)
             with ExitStack() as undo:
                 undo.callback(lease.release)

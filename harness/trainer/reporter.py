@@ -1,6 +1,7 @@
 """Log a run: rows, result, W&B, and the last lines on the console."""
 
 import os
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, Target
 from harness.monitor.clock import Clock
 from harness.monitor.environment import environment, host_facts
+from harness.run_folder import folder as run_folder
 from harness.run_folder.folder import RunFolder
 from harness.schedule import ENDS
 from harness.system.console import count, out
@@ -175,6 +177,8 @@ class RunLogger:
             out.print(f"note: {note}")
         if self.mirror is not None:
             command = self.mirror.sync_command
+            if command is None and done.wandb != "online":  # the client has never started
+                command = f"harness publish {shlex.quote(str(path))} --to wandb"
             out.print(f"W&B: {done.wandb}" + (f"; upload with: {command}" if command else ""))
         out.print(f"result: {path}/result.json; see it with: harness show {path}")
 
@@ -206,22 +210,31 @@ class RunLogger:
         if config.log.wandb == "off":
             return None
         from harness.logging import wandb_run
-        from harness.logging.wandb import WandbMirror
+        from harness.logging.wandb import WandbMirror, without_effect
 
-        mode, why = wandb_run.choose_mode(config.log.wandb, os.environ)
+        def say(what: str) -> None:
+            out.print(f"{'W&B':>12}: {what}")
+
+        began = run_folder.config_of(folder.path).log.wandb
+        mode, why = wandb_run.choose_mode(config.log.wandb, os.environ, began)
         if why:
-            out.print(f"{'W&B':>12}: {why}")
+            say(why)
         if mode == "off":
             return None
+        if given := without_effect(os.environ):
+            say(
+                f"no effect: {', '.join(given)}; its files lie in the run folder, it prints nothing"
+            )
         return WandbMirror(
             mode=mode,
             run_id=folder.run_id,
-            name=folder.path.name,
             project=config.log.project,
             entity=config.log.entity,
             folder=folder.path,
             rows=folder.rows,
-            **wandb_run.about(
+            say=say,
+            **{"name": folder.path.name}
+            | wandb_run.about(
                 config,
                 facts,
                 world_size=self.resolved.world.size,

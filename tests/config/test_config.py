@@ -6,9 +6,11 @@ Everything here runs without a process group, and the commands without torch.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,6 +73,15 @@ def refused(file: Path, text: str, *flags: str) -> str:
 
 
 # Precedence.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_switches_of_wandb() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        yield
+
 
 UTF8 = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])
 PATHS = st.text(UTF8, min_size=1).filter(lambda text: text != "null" and text.strip() == text)

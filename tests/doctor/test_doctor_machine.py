@@ -300,6 +300,19 @@ def test_wandb_without_a_key(healthy: Report, icons: Path, no_account: None) -> 
     assert changed(healthy, look([*flags(icons), "--log.wandb", "offline"])) == {}
 
 
+def test_wandb_that_is_switched_off_is_not_asked(
+    icons: Path,
+    server: StandIn,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [*flags(icons), "--log.wandb", "auto"]
+    asked = server.fail(status=500)
+    for name, says, mode in (("MODE", "dryrun", "offline"), ("DISABLED", "true", "off")):
+        monkeypatch.setenv(f"WANDB_{name}", says)
+        facts = network.collect(planned_run(words))
+        assert (facts["wandb"]["mode"], asked.hits) == (mode, 0)
+
+
 def test_rank_0_has_no_address(healthy: Report, icons: Path) -> None:
     report = look(flags(icons), MASTER_ADDR="no-such-host.invalid", MASTER_PORT="29500")
     assert changed(healthy, report) == {"rank 0's address": "red"}

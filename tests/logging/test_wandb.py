@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ import wandb_standin
 from wandb_helpers import CHILD, CHILD_ROWS, ROOT, arguments, mirror_rows, row, run_sync, write_rows
 from wandb_standin import StandIn
 
+from harness.config import Log
+from harness.config.load import load
+from harness.config.wandb_says import refuse_other_run
+from harness.errors import BadInput
 from harness.logging import wandb as mirror_module
+from harness.logging import wandb_run
 from harness.logging.schema import ROW_KEYS, Result
 from harness.logging.wandb import WandbMirror
 from harness.logging.wandb_run import choose_mode, result_for_wandb, row_for_wandb
@@ -148,19 +154,192 @@ def test_the_exit_code_is_told(server: StandIn, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "mode"),
+    ("asked", "environ", "mode", "reason"),
     [
-        ("auto", {"WANDB_API_KEY": "k"}, "online"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "off"),
-        ("auto", {"WANDB_MODE": "online"}, "online"),
-        ("online", {"WANDB_MODE": "offline"}, "online"),
-        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
-        ("off", {"WANDB_API_KEY": "k"}, "off"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online", None),
+        ("auto", {"WANDB_API_KEY": ""}, "offline", "no key found"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline", None),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "off", None),
+        ("auto", {"WANDB_MODE": "online"}, "online", None),
+        ("online", {"WANDB_MODE": "offline"}, "online", "online counts, not WANDB_MODE=offline"),
+        ("offline", {"WANDB_MODE": "online"}, "offline", "offline counts, not WANDB_MODE=online"),
+        ("offline", {"WANDB_API_KEY": "k"}, "offline", None),
+        ("off", {"WANDB_API_KEY": "k", "WANDB_MODE": "online"}, "off", None),
     ],
 )
-def test_choose_mode(asked: Any, environ: dict[str, str], mode: str) -> None:
-    assert choose_mode(asked, environ) == (mode, None)
+def test_choose_mode(asked: Any, environ: dict[str, str], mode: str, reason: str | None) -> None:
+    chosen, why = choose_mode(asked, environ)
+    assert (chosen, reason or "") == (mode, reason if why and reason in why else "")
+    assert (why is None) == (reason is None)
+
+
+@pytest.mark.parametrize("began", ["offline", "off"])
+def test_what_began_without_wandb_goes_on_without_it(began: Any) -> None:
+    key = {"WANDB_API_KEY": "k"}
+    mode, why = choose_mode("auto", key, began)
+    assert (mode, str(why).partition(",")[0]) == (began, began)
+    assert choose_mode("online", key, began)[0] == "online"
+    assert choose_mode("auto", key | {"WANDB_MODE": "online"}, began)[0] == "online"
+    assert choose_mode("auto", key, "online")[0] == "online"
+
+
+GLOBAL, NEAR, HIDDEN = "config/settings", "wandb/settings", ".wandb/settings"
+SWITCHES: list[tuple[dict[str, str], dict[str, str]]] = [
+    *[({"WANDB_MODE": mode}, {}) for mode in ("online", "run", "offline", "dryrun", "disabled")],
+    *[({}, {NEAR: f"mode = {mode}"}) for mode in ("online", "offline", "dryrun", "disabled")],
+    ({}, {GLOBAL: "mode = offline"}),
+    ({}, {GLOBAL: "mode = offline", NEAR: "mode = online"}),
+    ({}, {GLOBAL: "mode = online\nproject = far", HIDDEN: "mode: disabled", NEAR: "project = no"}),
+    ({"WANDB_MODE": "disabled"}, {NEAR: "mode = online"}),
+    ({"WANDB_MODE": "online"}, {GLOBAL: "mode = offline"}),
+    ({"WANDB_PROJECT": "p", "WANDB_ENTITY": "e", "WANDB_TAGS": "a,b c"}, {GLOBAL: "mode = run"}),
+    ({"WANDB_PROJECT": "p"}, {GLOBAL: "project = far\nentity = them\nmode = run"}),
+    ({"WANDB_TAGS": "x,y"}, {GLOBAL: "project = far", NEAR: "project = near\nmode = run"}),
+    ({"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:1"}, {}),
+    ({"WANDB_MODE": "online"}, {GLOBAL: "base_url = http://127.0.0.1:2"}),
+    ({"WANDB_MODE": "online"}, {NEAR: "base_url = http://127.0.0.1:3"}),
+]
+"""Variables, and files in the working folder and in that of WANDB_CONFIG_DIR."""
+
+
+@pytest.fixture
+def switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Set variables and write files of W&B's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.delenv("WANDB_DIR")
+
+    def write(variables: dict[str, str], files: dict[str, str]) -> None:
+        for name, text in variables.items():
+            monkeypatch.setenv(name, text)
+        for name, text in files.items():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(f"[default]\n{text}\n")
+
+    return write
+
+
+@pytest.mark.parametrize(("variables", "files"), SWITCHES)
+def test_a_switch_means_what_it_means_to_the_client(
+    variables: dict[str, str], files: dict[str, str], switch: Callable[..., None]
+) -> None:
+    switch(variables, files)
+    import wandb
+
+    wandb.teardown()
+    client = wandb.setup().settings
+    log = load([], label="x").log
+    assert log.wandb == ("off" if client._noop else "offline" if client._offline else "online")
+    assert log.project == (client.project or Log().project)
+    assert log.entity == client.entity
+    assert log.tags == (client.run_tags or ())
+    if client.base_url.startswith("http://127"):
+        assert wandb_run.server(os.environ) == client.base_url
+    flags = {"wandb": "offline", "project": "mine", "entity": "me", "tags": "t"}
+    given = load([word for name, text in flags.items() for word in (f"--log.{name}", text)])
+    assert {name: str(getattr(given.log, name)) for name in flags} == flags | {"tags": "('t',)"}
+
+
+@pytest.mark.parametrize("value", ["true", "1", "YES", "maybe"])
+def test_other_trainers_variable_for_none_is_heeded(
+    value: str, switch: Callable[..., None]
+) -> None:
+    switch({"WANDB_DISABLED": value, "WANDB_MODE": "online"}, {})
+    assert load([]).log.wandb == "off"
+    switch({"WANDB_DISABLED": "false"}, {})
+    assert load([]).log.wandb == "online"
+
+
+@pytest.mark.slow
+def test_what_the_command_writes_is_read(switch: Callable[..., None], tmp_path: Path) -> None:
+    switch({"WANDB_DIR": str(tmp_path / "client"), "WANDB_API_KEY": "k"}, {})
+    wandb_command = f"{Path(sys.executable).parent}/wandb"
+    subprocess.run([wandb_command, "offline"], check=True, capture_output=True)
+    assert list(tmp_path.glob("**/wandb/settings"))
+    assert load([]).log.wandb == "offline"
+
+
+@pytest.mark.parametrize(
+    ("variables", "files", "says"),
+    [
+        ({"WANDB_MODE": "shared"}, {}, "WANDB_MODE: must be one of online, run, offline, dryrun"),
+        ({"WANDB_MODE": "Offline"}, {}, "WANDB_MODE: must be one of"),
+        ({}, {NEAR: "mode = off"}, "wandb/settings: mode: must be one of"),
+        ({}, {NEAR: "[default]\nmode = offline"}, "wandb/settings: "),
+        ({"WANDB_PROJECT": "a/b"}, {}, "WANDB_PROJECT: log.project: "),
+        ({}, {GLOBAL: "project = a:b"}, "config/settings: project: log.project: "),
+        ({"WANDB_RUN_ID": "mine"}, {}, "WANDB_RUN_ID=mine: "),
+        ({}, {NEAR: "run_id = mine"}, "wandb/settings: run_id=mine: "),
+        ({"WANDB_RESUME": "must"}, {}, "WANDB_RESUME=must: "),
+        ({"WANDB_RESUME": "never"}, {}, "WANDB_RESUME=never: "),
+        ({}, {NEAR: "resume = allow"}, "wandb/settings: resume=allow: "),
+        ({"WANDB_RESUME_FROM": "r?_step=1"}, {}, "WANDB_RESUME_FROM=r?_step=1: "),
+        ({"WANDB_FORK_FROM": "r?_step=1"}, {}, "WANDB_FORK_FROM=r?_step=1: "),
+        ({"WANDB_SWEEP_ID": "s"}, {}, "WANDB_SWEEP_ID=s: "),
+        ({"WANDB_LAUNCH": "true"}, {}, "WANDB_LAUNCH=true: "),
+    ],
+)
+def test_a_switch_that_cannot_be_heeded_is_refused_in_one_line(
+    variables: dict[str, str], files: dict[str, str], says: str, switch: Callable[..., None],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    switch(variables, files)
+
+    def begin() -> None:
+        load([])
+        refuse_other_run(tmp_path, os.environ)
+
+    with pytest.raises(BadInput) as refused:
+        begin()
+    assert says in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert load(["--log.wandb", "off"]).log.wandb == "off"
+
+
+def test_the_run_folders_own_id_and_what_agrees_with_it_are_welcome(
+    switch: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "run_id").write_text("r1\n")
+    switch({"WANDB_RUN_ID": "r1", "WANDB_RESUME": "allow"}, {})
+    refuse_other_run(tmp_path, os.environ)
+
+
+def test_switches_without_effect_are_named(switch: Callable[..., None]) -> None:
+    fixed = {"WANDB_SILENT": "false", "WANDB_DIR": "/x"}
+    agreed = {
+        "WANDB_DISABLE_GIT": "True",
+        "WANDB_INIT_TIMEOUT": "",
+        "WANDB_NAME": "m",
+    }
+    switch(fixed | agreed | {"WANDB_ERROR_REPORTING": "false"}, {NEAR: "console = wrap"})
+    assert set(mirror_module.without_effect(os.environ)) == {*fixed, "wandb/settings: console"}
+
+
+def test_variables_describe_the_run_and_spoil_nothing(
+    server: StandIn, switch: Callable[..., None], tmp_path: Path
+) -> None:
+    names = {"WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_JOB_TYPE": "j", "WANDB_NOTES": "o"}
+    others = {
+        "WANDB_TAGS": "a,b",
+        "WANDB_PROJECT": "p",
+        "WANDB_RUN_NAME": "",
+        "WANDB_RESUME": "allow",
+    }
+    # A mistake beside it, and the client passes the file over.
+    url = os.environ["WANDB_BASE_URL"]
+    switch(names | others, {GLOBAL: f"base_url = {url}\nno_such = 1"})
+    os.environ["WANDB_BASE_URL"] = os.environ["WANDB_MODE"] = ""
+    config = load([])
+    about = wandb_run.about(
+        config, {"variables": names}, world_size=1, precision="fp32", peak_lr=None
+    )
+    log = {"project": config.log.project, "entity": config.log.entity}
+    assert mirror_rows(tmp_path, range(1, 4), **about, **log)[1] == "online"
+    run = server.run("r1")
+    fields = [run.fields[name] for name in ("displayName", "groupName", "jobType", "notes")]
+    assert fields == ["n", "g", "j", "o"]
+    assert run.fields["tags"][-2:] == ["a", "b"]
+    assert ("lab", "p", "r1") in server.store.runs
 
 
 def test_without_a_key_auto_is_offline_and_says_so() -> None:
@@ -193,12 +372,13 @@ def test_finds_the_key_that_wandb_login_wrote(
 @pytest.mark.slow
 @pytest.mark.parametrize("uploaded", [False, True])
 def test_the_last_offline_attempt_is_the_whole_run(
-    uploaded: bool, server: StandIn, tmp_path: Path
+    uploaded: bool, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run folder"
     folder.mkdir()
     # Within one second, after which the client names its folders.
     for attempt in (1, 2, 3):
+        monkeypatch.setenv("WANDB_RESUME", "allow")  # in the upload it would add rows twice
         mirror, status = mirror_rows(folder, range(1, 7 * attempt), attempt=attempt, mode="offline")
         assert status == "offline"
         if uploaded and attempt == 2:
@@ -230,9 +410,11 @@ def test_online_falls_back_to_offline(
     server.fail(status=401)
     if key is None:
         monkeypatch.delenv("WANDB_API_KEY")
-    mirror, status = mirror_rows(tmp_path, range(1, 6))
+    said: list[str] = []
+    mirror, status = mirror_rows(tmp_path, range(1, 6), say=said.append)
     assert status.startswith("offline, as online failed: ")
     assert len(status.splitlines()) == 1
+    assert said == [status]
     server.heal()
     monkeypatch.setenv("WANDB_API_KEY", wandb_standin.KEY)
     run_sync(mirror.sync_command)

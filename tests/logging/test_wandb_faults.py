@@ -97,6 +97,19 @@ def test_a_server_error_is_retried(
     assert len(server.run("r1").history) == 5
 
 
+@pytest.mark.parametrize("http_status", [401, 404])
+def test_a_server_that_takes_no_more_rows_is_told_and_sync_brings_them(
+    http_status: int, server: StandIn, tmp_path: Path
+) -> None:
+    server.fail("file_stream", status=http_status)
+    mirror, status = mirror_rows(tmp_path, range(1, 6))
+    assert status.startswith("incomplete: ConnectionError: filestream: fatal error")
+    assert str(http_status) in status
+    server.heal()
+    run_sync(mirror.sync_command)
+    assert _steps(server) == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.slow
 def test_server_errors_without_end_cost_nothing_that_sync_does_not_bring_back(
     server: StandIn, tmp_path: Path

@@ -140,9 +140,13 @@ def test_runs_of_another_kind_are_never_averaged(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_seed_name_and_path_make_no_other_kind(seed: int) -> None:
+def test_seed_name_path_and_wandb_make_no_other_kind(seed: int) -> None:
     made_run(Path("a"))
-    made_run(Path("b"), seed=seed, sections={"data": {"train": "/elsewhere"}})
+    switched = {
+        "variables": ENVIRONMENT["variables"] | {"WANDB_NAME": "b", "WANDB_MODE": "offline"}
+    }
+    elsewhere = {"data": {"train": "/elsewhere"}}
+    made_run(Path("b"), seed=seed, sections=elsewhere, environment=switched)
     (a,), (b,) = runs_at("a"), runs_at("b")
     assert facts(a) == facts(b)
     assert identity(a) == identity(b)

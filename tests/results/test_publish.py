@@ -146,6 +146,29 @@ def test_offline_is_written_for_sync(server: StandIn, tmp_path: Path, says: Says
     assert _sent(server, "id-a-s1") == _rows(folders[1])
 
 
+@pytest.mark.parametrize("switch", ["WANDB_MODE=offline", "WANDB_MODE=disabled", "mode = offline"])
+def test_where_wandb_is_switched_off_nothing_is_sent(
+    switch: str, server: StandIn, tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if switch.startswith("WANDB"):
+        monkeypatch.setenv(*switch.split("="))
+    else:
+        Path("wandb").mkdir()
+        Path("wandb/settings").write_text(f"[default]\n{switch}\n")
+    asked = server.fail(status=500)
+    folder = made_run(tmp_path / "a-s0")
+    said = says(folder, "--to", "wandb", exit_code=2)
+    assert "says that nothing is sent; unset it, or give --mode online or offline" in said
+    assert "says that nothing is sent; unset it\n" in says("--to", "wandb-view", exit_code=2)
+    said = says(folder, "--to", "wandb", "--mode", "offline")
+    assert (asked.hits, server.store.runs) == (0, {})
+    server.heal()
+    run_sync(re.findall(r"wandb sync .*", said)[0])
+    assert _sent(server, "id-a-s0") == _rows(folder)
+    assert "is there already" in says(folder, "--to", "wandb", "--mode", "online")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_real_run_is_published_as_its_mirror_wrote_it(

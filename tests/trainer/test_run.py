@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY, TRAIN, children, launcher, on_gpu, train, wait_for_rows
+from wandb_helpers import run_sync
 from wandb_standin import StandIn
 
 from harness.data.stream import digest_of, hexadecimal
 from harness.logging.schema import Result, Row
+from harness.run_folder.folder import config_of
 
 pytest_plugins = ["wandb_fixtures"]
 pytestmark = pytest.mark.gpu_too
@@ -218,6 +220,38 @@ def test_a_dead_wandb_server_changes_nothing(tmp_path: Path, photos: Path, serve
     result = result_of(tmp_path / "runs" / "unheard")
     assert (result.steps, result.val_images) == (8, 101)
     assert "not mirrored" in result.wandb
+    (said,) = [line for line in done.stdout.splitlines() if "; upload with: " in line]
+    server.heal()
+    run_sync(f"cd {tmp_path} && {said.partition('; upload with: ')[2]}")
+    sent = [row["progress/step"] for row in server.run(result.run_id).history]
+    assert sent == [row.step for row in rows_of(tmp_path / "runs" / "unheard")]
+
+
+@pytest.mark.slow
+def test_wandbs_own_switches_count_over_all_attempts(
+    tmp_path: Path, photos: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = server.fail(status=500)
+    flags = flags_of(photos, **{"run.name": "kept", "log.wandb": "auto"})
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    done = train(*flags, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "WANDB_RUN_ID=mine: " in done.stderr
+    assert not (tmp_path / "runs" / "kept").exists()
+    monkeypatch.delenv("WANDB_RUN_ID")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    done = train(*flags, cwd=tmp_path)
+    folder = tmp_path / "runs" / "kept"
+    log = config_of(folder).log
+    assert (done.returncode, log.wandb, log.project) == (0, "offline", "mine"), done.stderr
+    monkeypatch.delenv("WANDB_MODE")
+    (folder / "result.json").unlink()
+    (folder / "state").write_text("stopped\n")
+    done = train(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "W&B: offline, as this run began; to send it after all" in done.stdout
+    assert asked.hits == 0
 
 
 @pytest.mark.host

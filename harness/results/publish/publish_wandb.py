@@ -11,11 +11,13 @@ run that is restarted under its old id may keep old rows next to new ones (wandb
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
+from harness.config import wandb_says
 from harness.errors import BadInput
 from harness.logging import wandb_run
 from harness.logging.schema import ROW_KEYS
@@ -57,13 +59,17 @@ def to_wandb(
         BadInput: W&B has other rows of this run, or does not accept these.
     """
     resolved = {name: known.result[name] for name in ("world_size", "precision", "peak_lr")}
+    wandb_says.refuse_other_run(run.path, os.environ)
     about = wandb_run.about(known.config, known.environment, **resolved)
-    wanted = about | {  # what live logging passed to W&B when the run last started
-        "run_id": known.result["run_id"],
-        "name": run.path.name,
-        "project": project or known.config.log.project,
-        "entity": entity or known.config.log.entity,
-    }
+    wanted = (
+        {"name": run.path.name}
+        | about
+        | {  # what live logging passed to W&B when the run last started
+            "run_id": known.result["run_id"],
+            "project": project or known.config.log.project,
+            "entity": entity or known.config.log.entity,
+        }
+    )
     if mode == "offline":
         return Published("written", _send(run, known, wanted, mode), wanted["group"], None)
     with wandb_api.client(str(run.path)) as api:

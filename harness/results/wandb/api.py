@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from harness.errors import BadInput, one_line
 from harness.logging import wandb_run
-from harness.logging.wandb import kill_client, teardown
+from harness.logging.wandb import kill_client, teardown, tidy_environment
 from harness.results.measured import Measured
 from harness.results.wandb import rows
 from harness.system.progress import track
@@ -69,7 +69,7 @@ def client(what: str) -> Iterator["wandb.Api"]:
     """
     if not wandb_run.has_key(os.environ):
         raise BadInput(f"{what}: no W&B key found; run `wandb login` or set WANDB_API_KEY")
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    tidy_environment()
     import wandb
 
     try:
