@@ -1,5 +1,6 @@
 """Check shared memory, resource limits, and the disks that a run writes to and reads from."""
 
+import math
 import os
 import resource
 import shutil
@@ -58,10 +59,10 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     ]
 
 
-def _console_gib() -> float | None:
-    """Return the free space for what is printed; None if it goes to no file."""
+def _console_gib() -> float:
+    """Return the free space for what is printed; infinite if it goes to no file."""
     free = [os.fstatvfs(stream) for stream in (1, 2) if stat.S_ISREG(os.fstat(stream).st_mode)]
-    return min((disk.f_bavail * disk.f_frsize / GIB for disk in free), default=None)
+    return min((disk.f_bavail * disk.f_frsize / GIB for disk in free), default=math.inf)
 
 
 def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
@@ -163,10 +164,8 @@ def _judge_memlock(facts: Facts, run: PlannedRun) -> Check:
 
 
 def _judge_console(ranks: Sequence[Facts]) -> Check:
-    known = [facts["console_gib"] for facts in ranks if facts["console_gib"] is not None]
-    if (free := min(known, default=None)) is None:
-        return Check("console", "green", "goes to no file")
-    value = f"goes to a file, on a disk with {free:,.2f} GiB free"
+    free = min(facts["console_gib"] for facts in ranks)
+    value = "goes to no file" if free == math.inf else f"goes to a file: {free:,.2f} GiB free"
     if free < limits.CONSOLE_GIB:
         do = "make room, or send it elsewhere; training goes on, but what it prints is lost"
         return Check("console", "yellow", value, do)

@@ -106,13 +106,12 @@ class _Stream(FileIO):
     def write(self, content: "ReadableBuffer", /) -> int:
         """Write all, or what is possible; never raise an error."""
         rest = memoryview(content).cast("B")
-        size = len(rest)
+        size = rest.nbytes
         try:
             while rest:
-                if written := super().write(rest):
-                    rest = rest[written:]
-                else:  # another process has made it non-blocking, and its reader is slow
-                    select.select([], [self], [])
+                if (written := super().write(rest)) is None:  # full, if a process has made it
+                    select.select([], [self], [], 1.0)  # non-blocking: wait for its reader
+                rest = rest[written or 0 :]
         except OSError as error:
             self.lost[self.fileno()] = error
         return size
@@ -121,14 +120,11 @@ class _Stream(FileIO):
 def outlive_streams() -> None:
     """Let this process go on, its console quiet, if stdout or stderr is closed, full or broken.
 
-    It holds for all that Python code prints: libraries' bars, warnings and logs too. To be called
-    before anything else: a file that is opened would get the descriptor of a closed stream.
+    This serves all that Python code prints, libraries' bars and logs too. Call it first.
     """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # closed: an open file would be next
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         given = getattr(sys, name)
         if given is getattr(sys, f"__{name}__"):  # else it is a test's, or a notebook's
@@ -151,8 +147,8 @@ def require_output() -> None:
 
 def caught() -> list[signal.Signals]:
     """Return the signals to catch: SIGHUP not where it is ignored, as nohup wants it."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [number for number in CAUGHT if not (ignored and number == signal.SIGHUP)]
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in CAUGHT if not nohup or number != signal.SIGHUP]
 
 
 class Signals:
@@ -194,8 +190,10 @@ class Signals:
 def leave_to_parent() -> None:
     """Let a worker process ignore stop requests; a SIGTERM from its parent ends it.
 
-    Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
+    Ctrl-C reaches all processes of a terminal, Slurm's signals all of a job step, and torchrun's a
+    rank's process group, which this process leaves.
     """
+    os.setpgid(0, 0)
     for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

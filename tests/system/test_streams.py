@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,10 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pipelines
 import pytest
 from helpers import ROOT, TINY, TRAIN, launcher
 from ranks import in_ranks
 
+from harness.data.dataset import open_folder
+from harness.data.torch_loader import TorchBatches
+from harness.doctor import files
 from harness.system import process
 
 HARNESS = (sys.executable, "-m", "harness")
@@ -62,7 +67,7 @@ for number in track(range(3), console=out):
     logging.getLogger("library").warning("logged")
     warnings.warn(f"warned {number}")
 print("no newline at the end", end="")
-print(file.fileno(), sys.stdout.isatty(), file=file)
+print(file.fileno(), sys.stdout.isatty(), file=file, flush=True)
 """
 """What libraries do on a console; that it has come to its end is written to a file."""
 
@@ -144,6 +149,40 @@ def test_a_training_outlives_its_console(line: str, ranks: int, tmp_path: Path) 
     result = json.loads((folder / "result.json").read_text())
     assert result["wandb"] == "offline", "its process has lived too"
     assert done.returncode == 0, done.stderr
+
+
+def epoch_of_a_rank_that_is_told_to_stop(folder: Path) -> int:
+    """Its batches, from worker processes, while its process group is signaled as by torchrun."""
+    os.setpgid(0, 0)
+    process.Signals().catch()
+    dataset = open_folder(folder)
+    samples = pipelines.samples_of(dataset, pipelines.RESIZED, 5)
+    batches = TorchBatches(
+        dataset, samples, pipelines.RESIZED.steps, out_px=pipelines.PX, device=pipelines.CPU,
+        threads=2, prefetch=1,
+    )  # fmt: skip
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        os.killpg(0, number)
+        time.sleep(0.1)
+    return 1 + sum(1 for _ in batches)
+
+
+def test_a_rank_that_saves_keeps_its_loaders_workers(icons: Path) -> None:
+    assert in_ranks(1, epoch_of_a_rank_that_is_told_to_stop, icons) == [10]
+
+
+def free_gib_of_the_console(log: Path) -> float:
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
+    return files._console_gib()
+
+
+def test_the_doctor_sees_a_log_on_a_full_disk(tmp_path: Path) -> None:
+    df = shell('df --block-size=1 --output=avail "$@" | tail -n 1', tmp_path).stdout
+    (free,) = in_ranks(1, free_gib_of_the_console, tmp_path / "log")
+    assert free == pytest.approx(int(df) / 2**30, rel=0.05)
+    seen = [files._judge_console([{"console_gib": gib}]).status for gib in (0.0, 1.0, math.inf)]
+    assert seen == ["yellow", "green", "green"]
 
 
 def received(*sent: signal.Signals, hup: int = signal.SIG_DFL) -> str | None:
