@@ -9,6 +9,7 @@ from harness.commands.parser import group, run
 from harness.errors import EXIT_INTERRUPTED, explained
 from harness.logging import rank_log
 from harness.system.console import err
+from harness.system.process import outlive_streams, require_output
 
 app = group(
     help="Data, results and measurements around launch/train.py. --version prints the version.",
@@ -20,12 +21,18 @@ for module in (data, doctor, show, compare, publish, bench):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; an error is printed as one line and sets the exit code."""
+    outlive_streams()
     args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:  # as a typer option, it would make every --help import pydantic
-        print(__version__)
-        return
     try:
-        run(app, doctor.with_default_verb(args))
+        try:
+            if args == ["--version"]:  # as typer's option, it would make --help import pydantic
+                print(__version__)
+            else:
+                run(app, doctor.with_default_verb(args))
+        except SystemExit:  # of a verdict, or --help
+            require_output()
+            raise
+        require_output()
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(EXIT_INTERRUPTED)

@@ -5,7 +5,7 @@ signal that kills a rank cannot kill it. Its exit code becomes the job's.
 
     stopped by SIGUSR1, SIGUSR2 (near the time limit, or preempted)    saved, then requeued
     stopped by SIGTERM during a preemption                             saved, then requeued
-    stopped by any other SIGTERM or SIGINT                             ended: a user sent it
+    stopped by any other SIGTERM, by SIGINT or SIGHUP                  ended: a user sent it
     a rank crashed (killed, connection or node lost, any other error)  requeued, --max-restarts
     failed for a reason that the harness names (bad input, a loss      ended: another start would
     that is not finite)                                                fail the same way
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.config import load
 from harness.errors import EXIT_FAILED, EXIT_GOOD
 from harness.logging import rank_log
+from harness.system.process import outlive_streams
 
 OF_THE_CLUSTER = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals of Slurm, or of a user: save, and continue in a later start."""
@@ -119,6 +120,7 @@ def decide(
 
 def main() -> None:
     """Print why the job ended, requeue it or not, and exit with the job's exit code."""
+    outlive_streams()  # the job is requeued even if its log is full
     parser = argparse.ArgumentParser(description="The end of a job; called by its script.")
     add = parser.add_argument
     add("folder", type=Path, help="folder of the submission, or the run folder with --signals")

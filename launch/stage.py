@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.config import load
 from harness.errors import BadInput, HarnessError, RunFailed, one_line
 from harness.system.console import count, out
+from harness.system.process import outlive_streams, require_output
 from harness.system.progress import in_parallel
 
 THREADS = 16
@@ -136,6 +137,7 @@ def _differing(source: Path, copy: Path) -> list[str]:
 
 def main() -> None:
     """Stage the images, and print the flags for training on the copies."""
+    outlive_streams()
     argv = sys.argv[1:]
     try:
         if not argv or argv[0].startswith("-"):
@@ -150,14 +152,15 @@ def main() -> None:
         folders = {flag: Path(name) for flag, name in given.items() if name and name != "demo"}
         copies = {path: stage(path, root) for path in set(folders.values())}
         flags = [part for flag, path in folders.items() for part in (flag, str(copies[path]))]
+        # The flags are the same on each node, so that one node writes them.
+        if flags_to is None:
+            print(*flags)
+            require_output()
+        elif os.environ.get("SLURM_NODEID", "0") == "0":
+            flags_to.write_text("".join(f"{part}\n" for part in flags))
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    # The flags are the same on each node, so that one node writes them.
-    if flags_to is None:
-        print(*flags)
-    elif os.environ.get("SLURM_NODEID", "0") == "0":
-        flags_to.write_text("".join(f"{part}\n" for part in flags))
 
 
 if __name__ == "__main__":

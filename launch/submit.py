@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 # Run as a file, a checkout needs no installation of itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,6 +37,7 @@ from harness.errors import (
     one_line,
 )
 from harness.system.console import count, duration, err, out
+from harness.system.process import caught, outlive_streams
 from launch import ending, options, slurm, sweep, worker
 from launch.sweep import Plan
 
@@ -54,6 +56,7 @@ class Work(Checkpointable):  # type: ignore[misc]
 
     config: Path
     on_gpu: bool
+    nohup: bool = False  # whether the local executor was started so that SIGHUP is ignored
 
     def __call__(self) -> None:
         """Train to the end; on an error the process exits and this does not return."""
@@ -67,6 +70,8 @@ class Work(Checkpointable):  # type: ignore[misc]
         # All GPUs stay visible, as NCCL needs it; World picks the one of this rank. Overwrite, as
         # Slurm passes on the environment of the submitting shell, which may be in another job.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if local and not self.nohup:  # the controller ignores it in any case
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
         worker.work(self.config, note, on_gpu=self.on_gpu, local=local)
 
 
@@ -171,7 +176,8 @@ def _config_files(plan: Plan, args: argparse.Namespace) -> Iterator[list[Work]]:
     try:
         for config, file in zip(plan.runs, plan.config_files, strict=True):
             file.write_text(load.dump(config), encoding="utf-8")
-        yield [Work(file, on_gpu=args.gpus_per_node > 0) for file in plan.config_files]
+        nohup = args.local and signal.SIGHUP not in caught()
+        yield [Work(file, args.gpus_per_node > 0, nohup) for file in plan.config_files]
     except BaseException:
         shutil.rmtree(plan.folder)
         raise
@@ -206,18 +212,24 @@ def _run_local(plan: Plan, args: argparse.Namespace) -> int:
         gpus_per_node=args.gpus_per_node, tasks_per_node=args.ranks_per_node,
         timeout_min=args.time, signal_delay_s=args.signal_delay_s, stderr_to_stdout=True,
     )  # fmt: skip
-    codes = [_run_one(executor, work) for work in works]
-    return next((code for code in codes if code), EXIT_GOOD)
+    codes = [EXIT_GOOD]
+    for work in works:
+        if (code := _run_one(executor, work)) > 128:  # a signal that ends this command
+            return code
+        codes.append(code)
+    return next(filter(None, codes), EXIT_GOOD)
 
 
 def _run_one(executor: LocalExecutor, work: Work) -> int:
     """Run once, restarting near the time limit as Slurm would; return the exit code."""
     while True:
-        # Ctrl-C must reach only the ranks, which then save: submitit's controller would kill them
-        # after a second, so it is started with Ctrl-C ignored.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What a terminal sends must reach only the ranks, which then save: submitit's controller
+        # would kill them after a second, or die, so it is started with these signals ignored.
+        of_terminal = (signal.SIGINT, signal.SIGHUP)
+        handlers = [signal.signal(number, signal.SIG_IGN) for number in of_terminal]
         job = executor.submit(work)
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in zip(of_terminal, handlers, strict=True):
+            signal.signal(number, handler)
         note = ending.note_path(executor.folder, job.job_id, 0)
         _follow(job, note)
         ended = ending.read_note(note)
@@ -232,7 +244,15 @@ def _run_one(executor: LocalExecutor, work: Work) -> int:
 
 def _follow(job: Job[None], note: Path) -> None:
     """Print rank 0's log until all ranks have ended; pass signals on to the ranks."""
-    signal.signal(signal.SIGTERM, lambda number, _: os.kill(int(job.job_id), number))
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        controller = Path("/proc", job.job_id, "task", job.job_id)
+        with suppress(OSError):  # they have ended
+            for rank in (controller / "children").read_text().split() or [job.job_id]:
+                os.kill(int(rank), number)
+
+    for number in {signal.SIGTERM, signal.SIGHUP}.intersection(caught()):
+        signal.signal(number, pass_on)
     job.paths.stdout.touch()  # submitit appends to it
     interrupted = False
     with job.paths.stdout.open(errors="replace", newline="") as log:
@@ -256,6 +276,7 @@ if __name__ == "__main__":
     # Import by name, so that jobs can unpickle Work: pickled from here it would be __main__.Work.
     from launch import submit as by_name
 
+    outlive_streams()
     try:
         sys.exit(by_name.submit(sys.argv[1:]))
     except HarnessError as error:

@@ -19,10 +19,12 @@ from harness import errors
 from harness.config import load
 from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Preempted, SecondaryFailure
 from harness.logging import rank_log
+from harness.system.process import outlive_streams
 
 
 def main() -> None:
     """Run; on an error print one line, tell torchrun the message, and exit with its code."""
+    outlive_streams()
     try:
         work(sys.argv[1:])
     except Preempted as stopped:

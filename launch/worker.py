@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from harness.config import load
 from harness.errors import EXIT_FAILED, BadInput, HarnessError, Preempted, SecondaryFailure
-from harness.system.process import CAUGHT
+from harness.system.process import caught, outlive_streams
 from launch import ending, slurm, train
 
 
@@ -26,7 +26,8 @@ def work(config: Path, note: Path, *, on_gpu: bool, local: bool) -> None:
         on_gpu: whether a GPU was requested, so that a missing one is an error.
         local: whether no srun is there to end all ranks when one ends; the doctor is left out.
     """
-    for number in CAUGHT:  # until the harness handles them, and saves first
+    outlive_streams()
+    for number in caught():  # until the harness handles them, and saves first
         signal.signal(number, partial(_end_early, note))
     if local:
         Thread(target=_end_with_others, args=(note,), daemon=True).start()
@@ -42,7 +43,10 @@ def work(config: Path, note: Path, *, on_gpu: bool, local: bool) -> None:
             # On all ranks together, as in slurm/common.sh, whose PYTHONPATH the job has. In its own
             # process, so that GPU and memory are unused when training begins.
             doctor = [sys.executable, "-m", "harness", "doctor", str(config)]
-            if subprocess.run(doctor).returncode:  # rank 0 has printed why
+            # Not printed by itself: it would be red about a log that is full.
+            done = subprocess.run(doctor, stdout=subprocess.PIPE, text=True)
+            print(done.stdout, end="", flush=True)
+            if done.returncode:  # rank 0 has printed why
                 raise BadInput(
                     "the doctor is red, see above; HARNESS_PREFLIGHT=off goes without it"
                 )

@@ -16,6 +16,11 @@ if [ -n "${HARNESS_ENV:-}" ]; then set +eu; source "$HARNESS_ENV"; set -eu; fi
 # A checkout needs no installation of itself.
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 
+# A log that cannot be written, as on a full disk, must not end a job under `set -e`.
+echo() {
+    builtin echo "$@" || true
+}
+
 die() {
     echo "error: $*" >&2
     exit 1
@@ -139,7 +144,7 @@ on_each_node() {
 # Runs one torchrun per node.
 torchrun_on_each_node() {
     local options=(--nproc-per-node="$nproc" --max-restarts="$1"
-        --signals-to-handle=SIGTERM,SIGINT,SIGUSR2)
+        --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR2)
     # Each restart needs a new store: in a shared one, ranks find the addresses of ranks that died, and
     # wait for them (torch 2.14).
     if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi

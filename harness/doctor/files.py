@@ -1,8 +1,10 @@
 """Check shared memory, resource limits, and the disks that a run writes to and reads from."""
 
+import math
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ SHM = Path("/dev/shm")
 def collect(run: PlannedRun) -> Facts:
     """Return this rank's limits and data read rate; local rank 0 adds the node's disks."""
     facts: Facts = {
+        "console_gib": _console_gib(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[1],
     }
@@ -48,11 +51,18 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
         _judge_shm(first, run),
         _judge_open_files(ranks, run),
         _judge_memlock(first, run),
+        _judge_console(ranks),
         _judge_run_folder(first, run),
         _judge_cache("cache folder", first["cache_folder"], "set HARNESS_CACHE to another folder"),
         _judge_cache("temporary folder", first["temporary_folder"], "set TMPDIR to a local disk"),
         _judge_data(ranks, run),
     ]
+
+
+def _console_gib() -> float:
+    """Return the free space for what is printed; infinite if it goes to no file."""
+    free = [os.fstatvfs(stream) for stream in (1, 2) if stat.S_ISREG(os.fstat(stream).st_mode)]
+    return min((disk.f_bavail * disk.f_frsize / GIB for disk in free), default=math.inf)
 
 
 def _disk(folder: Callable[[], Path], size_mib: int) -> Facts:
@@ -151,6 +161,15 @@ def _judge_memlock(facts: Facts, run: PlannedRun) -> Check:
         do = "ulimit -l unlimited (Slurm: PropagateResourceLimits, LimitMEMLOCK of slurmd)"
         return Check("locked memory", "yellow", f"{value}: too little for InfiniBand", do)
     return Check("locked memory", "green", value)
+
+
+def _judge_console(ranks: Sequence[Facts]) -> Check:
+    free = min(facts["console_gib"] for facts in ranks)
+    value = "goes to no file" if free == math.inf else f"goes to a file: {free:,.2f} GiB free"
+    if free < limits.CONSOLE_GIB:
+        do = "make room, or send it elsewhere; training goes on, but what it prints is lost"
+        return Check("console", "yellow", value, do)
+    return Check("console", "green", value)
 
 
 def _judge_run_folder(facts: Facts, run: PlannedRun) -> Check:

@@ -18,6 +18,7 @@ SLOW_GPU = 0.9  # share of the median GPU's speed below which it is slow: the sl
 
 CHECKPOINT_S = 30.0  # Slurm and torchrun kill a process 30 s after the signal: a save must fit
 SMALL_SET_S = 1.0  # a set that is read in less time delays nobody, and is in memory afterwards
+CONSOLE_GIB = 0.01  # the log of a long run: a line of 150 bytes every few seconds for some days
 # Free space for caches: the kernels and graphs of one network at two image sizes take some 100 MiB.
 CACHE_GIB: dict[Literal["red", "yellow"], float] = {"red": 0.05, "yellow": 1.0}
 # File systems on which many processes compiling into one cache are slow and race.

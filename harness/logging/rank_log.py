@@ -41,7 +41,8 @@ def tell_job(line: str) -> None:
     """Print a line to the job's log, and to this rank's own if it has one."""
     print(line, file=sys.stderr, flush=True)
     if _job_stderr is not None:
-        os.write(_job_stderr, f"{line}\n".encode())
+        with suppress(OSError):  # its disk is full, or nobody reads it any more
+            os.write(_job_stderr, f"{line}\n".encode())
 
 
 def speaks_first() -> bool:
@@ -66,4 +67,5 @@ def tell_torchrun(message: str) -> None:
     """
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+        with suppress(OSError):  # the disk is full
+            Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))

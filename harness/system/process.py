@@ -1,19 +1,30 @@
-"""This process: when it was started, which CPU cores it may use, which signals it was sent.
+"""This process: its start, its CPU cores, its standard streams, the signals that it was sent.
 
 Imports no torch.
 """
 
 import os
+import select
 import signal
+import sys
 import time
 from contextlib import suppress
+from errno import EIO, EPIPE
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from threading import Thread
 from types import FrameType
+from typing import TYPE_CHECKING, ClassVar
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from harness.errors import RunFailed
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+CAUGHT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask to save and stop. The first of several names the stop: it says the most."""
 DELIBERATE = (signal.SIGINT, signal.SIGTERM)
-"""Signals of a person or a launcher. The others come from a cluster, which may repeat them."""
+"""Signals of a person or a launcher. Others are repeated: by a cluster, or a terminal that dies."""
 SAME_REQUEST_S = 2.0  # signals within this time of the first count as one request
 
 
@@ -86,6 +97,60 @@ def cpu_quota(
     return min(quotas, default=None)
 
 
+class _Stream(FileIO):
+    """Stdout or stderr: what cannot be written, to a full disk or a broken pipe, is left out."""
+
+    lost: ClassVar[dict[int, OSError]] = {}
+    """Descriptor -> why something was left out."""
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        """Write all, or what is possible; never raise an error."""
+        rest = memoryview(content).cast("B")
+        size = rest.nbytes
+        try:
+            while rest:
+                if (written := super().write(rest)) is None:  # full, if a process has made it
+                    select.select([], [self], [], 1.0)  # non-blocking: wait for its reader
+                rest = rest[written or 0 :]
+        except OSError as error:
+            self.lost[self.fileno()] = error
+        return size
+
+
+def outlive_streams() -> None:
+    """Let this process go on, its console quiet, if stdout or stderr is closed, full or broken.
+
+    This serves all that Python code prints, libraries' bars and logs too. Call it first.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # closed: an open file would be next
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        given = getattr(sys, name)
+        if given is getattr(sys, f"__{name}__"):  # else it is a test's, or a notebook's
+            text = TextIOWrapper(
+                _Stream(descriptor, "w", closefd=False),
+                encoding=getattr(given, "encoding", None),
+                errors=getattr(given, "errors", "replace"),
+                line_buffering=getattr(given, "line_buffering", True),
+                write_through=getattr(given, "write_through", False),
+            )
+            setattr(sys, name, text)
+
+
+def require_output() -> None:
+    """Raise RunFailed if part of stdout was lost, but not if nobody reads it any more."""
+    sys.stdout.flush()
+    if (lost := _Stream.lost.get(1)) and lost.errno not in (EPIPE, EIO):
+        raise RunFailed(f"stdout: {lost.strerror}: part of what was printed is missing")
+
+
+def caught() -> list[signal.Signals]:
+    """Return the signals to catch: SIGHUP not where it is ignored, as nohup wants it."""
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in CAUGHT if not nohup or number != signal.SIGHUP]
+
+
 class Signals:
     """Records the first signal; a second SIGINT or SIGTERM ends the process at once.
 
@@ -98,11 +163,11 @@ class Signals:
         self.received: signal.Signals | None = None
 
     def catch(self) -> None:
-        """Record SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
+        """Record the signals in CAUGHT from now on (main thread only)."""
         reads, writes = os.pipe()
         os.set_blocking(writes, False)
         signal.set_wakeup_fd(writes)
-        for number in CAUGHT:
+        for number in caught():
             signal.signal(number, _ignore)
         Thread(target=self._listen, args=(reads,), name="signals", daemon=True).start()
 
@@ -112,22 +177,24 @@ class Signals:
             number, now = os.read(descriptor, 1)[0], time.monotonic()
             if number not in CAUGHT:
                 continue
-            if self.received is None:
-                self.received, first_at = signal.Signals(number), now
+            sent = signal.Signals(number)
+            if self.received in (None, signal.SIGHUP):  # a terminal that dies wishes nothing yet
+                self.received, first_at = sent, now
             # Slurm signals torchrun and its workers, and torchrun forwards: one request, twice.
-            elif number in DELIBERATE and now - first_at > SAME_REQUEST_S:
+            elif sent in DELIBERATE and now - first_at > SAME_REQUEST_S:
                 os._exit(128 + number)
-            # With SIGTERM may come SIGUSR1 or SIGUSR2, which are more specific (and smaller).
-            elif number < self.received:
-                self.received = signal.Signals(number)
+            else:
+                self.received = min(self.received, sent, key=CAUGHT.index)
 
 
 def leave_to_parent() -> None:
     """Let a worker process ignore stop requests; a SIGTERM from its parent ends it.
 
-    Ctrl-C reaches all processes of a terminal, and Slurm's signals all of a job step.
+    Ctrl-C reaches all processes of a terminal, Slurm's signals all of a job step, and torchrun's a
+    rank's process group, which this process leaves.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    os.setpgid(0, 0)
+    for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

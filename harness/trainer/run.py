@@ -17,7 +17,7 @@ from harness.monitor.clock import Clock
 from harness.monitor.watchdog import Watchdog
 from harness.run_folder import folder as run_folder
 from harness.system.console import out
-from harness.system.process import Signals
+from harness.system.process import CAUGHT, Signals
 from harness.trainer import attempt as attempts
 from harness.trainer import loop, setup
 from harness.trainer.checkpointing import CheckpointManager
@@ -247,7 +247,7 @@ def _stopped(
     """Save so that the same command continues; return what the user is told."""
     world = log.resolved.world
     # Every rank names the same signal: it may reach one before another, or only one.
-    signal = min(number for number in world.gather(control.signals.received) if number)
+    signal = min(filter(None, world.gather(control.signals.received)), key=CAUGHT.index)
     checkpoints.wait()
     log.record("stop", t)  # the next attempt overwrites it
     if log.writes:

@@ -32,7 +32,7 @@ from harness.monitor import probes
 NEEDED = {
     "GPUs", "versions", "CPU cores", "matrix product", "/dev/shm", "open files", "locked memory",
     "run folder", "cache folder", "temporary folder", "training data", "rank 0's address",
-    "ranks agree", "world size", "all-reduce", "clock skew", "W&B",
+    "ranks agree", "world size", "all-reduce", "clock skew", "W&B", "console",
 }  # fmt: skip
 
 

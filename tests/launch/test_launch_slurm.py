@@ -132,6 +132,18 @@ exec "$@"
 """
 
 
+def test_a_job_goes_on_when_its_log_is_full() -> None:
+    script = f"""
+        set -euo pipefail
+        source {ROOT}/slurm/common.sh
+        ulimit -n 1000
+        check_limits
+        echo "job 12"
+    """
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(["bash", "-c", script], stdout=full, stderr=full).returncode == 0
+
+
 def test_the_scripts_ask_torchrun_only_for_what_it_knows(tmp_path: Path) -> None:
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, train
+from helpers import ROOT, TINY, train, wait_for_rows
 from ranks import python
 
 from harness.doctor.chaos.compare import compare
@@ -232,6 +232,7 @@ NOT_FINITE = Note(1, "node1", 1, "loss is not finite", known=True)
         (143, stopped(signal.SIGTERM), PREEMPTED, 0, True),
         (143, stopped(signal.SIGTERM), RUNNING, 0, False),
         (130, stopped(signal.SIGINT), RUNNING, 0, False),
+        (129, stopped(signal.SIGHUP), RUNNING, 0, False),
         (140, None, RUNNING, 0, True),  # too early for a note
         (140, stopped(signal.SIGUSR2), {"JobState": "CANCELLED"}, 0, False),
         (143, stopped(signal.SIGTERM), {"JobState": "PENDING"}, 0, False),
@@ -327,3 +328,31 @@ def test_a_local_run_saves_goes_on_and_ends_as_under_torchrun(tmp_path: Path, ph
     assert here.wait(timeout=240) == 0, log.read_text()
     assert ": stopped by SIGUSR2 at step" in log.read_text()
     assert compare(tmp_path / "runs" / "plain", tmp_path / "runs" / "submitted") == []
+
+
+@pytest.mark.slow
+def test_a_terminal_that_dies_stops_a_local_run_but_not_under_nohup(tmp_path: Path) -> None:
+    """SIGHUP to submit.py alone; then to its whole group, as a terminal sends it, twice."""
+    words = [*TINY, "--data.source", "synthetic", "--train.global-batch", "8", "--log.every-steps",
+             "1", "--schedule.epochs", "1000", "--local", "--gpus-per-node", "0",
+             "--tasks-per-node", "1", "--seeds", "2"]  # fmt: skip
+    for name, nohup, kill in (("hup", [], os.kill), ("group", [], os.killpg),
+                              ("nohup", ["nohup"], os.killpg)):  # fmt: skip
+        with (tmp_path / name).open("w") as file:
+            job = subprocess.Popen(
+                [*nohup, sys.executable, SUBMIT, *words, "--run.name", name], cwd=tmp_path,
+                stdout=file, stderr=file, process_group=0,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            )  # fmt: skip
+        folder = tmp_path / "runs" / f"{name}-s0"
+        wait_for_rows(folder, job)
+        kill(job.pid, signal.SIGHUP)
+        if nohup:
+            wait_for_rows(folder, job, 2 + (folder / "rows.jsonl").read_bytes().count(b"\n"))
+            job.send_signal(signal.SIGTERM)
+        else:
+            time.sleep(0.1)
+            kill(job.pid, signal.SIGHUP)
+        assert job.wait(60) == (143 if nohup else 129), (tmp_path / name).read_text()
+        assert (folder / "state").read_text() == "stopped\n"
+        assert not folder.with_name(f"{name}-s1").exists(), "the next seed does not start"

@@ -161,6 +161,7 @@ def _rank(
 def _main(argv: list[str], environ: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
     _become(environ)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with &
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and by nohup
     os.chdir(cwd)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         stream.flush()

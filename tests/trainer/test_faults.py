@@ -30,7 +30,7 @@ from harness.run_folder.folder import attempts
 pytestmark = pytest.mark.gpu_too
 
 RANKS = 3
-SIGNALS = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2")
+SIGNALS = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2")
 
 
 def flags_of(photos: Path, name: str, *more: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_every_signal_stops_all_ranks_after_the_same_step(
     """
     flags, folder = flags_of(photos, "stopped"), tmp_path / "runs" / "stopped"
     for number, (by, of_one_rank, code) in enumerate(
-        [(signal.SIGUSR1, False, 1), (signal.SIGUSR2, True, 0)], start=1
+        [(signal.SIGUSR1, False, 1), (signal.SIGUSR2, True, 0), (signal.SIGHUP, False, 1)], start=1
     ):
         with started(tmp_path, flags, *SIGNALS, "--max-restarts", "3") as job:
             if number > 1:
@@ -128,7 +128,7 @@ def test_every_signal_stops_all_ranks_after_the_same_step(
     assert done.returncode == 0, done.stderr
     assert compare(undisturbed, folder) == []
     ended = [each.get("previous_ended") for each in attempts(folder)]
-    assert ended == [None, "stopped", "stopped"]
+    assert ended == [None, "stopped", "stopped", "stopped"]
 
 
 @pytest.mark.slow

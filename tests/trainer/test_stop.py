@@ -21,7 +21,12 @@ TERMS = ("--train.global-batch", "12", "--eval.local-batch", "16", "--log.every-
 
 
 @pytest.mark.parametrize(
-    "by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+    "by",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGHUP,
+    ],
 )
 def test_a_signal_stops_the_run_and_it_goes_on(
     tmp_path: Path, photos: Path, by: signal.Signals
