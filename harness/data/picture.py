@@ -14,16 +14,18 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"  # the first bytes
 _BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _FRAMES = {bytes((0xFF, n)) for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC)}
 _SCAN = b"\xff\xda"
 _NO_PIXELS = {bytes((0xFF, 0xE0 + n)) for n in range(16)} - {b"\xff\xe0", b"\xff\xee"}
 """JPEG's application segments but for JFIF's and Adobe's, which say how colors are encoded."""
 
 _NONE = "its header is not one of a JPEG or PNG"
-
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module="PIL")  # of EXIF and the like: they name no file
 
@@ -48,23 +50,26 @@ def header(file: IO[bytes]) -> Header:
         EndsEarly: all bytes were read.
         ValueError: it is no JPEG or PNG, or damaged; the message says what is wrong.
     """
-    found = None
+    found, names = None, set()
     for name, at, _ in _parts(file):
+        names.add(name)
         if name == b"IHDR":
             part, checksum = _unpack(">17sI", file, at + 4)
-            width, height, bits, color = struct.unpack_from(">IIBB", part, 4)
-            good = bits in _BITS.get(color, ()) and zlib.crc32(part) == checksum
-            cmyk = False
+            width, height, bits, color, *methods = struct.unpack(">4xIIBBBBB", part)
+            good = bits in _BITS.get(color, ()) and methods in ([0, 0, 0], [0, 0, 1])
+            good, bands = good and zlib.crc32(part) == checksum, color
         elif name in _FRAMES:
             bits, height, width, bands = _unpack(">BHHB", file, at + 4)
-            good, cmyk = bits == 8 and bands in (1, 3, 4), bands == 4
+            good = bits == 8 and bands in (1, 3, 4)
         elif found and name in (b"IDAT", _SCAN):
+            if found.png and bands == 3 and b"PLTE" not in names:
+                raise ValueError("its colors are missing: it has no palette")
             return found
         else:
             continue
         if not (good and 0 < width < 2**31 and 0 < height < 2**31):
             raise ValueError(f"its header is of no image: {width} x {height} px of {bits} bits")
-        found = Header(width, height, name == b"IHDR", cmyk)
+        found = Header(width, height, name == b"IHDR", name != b"IHDR" and bands == 4)
     raise ValueError("its header is not followed by pixels")
 
 
@@ -75,10 +80,11 @@ def decoded(content: bytes) -> Image.Image:
         ValueError: it does not decode to its end; the message says why.
     """
     try:
-        with Image.open(BytesIO(_bare(content)), formats=("JPEG", "PNG")) as image:
+        opened = PngImageFile if content.startswith(PNG) else JpegImageFile
+        with opened(BytesIO(_bare(content))) as image:
             if image.mode == "I;16":  # Pillow would cut values off at 255
                 return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
-            if image.mode == "CMYK" and "adobe" not in image.info:
+            if image.mode == "CMYK" and "adobe_transform" not in image.info:
                 # Pillow takes all inks for inverted; they are only where Adobe's marker is.
                 return image.point(lambda ink: 255 - ink).convert("RGB")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -91,14 +97,17 @@ def _bare(content: bytes) -> bytes:
 
     Pillow does not check the sums of a PNG's pixels, and DALI does.
     """
-    kept = [PNG if content.startswith(PNG) else JPEG]
+    kept, last, runs = [PNG if content.startswith(PNG) else JPEG], b"", 0
     for name, at, end in _parts(BytesIO(content)):
         part = content[at:end]
+        runs, last = runs + (name == b"IDAT" != last), name
         if len(name) == 2:
             kept += [content[at:]] if name == _SCAN else [part] * (name not in _NO_PIXELS)
-        elif name[:1].isupper():  # what an image cannot do without
+        elif name in _CRITICAL:
             if len(part) < end - at:
                 raise EndsEarly(f"ends early, before byte {end:,}")
+            if runs > 1:
+                raise ValueError("its pixels are not in one piece")
             if name != b"IEND" and zlib.crc32(part[4:-4]).to_bytes(4) != part[-4:]:
                 raise ValueError(f"wrong checksum of {name.decode()} at byte {at:,}")
             kept.append(part)
@@ -116,6 +125,7 @@ def _parts(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
         if png:
             length, name = _unpack(">I4s", file, at)
             end, good = at + 12 + length, name.isalpha() and name[2:3].isupper()
+            good = good and (name in _CRITICAL or name[:1].islower())
         else:
             name, length = _unpack(">2sH", file, at)
             if name == b"\xff\xff":  # padding

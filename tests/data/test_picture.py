@@ -68,8 +68,7 @@ def png(pixels: np.ndarray, color: int, *, interlaced: bool = False) -> bytes:
     )
 
 
-def with_chunk(content: bytes, name: bytes, data: bytes, *, after_pixels: bool = False) -> bytes:
-    at = len(content) - 12 if after_pixels else 33
+def with_chunk(content: bytes, name: bytes, data: bytes, at: int = 33) -> bytes:
     return content[:at] + chunk(name, data) + content[at:]
 
 
@@ -145,7 +144,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     # What Pillow refuses or warns of, though it makes no pixels.
     "1 MiB of text": lambda: with_chunk(PNG, b"zTXt", b"k\0\0" + zlib.compress(bytes(1_200_000))),
     "1 MiB of text after the pixels": lambda: with_chunk(
-        PNG, b"zTXt", b"k\0\0" + zlib.compress(bytes(1_200_000)), after_pixels=True
+        PNG, b"zTXt", b"k\0\0" + zlib.compress(bytes(1_200_000)), at=-12
     ),
     "1 MiB of color profile": lambda: with_chunk(
         PNG, b"iCCP", b"p\0\0" + zlib.compress(bytes(1_200_000))
@@ -256,6 +255,12 @@ BROKEN = {
     "wrong byte in the pixels": (
         PNG[:99] + bytes([PNG[99] ^ 1]) + PNG[100:], "corrupt", "wrong checksum of IDAT"
     ),
+    "pixels in two pieces": (
+        PNG[:33] + chunk(b"IDAT", PNG[41:91]) + chunk(b"tEXt", b"k\0v")
+        + chunk(b"IDAT", PNG[91:-16]) + PNG[-12:], "corrupt", "not in one piece",
+    ),
+    "no palette": (png(np.zeros((5, 5), np.uint8), 3), "unreadable", "no palette"),
+    "unknown part": (with_chunk(PNG, b"CgBI", bytes(4)), "unreadable", "is damaged at byte 33"),
     "wrong sum of the header": (PNG[:29] + bytes(4) + PNG[33:], "unreadable", "is of no image"),
     "0 px": (png(np.empty((0, 5), np.uint8), 0), "unreadable", "is of no image: 5 x 0 px"),
     "no pixels": (PNG[:33] + PNG[-12:], "unreadable", "not followed by pixels"),
@@ -278,7 +283,10 @@ def test_a_broken_image_says_why(tmp_path: Path, name: str) -> None:
             open_folder(tmp_path)
         return
     dataset = open_folder(tmp_path)
-    for arm, reason in ((dali, "(Premature|Unexpected) end|incorrect data"), (in_pillow, why)):
+    for arm, reason in (
+        (dali, "(Premature|Unexpected) end|incorrect data|Not enough"),
+        (in_pillow, why),
+    ):
         with pytest.raises(RunFailed, match=f"sample 0 does not decode .*{reason}") as raised:
             list(arm(dataset, WHOLE, 1, PX))  # type: ignore[operator]
         assert "\n" not in str(raised.value)
