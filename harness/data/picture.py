@@ -64,6 +64,8 @@ def header(file: IO[bytes]) -> Header:
         elif found and name in (b"IDAT", _SCAN):
             if found.png and bands == 3 and b"PLTE" not in names:
                 raise ValueError("its colors are missing: it has no palette")
+            if b"acTL" in names and b"fcTL" not in names:  # DALI would show another
+                raise ValueError("is an animation before which comes an image of its own")
             return found
         else:
             continue

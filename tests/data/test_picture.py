@@ -128,7 +128,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "interlaced RGBA, 16 bits": lambda: png(sixteen(SMOOTH, GREEN), 6, interlaced=True),
     "gamma": lambda: with_chunk(PNG, b"gAMA", struct.pack(">I", 100_000)),
     "APNG": lambda: saved(RGB, **FRAMES),
-    "APNG with another first image": lambda: saved(RGB, **FRAMES, default_image=True),
+    "animated RGBA": lambda: saved(Image.merge("RGBA", (*RGB.split(), ALPHA)), **FRAMES),
     "rotated PNG": lambda: saved(RGB, exif=rotated()),
     "JPEG": lambda: JPEG,
     "JPEG of 4:4:4": lambda: saved(RGB, "JPEG", quality=95, subsampling=0),
@@ -258,6 +258,9 @@ BROKEN = {
     "pixels in two pieces": (
         PNG[:33] + chunk(b"IDAT", PNG[41:91]) + chunk(b"tEXt", b"k\0v")
         + chunk(b"IDAT", PNG[91:-16]) + PNG[-12:], "corrupt", "not in one piece",
+    ),
+    "animation after an image": (
+        saved(RGB, **FRAMES, default_image=True), "unreadable", "is an animation before which",
     ),
     "no palette": (png(np.zeros((5, 5), np.uint8), 3), "unreadable", "no palette"),
     "unknown part": (with_chunk(PNG, b"CgBI", bytes(4)), "unreadable", "is damaged at byte 33"),

@@ -32,7 +32,7 @@ _ORIENTATION, _ROTATED = 0x0112, range(2, 9)  # EXIF; some cameras write 0, whic
 
 WRONG = {
     "empty": "0 bytes",
-    "unreadable": "no JPEG or PNG by its header",
+    "unreadable": "no JPEG or PNG that can be used, by its header",
     "corrupt": "does not decode to its end",
     "counts": "not as many images as ImageNet has",
     "classes": "classes of training and validation differ",
