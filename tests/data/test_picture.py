@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 import sys
+import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -322,3 +325,62 @@ def test_of_sound_images_only_the_header_is_read(
         check.check(open_sources(tmp_path), decode=False, workers=1)
     assert max(most) <= 16 * 4200
     assert len(most) == 5
+
+
+def mutated(draw: random.Random, content: bytes) -> tuple[str, bytes]:
+    """An image with something around its pixels, or damaged in one of a few ways."""
+    at, few = draw.randrange(len(content)), draw.randrange(1, 40)
+    how = draw.choice(["around", "around", "byte", "end", "out", "in", "tail"])
+    if how == "around" and content.startswith(picture.PNG):
+        name = draw.choice([b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"gAMA", b"cHRM",
+                            b"sRGB", b"sBIT", b"tIME", b"sPLT", b"tRNS"])  # fmt: skip
+        where = draw.choice([33, len(content) - 12])
+        return how, with_chunk(content, name, draw.randbytes(few), at=where)
+    if how == "around":
+        starts = [b"Exif\0\0MM\0*", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"MPF\0",
+                  b"Photoshop 3.0\x008BIM", b""]  # fmt: skip
+        marker = draw.choice([*range(0xE1, 0xEE), 0xEF, 0xFE])
+        return how, with_segment(content, marker, draw.choice(starts) + draw.randbytes(few))
+    return how, {
+        "byte": content[:at] + bytes([content[at] ^ few]) + content[at + 1 :],
+        "end": content[:-few],
+        "out": content[:at] + content[at + few :],
+        "in": content[:at] + draw.randbytes(few) + content[at:],
+        "tail": content + draw.randbytes(few),
+    }[how]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_check_calls_sound_is_what_dali_decodes(tmp_path: Path) -> None:
+    """A minute of images that are damaged, or have something odd around their pixels.
+
+    DALI and Pillow conceal some damage to a JPEG: then both must show the same.
+    """
+    draw, end, seen = random.Random(0), time.monotonic() + 60, Counter[tuple[str, bool]]()
+    forms = [
+        form() for name, form in FORMS.items() if not name.startswith(("1 MiB", "APNG", "anim"))
+    ]
+    (tmp_path / "class0").mkdir()
+    path = tmp_path / "class0" / "a.jpg"
+    while time.monotonic() < end:
+        how, content = mutated(draw, draw.choice(forms))
+        path.write_bytes(content)
+        report = check.check(open_sources(tmp_path), decode=True, workers=1)
+        (tmp_path / ".harness-index.npz").unlink(missing_ok=True)
+        try:
+            dataset = open_folder(tmp_path)
+            (batch,) = dali(dataset, WHOLE, 1, PX, device=CPU)
+        except (BadInput, RunFailed):
+            assert report.wrong, (how, content)
+            seen[how, False] += 1
+            continue
+        seen[how, True] += 1
+        if report.wrong:
+            assert how != "around", (report.wrong, content)
+            continue
+        (other,) = in_pillow(dataset, WHOLE, 1, PX)
+        apart = batch.images.float() - other.images.float()
+        assert apart.abs().max() <= 4, (how, content)
+    assert seen["around", True] > 20
+    assert seen["end", False] > 20
