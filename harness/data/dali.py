@@ -283,5 +283,5 @@ def _reason(error: RuntimeError, said: str = "") -> str:
     """Return the last error of a codec, else what DALI says that it encountered."""
     lines = [line for line in said.splitlines() if "error" in line.lower()][-1:]
     lines += str(error).rpartition("encountered:")[2].splitlines()
-    lines = [re.sub(r"\x1b\[[\d;]*m|\[\S+\]", "", line).strip() for line in lines]
+    lines = [re.sub(r"\x1b\[[\d;]*m|\[\S+\]", "", line).strip(" :") for line in lines]
     return next(filter(None, lines))[:200]

@@ -128,4 +128,4 @@ def size_px(image: Path | IO[bytes]) -> tuple[int, int]:
                 return picture.header(file)[:2]
         return picture.header(image)[:2]
     except OSError as error:
-        raise ValueError(error.strerror) from None
+        raise ValueError(error.strerror or error) from None

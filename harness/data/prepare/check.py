@@ -142,7 +142,7 @@ def _looked_at(content: bytes, header: picture.Header, where: str, *, decode: bo
     width, height, png, cmyk = header
     findings = [Finding("CMYK", where)] if cmyk else []
     orientation = 1
-    with suppress(Exception), Image.open(BytesIO(content)) as image:  # EXIF may be damaged
+    with suppress(Exception), Image.open(BytesIO(content)) as image:  # all may be damaged
         # Not PNG's own method, which decodes the image.
         orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     if orientation in _ROTATED:

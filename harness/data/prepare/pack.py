@@ -223,7 +223,8 @@ def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content:
 def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
     """Return the suffix (by content) and the bytes of an image as it is packed.
 
-    PNG stays PNG, which is lossless. Re-encoding drops EXIF, whose rotation is never applied.
+    PNG stays PNG, which is lossless. Re-encoding drops transparency, and EXIF, whose rotation is
+    never applied.
 
     Raises:
         BadInput: it is neither JPEG nor PNG, or does not decode.
@@ -241,7 +242,7 @@ def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
             pixels = pixels.resize(target, Image.Resampling.LANCZOS)
         options = {} if suffix == "png" else {"quality": how.quality or DEFAULT_QUALITY}
         pixels.save(file := BytesIO(), "PNG" if suffix == "png" else "JPEG", **options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"{where}: {error}; remove or replace it, or find all such by harness data check"
         ) from None
