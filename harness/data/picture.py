@@ -89,7 +89,9 @@ def decoded(content: bytes) -> Image.Image:
             if image.mode == "CMYK" and "adobe_transform" not in image.info:
                 # Pillow takes all inks for inverted; they are only where Adobe's marker is.
                 return image.point(lambda ink: 255 - ink).convert("RGB")
-            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+            image.load()
+            mode = "L" if image.mode in ("1", "L") else "RGB"
+            return image if image.mode == mode else image.convert(mode)
     except Exception as error:  # of many kinds, from a damaged image
         raise ValueError(str(error) or type(error).__name__) from None
 
