@@ -4,9 +4,12 @@ One function builds the graph for training and validation, on the CPU and on the
 only file that imports DALI.
 """
 
+import os
+import re
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -149,10 +152,12 @@ class DaliBatches:
         feed = (inputs(one, [read(int(one.ids[0]))], self._steps) for one in singles)
         pipeline = self._build(feed, batch=1, threads=1, prefetch=1, on_gpu=False)
         for one in singles:
-            try:
-                pipeline.run()
-            except RuntimeError as reason:
-                return RunFailed(undecodable(self._dataset, int(one.ids[0]), _reason(reason)))
+            with _codecs_say() as said:
+                try:
+                    pipeline.run()
+                except RuntimeError as reason:
+                    why = _reason(reason, said())
+                    return RunFailed(undecodable(self._dataset, int(one.ids[0]), why))
         if self._decode != "gpu":
             return None
         return RunFailed(
@@ -261,7 +266,22 @@ def release_memory() -> None:
     backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
-def _reason(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = next((line for line in lines if "[" in line and "]" in line), lines[0])
-    return line.split("]", 1)[-1].strip()[:200]
+@contextmanager
+def _codecs_say() -> Iterator[Callable[[], str]]:
+    """Collect what DALI's codecs say of an image; they write it to stderr, not into the error."""
+    with open(os.memfd_create("stderr"), "w+", errors="replace") as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield lambda: (said.seek(0), said.read())[1]
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _reason(error: RuntimeError, said: str = "") -> str:
+    """Return the last error of a codec, else what DALI says that it encountered."""
+    lines = [line for line in said.splitlines() if "error" in line.lower()][-1:]
+    lines += str(error).rpartition("encountered:")[2].splitlines()
+    lines = [re.sub(r"\x1b\[[\d;]*m|\[\S+\]", "", line).strip(" :") for line in lines]
+    return next(filter(None, lines))[:200]

@@ -4,7 +4,6 @@ This is the baseline for DALI, and the way to run where DALI has no wheel.
 """
 
 from collections.abc import Iterator
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils import data
 
+from harness.data import picture
 from harness.data.augment import Ints, Steps
 from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset, undecodable
@@ -99,9 +99,8 @@ class _Images(data.Dataset[_Item]):
 def decoded(dataset: Dataset, sample: int) -> Image.Image:
     """Return an image as Pillow decodes it, in RGB; raise RunFailed if it does not decode."""
     try:
-        with Image.open(BytesIO(dataset.content(sample))) as file:
-            return file.convert("RGB")
-    except (OSError, SyntaxError) as error:
+        return picture.decoded(dataset.content(sample)).convert("RGB")
+    except ValueError as error:
         raise RunFailed(undecodable(dataset, sample, error)) from None
 
 

@@ -196,10 +196,13 @@ def test_a_torn_index_is_built_again(root: Path, torn: bytes | None) -> None:
 
 def test_a_header_that_does_not_parse_leaves_nothing(root: Path) -> None:
     bad = root / "class1" / "bad.jpg"
-    hint = "its header is not one of a JPEG or PNG; remove or replace it"
-    for content in (b"", b"\xff\xd8\xff", b"<html>", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;",
-                    b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"):  # fmt: skip
+    none, early = "its header is not one of a JPEG or PNG", "ends early, before byte"
+    for content, why in (
+        (b"", none), (b"\xff\xd8\xff", f"{early} 6"), (b"<html>", none), (b"GIF89a\1\0;", none),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", f"{early} 33"),
+    ):  # fmt: skip
         bad.write_bytes(content)
+        hint = f"{why}; remove or replace it"
         with pytest.raises(BadInput, match=re.escape(f"{bad}: {hint}")):
             open_folder(root)
     assert files(root) == set()

@@ -5,8 +5,10 @@ It reads the headers, or with `decode` all bytes, and reports all findings, not 
 
 import hashlib
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -15,7 +17,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from harness.data import manifest
+from harness.data import manifest, picture
 from harness.data.prepare.sources import Source
 from harness.errors import BadInput
 from harness.system.progress import in_parallel, track
@@ -30,7 +32,7 @@ _ORIENTATION, _ROTATED = 0x0112, range(2, 9)  # EXIF; some cameras write 0, whic
 
 WRONG = {
     "empty": "0 bytes",
-    "unreadable": "header is not one of a JPEG or PNG",
+    "unreadable": "no JPEG or PNG that can be used, by its header",
     "corrupt": "does not decode to its end",
     "counts": "not as many images as ImageNet has",
     "classes": "classes of training and validation differ",
@@ -121,40 +123,39 @@ def check(sources: Sequence[Source], *, decode: bool, workers: int) -> Report:
 
 
 def _read(source: Source, image: int, *, decode: bool) -> _Image:
-    where = source.where(image)
-    try:
-        content = source.read(image) if decode else source.read(image, _HEAD_BYTES)
-    except BadInput as error:
-        return _Image(findings=(Finding("unreadable", where, str(error)),))
-    if not content:
-        return _Image(findings=(Finding("empty", where),))
-    facts = _opened(content, where, decode=decode)
-    if facts is None and not decode:
-        # A long EXIF block or color profile may come before the size.
-        facts = _opened(source.read(image), where, decode=False)
-    return facts or _Image(findings=(Finding("unreadable", where),))
+    where, most = source.where(image), sys.maxsize if decode else _HEAD_BYTES
+    while True:
+        try:
+            content = source.read(image, most)
+            if not content:
+                return _Image(findings=(Finding("empty", where),))
+            header = picture.header(BytesIO(content))
+        except (BadInput, ValueError) as error:
+            if not isinstance(error, picture.EndsEarly) or len(content) < most:
+                return _Image(findings=(Finding("unreadable", where, str(error)),))
+            most *= 16  # a long EXIF block or color profile may come before the size
+        else:
+            return _looked_at(content, header, where, decode=decode)
 
 
-def _opened(content: bytes, where: str, *, decode: bool) -> _Image | None:
-    findings = []
-    try:
-        with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            if image.mode == "CMYK":
-                findings.append(Finding("CMYK", where))
-            if (orientation := image.getexif().get(_ORIENTATION, 1)) in _ROTATED:
-                findings.append(Finding("rotated", where, f"orientation {orientation}"))
-            if width * height > HUGE_PX:
-                findings.append(Finding("huge", where, f"{width} x {height} px"))
-            if decode:
-                try:
-                    image.load()
-                except (OSError, ValueError, SyntaxError) as error:
-                    findings.append(Finding("corrupt", where, str(error)))
-            head = int.from_bytes(hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8])
-            return _Image(width, height, image.format == "PNG", head, tuple(findings))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # its header does not parse
+def _looked_at(content: bytes, header: picture.Header, where: str, *, decode: bool) -> _Image:
+    width, height, png, cmyk = header
+    findings = [Finding("CMYK", where)] if cmyk else []
+    orientation = 1
+    with suppress(Exception), Image.open(BytesIO(content)) as image:  # all may be damaged
+        # Not PNG's own method, which decodes the image.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    if orientation in _ROTATED:
+        findings.append(Finding("rotated", where, f"orientation {orientation}"))
+    if width * height > HUGE_PX:
+        findings.append(Finding("huge", where, f"{width} x {height} px"))
+    if decode:
+        try:
+            picture.decoded(content)
+        except ValueError as error:
+            findings.append(Finding("corrupt", where, str(error)))
+    head = int.from_bytes(hashlib.sha256(content[:_HEAD_BYTES]).digest()[:8])
+    return _Image(width, height, png, head, tuple(findings))
 
 
 def _split(source: Source, images: Sequence[_Image]) -> Split:

@@ -21,9 +21,8 @@ from threading import Event
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from harness.data import manifest, stream
+from harness.data import manifest, picture, stream
 from harness.data.prepare.sources import Source
-from harness.data.webdataset import size_px
 from harness.errors import BadInput, RunFailed
 from harness.system.console import count, out
 from harness.system.files import write_atomic
@@ -31,7 +30,6 @@ from harness.system.progress import track
 
 _LOCK = ".pack.lock"
 _FREE_BYTES = 64 * 2**20
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 DEFAULT_QUALITY = 90
 
 
@@ -225,26 +223,26 @@ def _add(tar: tarfile.TarFile, source: Source, image: int, suffix: str, content:
 def encoded(content: bytes, how: Encoding, where: str) -> tuple[str, bytes]:
     """Return the suffix (by content) and the bytes of an image as it is packed.
 
-    PNG stays PNG, which is lossless. Re-encoding drops EXIF, whose rotation is never applied.
+    PNG stays PNG, which is lossless. Re-encoding drops transparency, and EXIF, whose rotation is
+    never applied.
 
     Raises:
         BadInput: it is neither JPEG nor PNG, or does not decode.
     """
-    suffix = "png" if content.startswith(PNG) else "jpg" if content.startswith(JPEG) else None
     try:
-        if suffix is None:
-            raise ValueError("it is neither a JPEG nor a PNG")
-        size = size_px(BytesIO(content))
+        header = picture.header(BytesIO(content))
+        size, suffix = header[:2], "png" if header.png else "jpg"
         target = how.size_of(*size)
         if target == size and (how.quality is None or suffix == "png"):
             return suffix, content
-        with Image.open(BytesIO(content)) as image:
-            pixels = image if suffix == "png" and image.mode != "P" else image.convert("RGB")
-            if target != size:
-                pixels = pixels.resize(target, Image.Resampling.LANCZOS)
-            options = {} if suffix == "png" else {"quality": how.quality or DEFAULT_QUALITY}
-            pixels.save(file := BytesIO(), "PNG" if suffix == "png" else "JPEG", **options)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        pixels = picture.decoded(content)
+        if suffix == "jpg":
+            pixels = pixels.convert("RGB")
+        if target != size:
+            pixels = pixels.resize(target, Image.Resampling.LANCZOS)
+        options = {} if suffix == "png" else {"quality": how.quality or DEFAULT_QUALITY}
+        pixels.save(file := BytesIO(), "PNG" if suffix == "png" else "JPEG", **options)
+    except (OSError, ValueError) as error:
         raise BadInput(
             f"{where}: {error}; remove or replace it, or find all such by harness data check"
         ) from None
