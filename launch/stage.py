@@ -49,7 +49,7 @@ def stage(source: Path, root: Path) -> Path:
     """
     if shutil.which("rsync") is None:
         raise BadInput("rsync: not on this node; install it, or unset HARNESS_STAGE")
-    tag = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    tag = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
     target = root / f"{source.resolve().name}-{tag}"
     part = root / f".{target.name}.part"
     try:
@@ -157,7 +157,7 @@ def main() -> None:
     if flags_to is None:
         print(*flags)
     elif os.environ.get("SLURM_NODEID", "0") == "0":
-        flags_to.write_text("".join(f"{part}\n" for part in flags))
+        flags_to.write_bytes(os.fsencode("".join(f"{part}\n" for part in flags)))
 
 
 if __name__ == "__main__":
