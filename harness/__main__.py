@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         code, message = known
         rank_log.tell_torchrun(message)
-        if rank_log.speaks_first():  # under torchrun, only one rank prints the error
+        if rank_log.speaks_first(error):  # under torchrun, only one rank prints the error
             err.print(f"error: {message}")
         sys.exit(code)
 

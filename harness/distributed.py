@@ -4,6 +4,7 @@ Identity comes from torchrun's environment names and nothing else; launchers tra
 """
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from harness.errors import BadInput, RunFailed
+from harness.errors import MOST_LETTERS, BadInput, BadRank, RunFailed, one_line
 from harness.system.process import rank_cores
+
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""In which srun and the kinds of mpirun say how many ranks they have started."""
+_START = "start one torchrun per node, which sets these variables"
 
 
 @dataclass(frozen=True)
@@ -85,18 +91,9 @@ def from_environment(
     The device and the backend are as in the config's section `engine`.
 
     Raises:
-        BadInput: an incomplete identity, several Slurm tasks without one, no GPU or too few.
+        BadInput: as `identity`; no GPU, or too few.
     """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    given = [name for name in names if name in environ]
-    if given and len(given) < len(names):
-        missing = next(name for name in names if name not in environ)
-        raise BadInput(f"{missing} is not set while {given[0]} is: start with torchrun")
-    if not given and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise BadInput("several Slurm tasks but no RANK: start one torchrun per node under srun")
-    rank, local_rank, size, local_size = (
-        (int(environ[name]) for name in names) if given else (0, 0, 1, 1)
-    )
+    rank, local_rank, size, local_size = identity(environ)
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise BadInput("engine.device: cuda was asked for, but torch sees no GPU here")
@@ -107,6 +104,33 @@ def from_environment(
         _one_gpu_each(local_size, gpus)
     where = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     return World(rank, local_rank, size, local_size, where, backend, 0 < gpus < local_size)
+
+
+def identity(environ: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Return rank and local rank, and how many ranks there are in all and on this node.
+
+    Raises:
+        BadInput: torchrun's variables are incomplete, or another launcher has started several ranks
+            without them.
+        BadRank: they cannot be.
+    """
+    given = [name for name in _NAMES if name in environ]
+    if not given:
+        for name in _SIZES:
+            if environ.get(name, "1") not in ("", "1"):
+                raise BadInput(f"{name} is {environ[name]}, but RANK is not set: {_START}")
+        return 0, 0, 1, 1
+    several = environ.get("WORLD_SIZE") != "1"
+    for name in (*_NAMES, "MASTER_PORT", "MASTER_ADDR") if several else _NAMES:
+        if not (text := environ.get(name)):
+            raise BadInput(f"{name} is not set while {given[0]} is: {_START}")
+        if name != "MASTER_ADDR" and not (text.strip().isdecimal() and int(text) < 2**16):
+            raise BadRank(f"{name}: expected a number below 65,536, got {text}; {_START}")
+    rank, local_rank, size, local_size = (int(environ[name]) for name in _NAMES)
+    if not (rank < size and local_rank < local_size <= size):
+        told = ", ".join(f"{name} {environ[name]}" for name in _NAMES)
+        raise BadRank(f"{told}: cannot be, as ranks count from 0 to below the size; {_START}")
+    return rank, local_rank, size, local_size
 
 
 def _one_gpu_each(ranks: int, gpus: int) -> None:
@@ -137,15 +161,22 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
     """
     if world.on_gpu:
         torch.cuda.set_device(world.device)
-    dist.init_process_group(
-        backend=world.backend,
-        rank=world.rank,
-        world_size=world.size,
-        store=_store(world, timeout_s),
-        timeout=timedelta(seconds=timeout_s),
-        # Gloo works in host memory, whatever the device of the tensors.
-        device_id=world.device if world.backend == "nccl" else None,
-    )
+    store = _store(world, timeout_s)
+    try:
+        dist.init_process_group(
+            backend=world.backend,
+            rank=world.rank,
+            world_size=world.size,
+            store=store,
+            timeout=timedelta(seconds=timeout_s),
+            # Gloo works in host memory, whatever the device of the tensors.
+            device_id=world.device if world.backend == "nccl" else None,
+        )
+    except RuntimeError as error:
+        if not (found := re.search(r"Unable to find (interface|address) for.*", str(error))):
+            raise
+        do = "bring it up, or name another in GLOO_SOCKET_IFNAME"
+        raise BadInput(f"gloo's network interface: {found[0]}; {do}") from None
     yield
     dist.destroy_process_group()
 
@@ -154,8 +185,17 @@ def _store(world: World, timeout_s: float) -> dist.Store:
     if world.size == 1:
         return dist.HashStore()  # type: ignore[no-any-return,unused-ignore]
     timeout = timedelta(seconds=timeout_s)
-    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
-    return own_part(store, world, timeout_s)
+    try:
+        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+        return own_part(store, world, timeout_s)
+    except dist.DistError as error:
+        where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            raise BadInput(f"{where}: the port is taken; give another to all ranks") from None
+        raise RunFailed(
+            f"{where}: {one_line(error)[:MOST_LETTERS]}; all ranks must reach rank 0 there, and "
+            "each have its own RANK"
+        ) from error
 
 
 def own_part(store: dist.Store, world: World, timeout_s: float) -> dist.Store:

@@ -22,6 +22,10 @@ class BadInput(HarnessError):
     exit_code = EXIT_BAD_INPUT
 
 
+class BadRank(BadInput):
+    """What the launcher told this rank cannot be: each rank says so, as others may not see it."""
+
+
 class RunFailed(HarnessError):
     """The run began and cannot continue: an image does not decode, another rank does not answer."""
 
@@ -47,6 +51,7 @@ OUT_OF_MEMORY = (
     "out of memory: set --train.max-local-batch lower (gradients then accumulate to the same "
     "global batch), or --eval.local-batch if it was validating"
 )
+MORE_SHM = "make /dev/shm larger: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
 NOT_COMPILED = (
     "harness doctor tries the compiler, a run's failure.json has the whole error, "
     "--engine.compile false goes without"
@@ -81,6 +86,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         if _is(cause, "torch", "AcceleratorError") or _says(cause, _SAY_CUDA):
             remedy = next(do for text, do in CUDA_ERRORS.items() if text in str(cause))
             return EXIT_FAILED, f"{_first_line(cause)}; {remedy}"
+        if _says(cause, ("DataLoader worker",)):  # raised wherever the main thread is by then
+            return EXIT_FAILED, f"{_first_line(cause)}; if not killed by hand: {MORE_SHM}"
     if any(_is(cause, "torch._dynamo.exc", "BackendCompilerFailed") for cause in chain):
         what = f"{type(chain[0]).__name__}: {_first_line(chain[0])}"
         return EXIT_FAILED, f"torch.compile failed: {what}; {NOT_COMPILED}"

@@ -6,6 +6,7 @@ Takes the arguments of launch/train.py. Does not import torch, so that it takes 
 login node. If something is wrong, it prints one line and exits with code 2.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from harness.errors import HarnessError, one_line
 if __name__ == "__main__":
     try:
         run = load.load(sys.argv[1:], prog="python launch/check.py").run
-        print(Path(run.root, str(run.name)))
+        # Byte by byte, whatever the terminal's encoding: a script reads it.
+        sys.stdout.buffer.write(os.fsencode(Path(run.root, str(run.name))) + b"\n")
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)

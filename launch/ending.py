@@ -193,7 +193,7 @@ def _this_job() -> Job:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "show", "job", "--oneliner", job]
-    words = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.split()
+    words = subprocess.run(command, stdout=subprocess.PIPE).stdout.decode(errors="replace").split()
     fields = dict(word.split("=", 1) for word in words if "=" in word)
     return Job(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0), fields)
 

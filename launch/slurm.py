@@ -24,12 +24,14 @@ def identity(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     if not several or "SLURM_PROCID" not in environ or "RANK" in environ:
         return {}
     tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    first, last = end_hosts(environ["SLURM_STEP_NODELIST"])
     return network(environ) | {
         "RANK": environ["SLURM_PROCID"],
         "LOCAL_RANK": environ["SLURM_LOCALID"],
         "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
         "LOCAL_WORLD_SIZE": str(tasks[int(environ["SLURM_NODEID"])]),
-        "MASTER_ADDR": end_hosts(environ["SLURM_STEP_NODELIST"])[0],
+        # The name of a node need not resolve on the node itself.
+        "MASTER_ADDR": "127.0.0.1" if first == last else first,
         "MASTER_PORT": str(port(environ)),
     }
 

@@ -50,7 +50,7 @@ def stage(source: Path, root: Path) -> Path:
     """
     if shutil.which("rsync") is None:
         raise BadInput("rsync: not on this node; install it, or unset HARNESS_STAGE")
-    tag = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    tag = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]
     target = root / f"{source.resolve().name}-{tag}"
     part = root / f".{target.name}.part"
     try:
@@ -157,7 +157,7 @@ def main() -> None:
             print(*flags)
             require_output()
         elif os.environ.get("SLURM_NODEID", "0") == "0":
-            flags_to.write_text("".join(f"{part}\n" for part in flags))
+            flags_to.write_bytes(os.fsencode("".join(f"{part}\n" for part in flags)))
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -70,6 +70,8 @@ class Work(Checkpointable):  # type: ignore[misc]
         # All GPUs stay visible, as NCCL needs it; World picks the one of this rank. Overwrite, as
         # Slurm passes on the environment of the submitting shell, which may be in another job.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if job.num_nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # its name need not resolve on the node itself
         if local and not self.nohup:  # the controller ignores it in any case
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         worker.work(self.config, note, on_gpu=self.on_gpu, local=local)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness import errors
 from harness.config import load
-from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Preempted, SecondaryFailure
+from harness.errors import EXIT_FAILED, EXIT_GOOD, EXIT_INTERRUPTED, Preempted
 from harness.logging import rank_log
 from harness.system.process import outlive_streams
 
@@ -30,10 +30,10 @@ def main() -> None:
     except Preempted as stopped:
         # torchrun restarts after any other code. Job scripts read the run folder's `state` instead.
         code = EXIT_GOOD if "TORCHELASTIC_RUN_ID" in os.environ else stopped.exit_code
-        _end(code, f"{stopped}; the same command goes on", kind="")
+        _end(code, f"{stopped}; the same command goes on", stopped, kind="")
     except (Exception, KeyboardInterrupt) as error:
         code, message = explained(error)
-        _end(code, message, first=not isinstance(error, SecondaryFailure))
+        _end(code, message, error)
 
 
 def work(argv: Sequence[str]) -> None:
@@ -61,11 +61,11 @@ def explained(error: BaseException) -> tuple[int, str]:
     return known
 
 
-def _end(code: int, message: str, kind: str = "error: ", first: bool = True) -> NoReturn:
+def _end(code: int, message: str, error: BaseException, kind: str = "error: ") -> NoReturn:
     """Print the message if this rank is the first to fail, of many with the same error; exit."""
     if code:
         rank_log.tell_torchrun(message)
-    if first and rank_log.speaks_first():
+    if rank_log.speaks_first(error):
         rank_log.tell_job(f"{kind}{message}")
     elif code == EXIT_FAILED:
         who = f"rank {os.environ.get('RANK', '0')}"

@@ -28,7 +28,7 @@ die() {
 
 set_variables() {
     local user cache
-    user=$(id -un)
+    user=$(id -un 2>/dev/null) || user=$(id -u)
     cache="${HARNESS_LOCAL:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/imagenet-harness-$user"
     # Compiled kernels go to the node's own disk: on a network disk, ranks wait for each other and collide.
     # The folder is not per job, so that the next job on this node can use them.
@@ -149,8 +149,9 @@ torchrun_on_each_node() {
     # wait for them (torch 2.14).
     if [ "$1" -gt 0 ]; then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
     if [ "$SLURM_JOB_NUM_NODES" -eq 1 ]; then
-        # The system chooses the port: jobs that share the node cannot collide.
-        options+=(--standalone)
+        # The system chooses the port: jobs that share the node cannot collide. Without an address,
+        # torchrun waits for ever where the node's own name does not resolve.
+        options+=(--standalone --local-addr=127.0.0.1)
     else
         local first port
         # This shell runs on the first node, so that it can see which ports are free there.

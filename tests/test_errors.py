@@ -39,6 +39,8 @@ def compiling(cause: Exception) -> BackendCompilerFailed:
         (torch.AcceleratorError("CUDA error: out of memory\nCompile with"), NO_MEMORY, "CUDA"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), NO_MEMORY, "CUB"),
         (RuntimeError("NCCL error: unhandled\nCuda failure 2 'out of memory'"), NO_MEMORY, "NCCL"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is\nmore"),
+         "DataLoader worker (pid 7) is killed by signal: Bus error. It is; ", "/dev/shm larger"),
         (compiling(OUT_OF_MEMORY), NO_MEMORY, "Tried to allocate 2 GiB."),
         (torch.AcceleratorError(ILLEGAL), "CUDA error: an illegal memory access was", "(Xid)"),
         (RuntimeError(ILLEGAL), "CUDA error: an illegal memory access was", "BLOCKING=1"),

@@ -91,6 +91,8 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
     """
     has_file = bool(argv) and not argv[0].startswith("-")
     path, args = (Path(argv[0]), argv[1:]) if has_file else (DEFAULT_CONFIG, argv)
+    if not has_file and not path.exists():
+        raise BadInput("CONFIG.yaml: give one: the configs are not installed, a checkout has them")
     flags = _read_flags(args, prog)
     values, origin = _read_chain(path)
     for field, text in flags.items():
@@ -185,6 +187,10 @@ def _read_flags(args: Sequence[str], prog: str) -> dict[str, str]:
         raise BadInput(f"{unknown[0]}: belongs to no flag; a config file comes before all flags")
     if unknown:
         flag = unknown[0].split("=")[0]
+        if flag in ("--local-rank", "--local_rank"):
+            raise BadInput(
+                f"{flag}: torch.distributed.launch gives it; start with torchrun instead"
+            )
         raise BadInput(f"{flag}: no such flag{nearest(flag, [_flag(key) for key, _ in fields()])}")
     return vars(known)
 

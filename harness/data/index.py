@@ -93,7 +93,7 @@ def writable_index(root: Path) -> Path:
         return index_in(root)
     folder = cache_folder() / "index"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
+    return folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from harness.data.augment import Ints, Steps
 from harness.data.batch import Batch, as_nchw
 from harness.data.dataset import Dataset, undecodable
 from harness.data.stream import Samples
-from harness.errors import RunFailed
+from harness.errors import MORE_SHM, RunFailed
 from harness.system.process import leave_to_parent
 
 _Item = tuple[NDArray[np.uint8], Ints] | str  # pixels and row, or an error about the image
@@ -51,7 +51,12 @@ class TorchBatches:
             pin_memory=device.type == "cuda",
             worker_init_fn=lambda _: leave_to_parent(),
         )
-        self._batches = iter(loader)
+        try:
+            self._batches = iter(loader)
+        except OSError as error:
+            raise RunFailed(
+                f"data.threads: no {threads} workers: {error.strerror}; {MORE_SHM}"
+            ) from error
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -109,4 +114,11 @@ def _collate(items: list[_Item]) -> tuple[torch.Tensor, Ints] | str:
         if isinstance(item, str):
             return item
     images, rows = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(images)), np.stack(rows)
+    batch = torch.from_numpy(np.stack(images))
+    if data.get_worker_info() is not None:
+        try:
+            # Not left to the thread that sends it: there an error is printed, and the batch lost.
+            batch.share_memory_()
+        except RuntimeError as error:
+            return f"data.source: torchvision: {str(error).splitlines()[0]}; {MORE_SHM}"
+    return batch, np.stack(rows)

@@ -77,6 +77,11 @@ class PlannedRun:
         """Images per optimizer step on each rank, rounded up."""
         return -(-self.config.train.global_batch // self.ranks)
 
+    @property
+    def local_batch(self) -> int:
+        """Images per micro-batch on each rank, rounded up."""
+        return min(self.config.train.max_local_batch or self.local_images, self.local_images)
+
 
 def number_in(environ: Mapping[str, str], *names: str) -> int | None:
     """Return the number in the first of these variables that holds one, or None."""

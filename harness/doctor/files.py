@@ -16,6 +16,7 @@ from harness.data.prepare.sample import some_files
 from harness.data.sets import demo_folder
 from harness.doctor import limits
 from harness.doctor.check import Check, Facts, PlannedRun, measured, span
+from harness.errors import MORE_SHM
 from harness.monitor import probes
 
 GIB = 2**30
@@ -118,21 +119,20 @@ def _data(run: PlannedRun) -> Facts:
 
 def _judge_shm(facts: Facts, run: PlannedRun) -> Check:
     free, data = facts["shm_free_gib"], run.config.data
-    do = "mount a larger one: docker --shm-size 8g, or mount -o remount,size=8g /dev/shm"
     if free is None:
-        return Check("/dev/shm", "red", "does not exist", do)
+        return Check("/dev/shm", "red", "does not exist", MORE_SHM)
     need_gib, users = 0.0, "DALI needs none of it"
     if data.source == "torchvision":
-        # Each DataLoader worker prefetches two batches and passes them through shared memory.
-        batch = run.local_images * 3 * data.image_px**2 / GIB
-        need_gib = 2 * run.loader_threads * batch * run.local_ranks
-        users = "two batches per worker"
+        # Each DataLoader worker makes so many batches ahead, in shared memory, and of both sets.
+        images = data.prefetch_batches * (run.local_batch + run.config.eval.local_batch)
+        need_gib = images * 3 * data.image_px**2 * run.loader_threads * run.local_ranks / GIB
+        users = f"{data.prefetch_batches} batches of each set per worker"
     if run.world.on_gpu and run.ranks > 1:
         need_gib += limits.NCCL_SHM_MIB * run.local_ranks / 1024
         users += ", and NCCL"
     value = f"{free:,.2f} GiB free; {users}"
     if free < need_gib:
-        return Check("/dev/shm", "red", f"{value}: {need_gib:,.2f} GiB", do)
+        return Check("/dev/shm", "red", f"{value}: {need_gib:,.2f} GiB", MORE_SHM)
     return Check("/dev/shm", "green", value)
 
 
@@ -141,9 +141,8 @@ def _judge_open_files(ranks: Sequence[Facts], run: PlannedRun) -> Check:
     need = limits.OTHER_OPEN_FILES
     if data.source == "dali" and data.read == "mmap":
         # Each image that DALI may be working on is memory-mapped, which keeps its file open.
-        images = min(run.config.train.max_local_batch or run.local_images, run.local_images)
         batches = 2 * data.prefetch_batches + 2 + data.read_ahead_batches
-        need += batches * (images + run.config.eval.local_batch)
+        need += batches * (run.local_batch + run.config.eval.local_batch)
     value = f"{limit:,} allowed, up to {need:,} needed"
     if 0 <= limit < need:
         do = f"ulimit -Hn {2 * need} before the start; or --data.read pread"

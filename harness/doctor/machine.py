@@ -95,7 +95,9 @@ def plan_run(config: Config, expect_gpus: int | None, environ: Mapping[str, str]
 
     Without torchrun's variables this is a single process, also within a job.
     """
-    local_size = int(environ.get("LOCAL_WORLD_SIZE", 1))
+    # Slurm's tasks may run the doctor each on its own, as on nodes that do not reach each other.
+    launched = {name: text for name, text in environ.items() if not name.startswith("SLURM_")}
+    local_size = distributed.identity(launched)[3]
     gpus_visible, device = torch.cuda.device_count(), config.engine.device
     may_share = config.engine.backend == "gloo"
     expected = 0
@@ -104,10 +106,9 @@ def plan_run(config: Config, expect_gpus: int | None, environ: Mapping[str, str]
         expected = expect_gpus if expect_gpus is not None else expected
         if gpus_visible or device == "cuda":
             expected = max(expected, 1 if may_share else local_size)
-    rank_environ = environ if "RANK" in environ else {}
     usable = device != "cpu" and torch.cuda.is_available()
     backend = "gloo" if may_share or gpus_visible < local_size else "auto"
-    world = distributed.from_environment("auto" if usable else "cpu", rank_environ, backend)
+    world = distributed.from_environment("auto" if usable else "cpu", launched, backend)
     return PlannedRun(config, world, expected, environ)
 
 

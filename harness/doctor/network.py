@@ -38,6 +38,8 @@ def judge(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
     worst = max((facts["rank_0"] for facts in ranks), key=lambda rank_0: "error" in rank_0)
     if "error" in worst:
         do = "MASTER_ADDR must be a name that all nodes resolve, its port free and not firewalled"
+        if "MASTER_ADDR" not in run.environ:
+            do = "add it to /etc/hosts, or give torchrun --local-addr 127.0.0.1, for doctor as well"
         return [Check("rank 0's address", "red", worst["error"], do)]
     if "skipped" in worst:
         return [Check("rank 0's address", "not checked", worst["skipped"])]
@@ -52,15 +54,17 @@ def judge_all(ranks: Sequence[Facts], run: PlannedRun) -> list[Check]:
 def _rank_0(run: PlannedRun) -> Facts:
     """Return whether rank 0's hostname resolves on this node and its port answers."""
     environ = run.environ
-    name, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
-    if not name:
-        return {"skipped": "a single process"}
+    given, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
+    name = given or socket.gethostname()  # plain torchrun waits for this one without an end
     lookup = measured(
         limits.LOOKUP_S,
         lambda: {"address": socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]},
     )
     if "error" in lookup:
-        return {"error": f"{name}: does not resolve ({lookup['error']})"}
+        whose = "" if given else "this host's name, "
+        return {"error": f"{whose}{name}: does not resolve ({lookup['error']})"}
+    if not given:
+        return {"skipped": "a single process"}
     address = lookup["address"]
     if "RANK" not in environ or not port.isdigit():
         return {"value": f"{name} is {address}; its port is open once the job runs"}

@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from harness.errors import BadRank, SecondaryFailure
+
 _job_stderr: int | None = None
 
 
@@ -42,14 +44,16 @@ def tell_job(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     if _job_stderr is not None:
         with suppress(OSError):  # its disk is full, or nobody reads it any more
-            os.write(_job_stderr, f"{line}\n".encode())
+            os.write(_job_stderr, f"{line}\n".encode(errors="backslashreplace"))
 
 
-def speaks_first() -> bool:
+def speaks_first(error: BaseException) -> bool:
     """Return whether no rank of this node has printed its error yet: one error may end all ranks.
 
     It need not be rank 0: torchrun may end that one as soon as another rank has ended.
     """
+    if isinstance(error, BadRank | SecondaryFailure):
+        return isinstance(error, BadRank)
     if not (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         return _job_stderr is not None or os.environ.get("LOCAL_RANK", "0") == "0"
     try:

@@ -99,7 +99,10 @@ def versions() -> dict[str, str | None]:
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
     """Return the commit, and whether tracked files differ from it; Nones without a checkout."""
-    git = ("git", "-C", str(folder))
+    # By itself git refuses a checkout of another user, as in a container, for what its config may
+    # start. Nothing is started here, and the code that lies there runs already.
+    safe = ("-c", f"safe.directory={folder}", "-c", "core.fsmonitor=false")
+    git = ("git", *safe, "-C", str(folder))
     output = _output(*git, "rev-parse", "--show-toplevel", "HEAD")
     top, commit = output.splitlines() if output else (None, None)
     # An installed copy may lie in the checkout of another project.
@@ -164,7 +167,7 @@ def _named(names: str) -> dict[str, str]:
 def _output(*command: str) -> str | None:
     """Return a command's output; None if it is missing, fails, or takes more than 5 s."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, capture_output=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return os.fsdecode(done.stdout) if done.returncode == 0 else None

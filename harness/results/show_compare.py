@@ -78,11 +78,15 @@ def _show_differences(differences: Sequence[Difference], testing: Sequence[str])
 
 def notes(comparison: Comparison, *, anyway: bool) -> list[str]:
     """Return notes for the table: what its numbers mean and where its intervals come from."""
+    runs = (*comparison.new.runs, *comparison.base.runs)
+    of_what = {run.name: (run.environment.get("harness") or {}).get("git_commit") for run in runs}
+    unknown = ", ".join(name for name, commit in of_what.items() if not commit)
+    code = [f"the commit is unknown, so the code may be another: {unknown}"] if unknown else []
     if comparison.base.reference:
         (finding,) = comparison.findings
         metric, unit = finding.metric, difference_unit(finding.metric)
         worse = "below" if metric.better == "higher" else "above"
-        lines = [f"reproduced: certainly not {worse} it by {metric.margin:g} {unit} or more"]
+        lines = [f"reproduced: certainly not {worse} it by {metric.margin:g} {unit} or more", *code]
         if comparison.verdict(finding, anyway=anyway) == "cannot tell":
             lines.append(_seeds_needed(finding))
         return lines
@@ -98,6 +102,7 @@ def notes(comparison: Comparison, *, anyway: bool) -> list[str]:
     lines = [
         "±: standard deviation between runs; in brackets: number of runs, or of seeds for accuracy",
         *bases.values(),
+        *code,
         f"equivalent: certainly nearer than {', '.join(margins)} (--margin)",
     ]
     if len(margins) > 1:

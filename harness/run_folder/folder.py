@@ -106,9 +106,10 @@ def claim(path: Path, config: Config) -> tuple[RunFolder, Lease]:
             (path / "failure.json").replace(path / f"failure-{number - 1}.json")
         _rename_stacks(path, number - 1)
     except OSError as error:
-        raise BadInput(
-            f"{path}: {error.strerror}; set --run.root to a folder you can write"
-        ) from None
+        # What mkdir says of a link: as to a scratch disk that was purged.
+        dangles = isinstance(error, FileExistsError) and not path.parent.exists()
+        why = f"{path.parent} is a link to nothing" if dangles else error.strerror
+        raise BadInput(f"{path}: {why}; set --run.root to a folder you can write") from None
     return RunFolder(path, (path / "run_id").read_text().strip(), number), lease
 
 

@@ -86,7 +86,8 @@ def _build(language: _Language, compiler: list[str]) -> tuple[str, str]:
         with TemporaryDirectory() as folder:
             done = subprocess.run(
                 [*compiler, "-o", str(Path(folder, "program")), *includes, *language.flags, "-"],
-                input=language.program, capture_output=True, text=True, timeout=LIMIT_S,
+                input=language.program, capture_output=True, text=True, errors="replace",
+                timeout=LIMIT_S,
             )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"{name} does not end within {LIMIT_S:g} s", "look at the disk it lies on"

@@ -10,7 +10,7 @@ from harness.data.sets import Images
 from harness.logging.rows import Recorder
 from harness.logging.schema import EpochDigest, Result, Row, Target
 from harness.monitor.clock import Clock
-from harness.monitor.environment import environment, host_facts
+from harness.monitor.environment import CHECKOUT, environment, host_facts
 from harness.run_folder import folder as run_folder
 from harness.run_folder.folder import RunFolder
 from harness.schedule import ENDS
@@ -63,6 +63,8 @@ class RunLogger:
         facts = environment(world.size, world.device) | {"ranks": ranks, "images": stored}
         self.folder.write_json("environment.json", facts)
         out.print("\n".join(self.resolved.lines()))
+        if facts["harness"]["git_commit"] is None:
+            self.notes.append(f"the commit is unknown: `git -C {CHECKOUT} status` says why")
         self._note_the_unusual()
         self.rows = Recorder(self.folder.rows, self.resolved.total_steps, keep_bytes)
         self.mirror = self._open_mirror(facts)

@@ -271,6 +271,8 @@ def test_yaml_and_flags_are_validated_alike(file: Path, text: str) -> None:
         ("--train.global_batch 8", "--train.global_batch: no such flag; did you mean "
          "--train.global-batch?"),
         ("--zzz 8", "--zzz: no such flag; see --help"),
+        ("--local-rank=0", "--local-rank: torch.distributed.launch gives it; start with torchrun "
+         "instead"),
         ("--model {}", "--model: no such flag; did you mean --model.stem?"),
         ("--no-run.dry-run", "--no-run.dry-run: no such flag; did you mean --run.dry-run?"),
         ("other.yaml", "other.yaml: belongs to no flag; a config file comes before all flags"),

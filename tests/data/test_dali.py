@@ -13,6 +13,7 @@ import torch
 from helpers import draw_tree
 from PIL import Image
 from pipelines import CENTRE, CPU, PADDED, PX, RESIZED, dali, in_pillow, pixels, samples_of
+from ranks import in_ranks
 
 from harness.data import augment
 from harness.data import dali as pipeline
@@ -145,6 +146,31 @@ def test_an_undecodable_image_is_named(tmp_path: Path, arm: str, content: bytes 
     with pytest.raises(RunFailed, match=r"class0/23\.jpg: sample 23 does not decode") as raised:
         list(batches)
     assert "\n" not in str(raised.value)
+
+
+def _without_shared_memory(root: Path) -> str:
+    """What the torchvision arm's workers end with where /dev/shm is full."""
+
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: full (28)")
+
+    setattr(torch.Tensor, "share_memory_", full)  # noqa: B010
+    dataset, law = open_folder(root), augment.center_crop(0, 64)
+    arm = TorchBatches(
+        dataset, samples_of(dataset, law, 10), law.steps, out_px=64, device=CPU, threads=2,
+        prefetch=2,
+    )  # fmt: skip
+    with pytest.raises(RunFailed) as raised:
+        next(arm)
+    return str(raised.value)
+
+
+def test_workers_without_shared_memory_end_at_once_and_say_so(photos: Path) -> None:
+    """Sent by DataLoader's own thread, the batch would be lost, and waited for without an end."""
+    (said,) = in_ranks(1, _without_shared_memory, photos)
+    assert said.startswith("data.source: torchvision: unable to allocate shared memory(shm) for ")
+    assert said.endswith("make /dev/shm larger: docker --shm-size 8g, or mount -o "
+                         "remount,size=8g /dev/shm")  # fmt: skip
 
 
 def test_the_pipeline_warns_of_nothing(photos: Path) -> None:

@@ -226,12 +226,16 @@ def test_full_disks(
 def test_too_little_shared_memory(
     healthy: Report, icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DataLoader's workers need it; DALI does not."""
+    """DataLoader's workers need it, for micro-batches of both sets; DALI does not."""
     torchvision = ["--data.source", "torchvision", "--train.global-batch", "20000"]
+    large = ["--train.max-local-batch", "20000"]
     with small_disk(tmp_path, mib=64) as disk:
         monkeypatch.setattr(files, "SHM", disk)
         assert changed(healthy, look(flags(icons))) == {}
-        assert changed(healthy, look([*flags(icons), *torchvision])) == {"/dev/shm": "red"}
+        assert changed(healthy, look([*flags(icons), *torchvision])) == {}
+        assert changed(healthy, look([*flags(icons), *torchvision, *large])) == {"/dev/shm": "red"}
+        large = ["--eval.local-batch", "20000"]
+        assert changed(healthy, look([*flags(icons), *torchvision, *large])) == {"/dev/shm": "red"}
 
 
 @pytest.mark.slow
@@ -318,6 +322,18 @@ def test_rank_0_has_no_address(healthy: Report, icons: Path) -> None:
     assert changed(healthy, report) == {"rank 0's address": "red"}
     report = look(flags(icons), MASTER_ADDR="localhost", MASTER_PORT="29500")
     assert changed(healthy, report) == {"rank 0's address": "green"}
+
+
+def test_the_name_of_this_host_does_not_resolve(
+    healthy: Report, icons: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain torchrun would wait for it without an end, before it starts a rank."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
+    report = look(flags(icons))
+    assert changed(healthy, report) == {"rank 0's address": "red"}
+    (check,) = [check for check in report.checks if check.name == "rank 0's address"]
+    assert check.value.startswith("this host's name, no-such-host.invalid: does not resolve")
+    assert "torchrun --local-addr 127.0.0.1" in check.do
 
 
 # planted faults with three ranks

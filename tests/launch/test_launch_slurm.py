@@ -40,6 +40,8 @@ def test_a_task_knows_its_rank_and_how_many_share_its_node() -> None:
     other = STEP | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
     assert slurm.identity(other)["LOCAL_WORLD_SIZE"] == "2"
     assert slurm.identity(other)["MASTER_PORT"] == names["MASTER_PORT"]
+    alone = STEP | {"SLURM_STEP_NODELIST": "gpu07", "SLURM_STEP_TASKS_PER_NODE": "7"}
+    assert slurm.identity(alone | {"SLURM_NODEID": "0"})["MASTER_ADDR"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -134,6 +135,19 @@ def test_an_installed_copy_is_no_checkout(tmp_path: Path) -> None:
     installed = tmp_path / "venv" / "site-packages"
     installed.mkdir(parents=True)
     assert git_state(installed) == (None, None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_another_users_checkout_is_read_too(tmp_path: Path) -> None:
+    """By itself git refuses it (`dubious ownership`): a container's root, a shared checkout."""
+    _git(tmp_path, "init")
+    _git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    head = ("git", "-C", str(tmp_path), "rev-parse", "HEAD")
+    commit = subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 12345, 12345)
+    assert subprocess.run(head, capture_output=True).returncode
+    assert git_state(tmp_path) == (commit, False)
 
 
 def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,17 @@ def test_what_cannot_be_compared_is_said_to_be_so(
     assert "equivalent" not in captured.out.partition("equivalent: certainly")[0]
 
 
+@pytest.mark.parametrize("about", [{}, {"harness": {"git_commit": None, "git_dirty": None}}])
+def test_two_unknown_commits_are_not_said_to_be_one(
+    about: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        made_run(Path(name), environment=about)
+    assert harness("a", "b") == 0
+    said = "the commit is unknown, so the code may be another: a, b"
+    assert (said in capsys.readouterr().out) == bool(about)
+
+
 def test_same_seed_again_says_nothing_of_how_seeds_differ() -> None:
     for number in range(3):
         made_run(Path(f"a{number}"), top1_pct=76.0)

@@ -60,3 +60,9 @@ def test_what_a_launcher_starts_again_goes_on(monkeypatch: pytest.MonkeyPatch, n
     assert run_folder.asks_restart(restart)
     monkeypatch.setenv(name, "1")
     assert not run_folder.asks_restart(restart)
+
+
+def test_a_root_that_is_a_link_to_nothing_is_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "purged")
+    with pytest.raises(BadInput, match=r"runs is a link to nothing; set --run\.root to a folder"):
+        run_folder.claim(tmp_path / "runs" / "test", CONFIG)

@@ -291,6 +291,27 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_never_saved(
 
 
 @pytest.mark.host
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["16k", "64k", "1m"])
+def test_shared_memory_that_is_too_small_for_the_workers(
+    tmp_path: Path, photos: Path, size: str
+) -> None:
+    """As in a container, where it has 64 MiB: one line with the remedy, and no wait for an hour."""
+    own = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=$0 tmpfs /dev/shm && "$@"']
+    if subprocess.run([*own, size, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs here")
+    flags = flags_of(photos, "shm", "--data.source", "torchvision", "--data.prefetch-batches", "64",
+                     "--data.threads", "2", "--train.global-batch", "50")  # fmt: skip
+    done = subprocess.run([*own, size, *launcher(1), TRAIN, *flags], cwd=tmp_path, text=True,
+                          capture_output=True, timeout=60)  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith("make /dev/shm larger: docker --shm-size 8g, or mount -o "
+                         "remount,size=8g /dev/shm")  # fmt: skip
+
+
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("size", "goes_on_from"),
     [

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY, TRAIN, children, launcher, on_gpu, train, wait_for_rows
+from ranks import python
 from wandb_helpers import run_sync
 from wandb_standin import StandIn
 
@@ -55,6 +56,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, photos: Path, device: torch.d
     assert done.returncode == 0, done.stderr
     assert "note: images read by the torchvision arm" in done.stdout
     return cwd / "runs"
+
+
+@pytest.mark.host
+def test_a_run_whose_commit_is_unknown_says_so(photos: Path, tmp_path: Path) -> None:
+    """As there is no git, or git refuses the checkout."""
+    done = python(TRAIN, *flags_of(photos), cwd=tmp_path, environ=os.environ | {"PATH": ""})
+    assert done.returncode == 0, done.stderr
+    note = f"the commit is unknown: `git -C {ROOT} status` says why"
+    assert done.stdout.count(f"note: {note}\n") == 2
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert result_of(folder).notes == [note]
 
 
 def test_the_record_is_whole(runs: Path) -> None:

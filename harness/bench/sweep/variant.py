@@ -48,7 +48,9 @@ class Variant:
         worker = ["-m", worker_in(self.code).removesuffix(".py").replace("/", "."), argument]
         if self.launch is not None:
             return [*self.launch, str(self.ranks), *worker]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
+        # With an address, as the host's own name need not resolve.
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        torchrun.append(f"--nproc-per-node={self.ranks}")
         return [str(self.python), *(torchrun if self.ranks > 1 else []), *worker]
 
 

@@ -53,8 +53,10 @@ class Plan:
 
     def command(self, name: str) -> list[str]:
         """Return the command that starts the run of this name, or resumes it."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}"]
-        return [sys.executable, *launcher, str(TRAIN), *self.args, "--run.name", name]
+        # With an address, as the host's own name need not resolve.
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        script = [f"--nproc-per-node={self.ranks}", str(TRAIN), *self.args, "--run.name", name]
+        return [sys.executable, *launcher, *script]
 
 
 def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) -> Plan:
@@ -115,6 +117,7 @@ def _resolved(config: Config, ranks: int) -> Resolved:
     """Resolve the config as the last rank would; checks data, weights, devices and batch sizes."""
     last, size = str(ranks - 1), str(ranks)
     environ = {"RANK": last, "LOCAL_RANK": last, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # nothing is opened
     world = from_environment(config.engine.device, environ, config.engine.backend)
     train_set, val_set = open_sets(config)
     resolved = resolve(config, world, train_set)

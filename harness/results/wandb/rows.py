@@ -105,8 +105,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     quiet = os.environ | {"WANDB_ERROR_REPORTING": "false"}
     try:
         inspected = subprocess.run(
-            [*READ, file], capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=quiet
-        )
+            [*READ, file], capture_output=True, encoding="utf-8", timeout=TIMEOUT_S, check=True,
+            env=quiet,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BadInput(f"{file}: W&B's client did not read it within {TIMEOUT_S} s") from None
     except (OSError, subprocess.CalledProcessError) as error:
