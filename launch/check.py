@@ -14,11 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.config import load
 from harness.errors import HarnessError, one_line
+from harness.run_folder import folder as run_folder
 
 if __name__ == "__main__":
     try:
-        run = load.load(sys.argv[1:], prog="python launch/check.py").run
-        print(Path(run.root, str(run.name)))
+        config = load.load(sys.argv[1:], prog="python launch/check.py")
+        path = Path(config.run.root, str(config.run.name))
+        if not config.run.dry_run:
+            run_folder.is_finished(path, config, {})  # raises if it holds another run
+        print(path)
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
