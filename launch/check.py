@@ -6,6 +6,7 @@ Takes the arguments of launch/train.py. Does not import torch, so that it takes 
 login node. If something is wrong, it prints one line and exits with code 2.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from harness.config import load
 from harness.errors import HarnessError, one_line
 from harness.run_folder import folder as run_folder
+from harness.run_folder import lease
 
 if __name__ == "__main__":
     try:
@@ -22,6 +24,8 @@ if __name__ == "__main__":
         path = Path(config.run.root, str(config.run.name))
         if not config.run.dry_run:
             run_folder.is_finished(path, config, {})  # raises if it holds another run
+            if "SLURM_JOB_ID" in os.environ:  # else it may be free once the job starts
+                lease.refuse_if_held(path)
         print(path)
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

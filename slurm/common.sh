@@ -228,6 +228,7 @@ harness_train() {
     shift
     set_args "$@"
     run=$(python "$home/launch/check.py" "${args[@]}")
+    run=${run##*$'\n'} # before it, that a lease was waited for
     set_nproc
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run"
     set_variables
