@@ -24,8 +24,8 @@ export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 export SLURM_EXPORT_ENV=ALL
 # Within a step, of `srun --pty bash`, another would wait for its cores for ever.
 if [ -n "${SLURM_STEP_ID:-}" ]; then export SLURM_OVERLAP=1; fi
-# The cores of a node's only task: sbatch's --cpus-per-task, or all that the job has there, on each node other
-# ones, of which Slurm would bind it to one.
+# The cores of a node's only task: sbatch's --cpus-per-task, or all that the job has on that node (nodes may
+# have unequally many), of which Slurm would bind the task to one.
 cores=(--cpu-bind=none)
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then cores=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
 for name in NPROC_PER_NODE HARNESS_SAVE_S HARNESS_MAX_RESTARTS HARNESS_MAX_REQUEUES HARNESS_DOCTOR_S; do
