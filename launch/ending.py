@@ -24,7 +24,8 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from harness.config import load
-from harness.errors import EXIT_FAILED, EXIT_GOOD
+from harness.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_GOOD
 from harness.logging import rank_log
 from harness.system.process import outlive_streams
 
@@ -50,6 +51,7 @@ class Note:
     message: str
     signal: int | None = None  # that stopped it, after saving; None if it failed
     known: bool = False  # whether the harness names the reason: another start would fail alike
+    at: float = field(default_factory=time.time)
 
 
 class Job(NamedTuple):
@@ -72,6 +74,7 @@ class Verdict(NamedTuple):
 
     again: bool
     why: str
+    code: int = EXIT_FAILED
 
 
 def note_path(folder: Path, job: str, start: int) -> Path:
@@ -107,15 +110,34 @@ def decide(
     stopped_by = note.signal if note else _killed_by(code)
     # Slurm itself does not requeue a preempted job that ends before its kill.
     preempted = job.get("PreemptTime", "None")[:1].isdigit()
+    if job.get("Requeue") == "0":
+        return Verdict(False, "not to be queued again (--no-requeue)")
     if stopped_by in OF_THE_CLUSTER or preempted:
         if int(job.get("Restarts", 0)) >= limits.requeues:
-            return Verdict(False, f"requeued {limits.requeues} times already (--max-requeues)")
+            most = f"requeued {limits.requeues} times already"
+            return Verdict(False, f"{most} (--max-requeues, HARNESS_MAX_REQUEUES)")
+        if note and not preempted and _at_once(job, note.at):
+            why = "told to save as soon as it began; give a longer --time or a later --signal"
+            return Verdict(False, why, EXIT_BAD_INPUT)
         return Verdict(True, "back into the queue, to continue")
     if note and note.signal is not None:
         return Verdict(False, "stopped by a user's signal")
     if failures < limits.restarts:
         return Verdict(True, f"restart {failures + 1} of {limits.restarts}")
     return Verdict(False, f"failed {failures + 1} times (--max-restarts)")
+
+
+def _at_once(job: Mapping[str, str], told: float) -> bool:
+    """Return whether Slurm itself gave the signal as soon as the job began.
+
+    It looks every 30 s whether a time limit is near. In a long job somebody else may have signaled
+    so early; but hardly in its fourth start too.
+    """
+    with suppress(KeyError, ValueError):  # a job without a time limit
+        after_s = told - datetime.fromisoformat(job["StartTime"]).timestamp()
+        left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - told
+        return after_s < 30 and (left_s < 180 or int(job["Restarts"]) >= 3)
+    return False
 
 
 def main() -> None:
@@ -126,6 +148,7 @@ def main() -> None:
     add("folder", type=Path, help="folder of the submission, or the run folder with --signals")
     add("--code", type=int, help="submit.py: exit code of srun")
     add("--signals", type=int, help="slurm/: number of signals that the job got")
+    add("--told", type=float, help="slurm/: Unix time of the first signal to save")
     add("--before", help="slurm/: `stat -c '%%i %%.9Y'` of the run folder's state at the start")
     add("--max-restarts", type=int, default=Limits().restarts)
     add("--max-requeues", type=int, default=Limits().requeues)
@@ -134,7 +157,10 @@ def main() -> None:
     if options.signals is None:
         code, again = _end_submitted(options.folder, options.code, job, limits)
     else:
-        code, again = _end_script(options.folder, options.before, options.signals, job, limits)
+        told = options.told or time.time()
+        code, again = _end_script(
+            options.folder, options.before, options.signals, job, limits, told
+        )
     sys.stdout.flush()  # as Slurm kills this process when it requeues the job
     requeued = job.fields.get("JobState") in ("PENDING", "REQUEUED")  # by Slurm or a user
     if again:
@@ -166,7 +192,9 @@ def _end_submitted(folder: Path, code: int, job: Job, limits: Limits) -> tuple[i
     return code, verdict.again
 
 
-def _end_script(run: Path, before: str, signals: int, job: Job, limits: Limits) -> tuple[int, bool]:
+def _end_script(
+    run: Path, before: str, signals: int, job: Job, limits: Limits, told: float = 0
+) -> tuple[int, bool]:
     """Print how a job of slurm/ ended, from its run folder's state; return the same."""
     stamp = state = "none"
     with suppress(OSError):
@@ -176,11 +204,11 @@ def _end_script(run: Path, before: str, signals: int, job: Job, limits: Limits) 
         return EXIT_GOOD, False
     begun = stamp != before  # else an earlier start has written it
     if signals or (begun and state == "stopped"):
-        note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1)
+        note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1, at=told)
         verdict = decide(EXIT_FAILED, note, job.fields, 0, limits)
         advice = "" if verdict.again else "; the same command continues it"
         print(f"job {job.name}: stopped: {verdict.why}{advice}")
-        return EXIT_FAILED, verdict.again
+        return verdict.code, verdict.again
     why = "ended without a message; was it killed? see above" if state == "running" else state
     print(f"job {job.name}: {why if begun else 'not begun'}", file=sys.stderr)
     if begun:

@@ -36,6 +36,7 @@ from harness.errors import (
     HarnessError,
     one_line,
 )
+from harness.run_folder import folder as run_folder
 from harness.system.console import count, duration, err, out
 from harness.system.process import caught, outlive_streams
 from launch import ending, options, slurm, sweep, worker
@@ -99,6 +100,8 @@ def submit(argv: Sequence[str]) -> int:
             per_rank(config.train.global_batch, args.nodes * args.ranks_per_node)
         if config.run.dry_run:
             raise BadInput("run.dry_run: --dry-run shows the plan and submits nothing")
+        # Raises if the folder holds another run.
+        run_folder.is_finished(Path(config.run.root, str(config.run.name)), config, {})
     if args.local and args.nodes > 1:
         raise BadInput("--local: runs on this machine only; leave out --nodes")
     executor = _executor(plan, args)
@@ -120,6 +123,7 @@ def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
         sys.executable, str(ROOT / "launch" / "ending.py"), str(plan.folder.absolute()),
         f"--max-restarts={args.max_restarts}", f"--max-requeues={args.max_requeues}",
     ])  # fmt: skip
+    cores = [f"--cpus-per-task={args.cpus_per_task}"] if args.cpus_per_task else []
     executor = Slurm(plan.folder)  # writes nothing to disk
     executor.update_parameters(
         job_name=plan.stem,
@@ -133,13 +137,11 @@ def _executor(plan: Plan, args: argparse.Namespace) -> Slurm:
             "set +eu; trap - USR1 TERM",
             "set_variables",
             "check_limits",
-            # Without it a rank has one core. Old Slurms read the first, new ones the second.
-            "export SLURM_CPUS_PER_TASK=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
-            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+            "unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK",  # another job's, if submitted from it
         ],
-        # One failing rank ends all. A rank may use all cores of its node, as under torchrun: the
-        # harness divides them among the ranks itself.
-        srun_args=["--kill-on-bad-exit=1", "--cpu-bind=none", "--open-mode=append"],
+        # One failing rank ends all. A rank may use all cores that the job has on its node, as under
+        # torchrun: the harness divides them among the ranks itself, on each node those that it has.
+        srun_args=["--kill-on-bad-exit=1", "--cpu-bind=none", "--open-mode=append", *cores],
         teardown=["code=$?", f"exec {end} --code=$code"],
         **options.parameters(args),
     )

@@ -39,12 +39,13 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     Args:
         sweeps: `section.key=VALUE,VALUE`; several give all combinations.
         seeds: number of seeds, beginning with the run's own.
-        stamp: the time, which makes names unique.
+        stamp: the time, which names the submission; runs are named as launch/train.py names them,
+            so that the same command goes on in their folders.
 
     Raises:
         BadInput: a setting of any of the runs cannot be used.
     """
-    base = load.load(argv, prog=PROG, label=stamp)
+    base = load.load(argv, prog=PROG)
     axes = [_axis(text) for text in sweeps]
     if seeds > 1:
         first = base.run.seed
@@ -53,16 +54,16 @@ def plan(argv: Sequence[str], sweeps: Sequence[str], seeds: int, stamp: str) -> 
     if repeated := [key for key in keys if keys.count(key) > 1]:
         raise BadInput(f"--sweep {repeated[0]}: is varied twice (--seeds varies run.seed)")
     points = [*itertools.product(*axes)]
-    runs = [_run(argv, point, stamp) for point in points]
+    runs = [_run(argv, point) for point in points]
     if len({config.run.name for config in runs}) < len(runs):  # run.name was given: make it unique
         names = [f"{base.run.name}-{_label(point, seed=True)}" for point in points]
         if len(set(names)) < len(names):
             raise BadInput("--sweep: gives the same run twice; give every value once")
-        runs = [_run([*argv, f"--run.name={name}"], point, stamp)
+        runs = [_run([*argv, f"--run.name={name}"], point)
                 for name, point in zip(names, points, strict=True)]  # fmt: skip
     stem = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "quickstart"
     name = str(runs[0].run.name) if len(runs) == 1 else stem
-    return Plan(stem, name if name.endswith(stamp) else f"{name}-{stamp}", runs)
+    return Plan(stem, f"{name}-{stamp}", runs)
 
 
 def _axis(text: str) -> list[tuple[str, str]]:
@@ -81,10 +82,9 @@ def _axis(text: str) -> list[tuple[str, str]]:
     return [(key, value) for value in values.split(";" if ";" in values else ",")]
 
 
-def _run(argv: Sequence[str], point: Sequence[tuple[str, str]], stamp: str) -> Config:
+def _run(argv: Sequence[str], point: Sequence[tuple[str, str]]) -> Config:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in point]
-    label = "-".join(filter(None, [_label(point), stamp]))
-    return load.load([*argv, *flags], prog=PROG, label=label)
+    return load.load([*argv, *flags], prog=PROG, label=_label(point))
 
 
 def _label(point: Sequence[tuple[str, str]], *, seed: bool = False) -> str:

@@ -6,6 +6,16 @@
 # launch/ending.py decides how a job ends, by the run folder's `state`: finished: COMPLETED; stopped (by
 # preemption or near the time limit, after saving): requeued; failed: FAILED.
 
+# A log that cannot be written, as on a full disk, must not end a job under `set -e`.
+echo() {
+    builtin echo "$@" || true
+}
+
+die() {
+    echo "error: $*" >&2
+    exit 2
+}
+
 home=$(dirname "$(dirname "$(realpath "${BASH_SOURCE[0]}")")")
 if [ -f "$home/slurm/site.sh" ]; then source "$home/slurm/site.sh"; fi
 if [ -z "${HARNESS_ENV:-}" ] && [ -f "$home/.venv/bin/activate" ]; then
@@ -15,15 +25,41 @@ fi
 if [ -n "${HARNESS_ENV:-}" ]; then set +eu; source "$HARNESS_ENV"; set -eu; fi
 # A checkout needs no installation of itself.
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+# With sbatch's --export, srun would pass on no more than that names.
+export SLURM_EXPORT_ENV=ALL
+# Within a step, of `srun --pty bash`, another would wait for its cores for ever.
+if [ -n "${SLURM_STEP_ID:-}" ]; then export SLURM_OVERLAP=1; fi
+# The cores of a node's only task: sbatch's --cpus-per-task, or all that the job has on that node (nodes may
+# have unequally many), of which Slurm would bind the task to one.
+cores=(--cpu-bind=none)
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then cores=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
+for name in NPROC_PER_NODE HARNESS_SAVE_S HARNESS_MAX_RESTARTS HARNESS_MAX_REQUEUES HARNESS_DOCTOR_S; do
+    [[ ${!name:-0} =~ ^[0-9]+$ ]] || die "$name: must be a whole number, not ${!name}"
+done
 
-# A log that cannot be written, as on a full disk, must not end a job under `set -e`.
-echo() {
-    builtin echo "$@" || true
+# in_job
+# Whether this runs in a job of Slurm; ends if that cannot be used.
+in_job() {
+    local over=${SLURM_JOB_NODELIST:-over}
+    [ -n "${SLURM_JOB_ID:-}" ] || return
+    case $(scontrol show job "$SLURM_JOB_ID" 2>&1) in
+    *JobState=RUNNING* | *JobState=CONFIGURING* | *JobState=COMPLETING*) ;;
+    *JobState=* | *"Invalid job id"*) over=over ;;
+    esac
+    [ "$over" != over ] || die "SLURM_JOB_ID: this shell is not in job $SLURM_JOB_ID, or no longer; unset SLURM_JOB_ID"
+    check_python
 }
 
-die() {
-    echo "error: $*" >&2
-    exit 1
+check_python() {
+    local why
+    why=$(python -c 'import harness.config.load' 2>&1) ||
+        die "$(command -v python || echo python): ${why##*$'\n'}; let HARNESS_ENV name a file that activates another"
+}
+
+set_nproc() {
+    local asked=${SLURM_GPUS_PER_NODE:-} # type:number; all that a shell of salloc knows
+    nproc=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-${asked##*:}}}
+    [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
 }
 
 set_variables() {
@@ -83,13 +119,17 @@ set_args() {
     fi
 }
 
+# is_ours ARGUMENT
+# Whether sbatch's options end before it: only the harness's flags have a dot in their name.
+is_ours() { [[ $1 == *.yaml || ${1%%=*} =~ ^--[a-z]+\.[a-z] ]]; }
+
 # submit SCRIPT CONFIG.yaml [sbatch options] [ANOTHER.yaml] [--section.key value ...]
 # For a script that was started without sbatch: checks the config, then queues the script.
 submit() {
     local script=$1 config=$2 options=()
     shift 2
-    # Only the harness's flags have a dot in their name.
-    while [ $# -gt 0 ] && ! [[ $1 == *.yaml || ${1%%=*} =~ ^--[a-z]+\.[a-z] ]]; do
+    check_python
+    while [ $# -gt 0 ] && ! is_ours "$1"; do
         options+=("$1")
         shift
     done
@@ -101,8 +141,9 @@ submit() {
 # Slurm signals this shell (--signal=B:USR1@...), which passes USR1 on: the ranks save and exit with 0, and
 # so does torchrun, which ignores USR1. TERM is only counted, since Slurm sends it to the ranks itself.
 signals=0
+told=
 step=
-trap 'signals=$((signals + 1)); if [ -n "$step" ]; then tell_ranks & fi' USR1
+trap 'signals=$((signals + 1)) told=${told:-$(date +%s)}; if [ -n "$step" ]; then tell_ranks & fi' USR1
 trap 'signals=$((signals + 1))' TERM
 
 # srun passes USR1 on to all tasks (after TERM it would kill them). Repeated, since ranks that are starting
@@ -133,11 +174,11 @@ run_step() {
 }
 
 # on_each_node COMMAND ...
-# Runs one task per node with all cores of the job there; Slurm's default would be one core. If one task
-# fails, the others end at once. For run_step: exec makes srun the process that gets its signals.
+# Runs one task per node. If one fails, the others end at once. For run_step: exec makes srun the process
+# that gets its signals.
 on_each_node() {
     exec srun --relative=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-        --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=1 "$@"
+        "${cores[@]}" --kill-on-bad-exit=1 "$@"
 }
 
 # torchrun_on_each_node RESTARTS PROGRAM ...
@@ -180,19 +221,22 @@ torchrun_on_each_node() {
 end_job() {
     trap '' USR1 TERM
     exec python "$home/launch/ending.py" "$run" --before "$before" --signals "$signals" \
-        ${HARNESS_MAX_REQUEUES:+--max-requeues="$HARNESS_MAX_REQUEUES"}
+        ${told:+--told="$told"} ${HARNESS_MAX_REQUEUES:+--max-requeues="$HARNESS_MAX_REQUEUES"}
 }
 
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]
 harness_train() {
-    [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
+    in_job || submit "$@"
     local run nproc before scratch
+    if [ $# -gt 2 ] && ! is_ours "$3"; then
+        die "$3: options of sbatch have no effect in job $SLURM_JOB_ID; leave them out, or: sbatch OPTIONS SCRIPT ..."
+    fi
     shift
     set_args "$@"
     run=$(python "$home/launch/check.py" "${args[@]}")
+    run=${run##*$'\n'} # before it, that a lease was waited for
+    set_nproc
     echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $run"
-    nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
-    [ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
     set_variables
     check_limits
     before=$(stat -c '%i %.9Y' "$run/state" 2>/dev/null || echo none)

@@ -17,14 +17,16 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
-here=$(dirname "$(realpath "$0")")
-if [ ! -f "$here/common.sh" ]; then
-    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
-fi
-source "$here/common.sh"
+# Slurm runs a copy of this file, but knows where it was: in the checkout; if not, sbatch was called there.
+file=$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|.* Command=/|/|p') || true
+for home in "$(realpath "$0")" "$file" "${HARNESS_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/"; do
+    until [ -z "$home" ] || [ -f "$home/launch/ending.py" ]; do home=${home%/*}; done
+    [ -z "$home" ] || break
+done
+[ "$home" ] || { echo "error: found no checkout; call sbatch in one, or set HARNESS_HOME to it" >&2; exit 2; }
+source "$home/slurm/common.sh"
 
-[ -n "${SLURM_JOB_ID:-}" ] || submit "$0" configs/quickstart.yaml "$@"
+in_job || submit "$0" configs/quickstart.yaml "$@"
 set_args configs/quickstart.yaml "$@"
 set_variables
 limit_s="${HARNESS_DOCTOR_S:-180}"
@@ -36,8 +38,7 @@ for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
     files+=("$folder/$node.json")
     # A node that hangs must not hold up the report on the others.
     (timeout --kill-after=10 "$limit_s" srun --nodes=1 --ntasks=1 --nodelist="$node" \
-        --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
-        python -m harness doctor --json "${args[@]}" ||
+        "${cores[@]}" python -m harness doctor --json "${args[@]}" ||
         [ $? -lt 124 ] || echo "no answer within $limit_s s") >"${files[-1]}" 2>&1 &
 done
 wait

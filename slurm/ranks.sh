@@ -11,8 +11,8 @@ here=$(dirname "$(realpath "$0")")
 source "$here/common.sh"
 
 [ -n "${SLURM_JOB_ID:-}" ] || die "slurm/ranks.sh runs within a job; for a job of its own, see scaling.sh"
-ranks=$1 nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
-[ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
+ranks=$1
+set_nproc
 nodes=$(((ranks + nproc - 1) / nproc))
 if [ "$nodes" -gt "$SLURM_JOB_NUM_NODES" ]; then
     die "$ranks ranks are more than $SLURM_JOB_NUM_NODES nodes hold at $nproc each"

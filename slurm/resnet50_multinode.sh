@@ -24,11 +24,13 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
-here=$(dirname "$(realpath "$0")")
-if [ ! -f "$here/common.sh" ]; then
-    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
-fi
-source "$here/common.sh"
+# Slurm runs a copy of this file, but knows where it was: in the checkout; if not, sbatch was called there.
+file=$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|.* Command=/|/|p') || true
+for home in "$(realpath "$0")" "$file" "${HARNESS_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/"; do
+    until [ -z "$home" ] || [ -f "$home/launch/ending.py" ]; do home=${home%/*}; done
+    [ -z "$home" ] || break
+done
+[ "$home" ] || { echo "error: found no checkout; call sbatch in one, or set HARNESS_HOME to it" >&2; exit 2; }
+source "$home/slurm/common.sh"
 
 harness_train "$0" configs/resnet50_90ep.yaml "$@"

@@ -18,21 +18,22 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# Slurm runs a copy of this file out of its spool, but knows where the file itself is.
-here=$(dirname "$(realpath "$0")")
-if [ ! -f "$here/common.sh" ]; then
-    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/.*\.sh.*|\1|p' | sort -u)
-fi
-source "$here/common.sh"
+# Slurm runs a copy of this file, but knows where it was: in the checkout; if not, sbatch was called there.
+file=$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|.* Command=/|/|p') || true
+for home in "$(realpath "$0")" "$file" "${HARNESS_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}/"; do
+    until [ -z "$home" ] || [ -f "$home/launch/ending.py" ]; do home=${home%/*}; done
+    [ -z "$home" ] || break
+done
+[ "$home" ] || { echo "error: found no checkout; call sbatch in one, or set HARNESS_HOME to it" >&2; exit 2; }
+source "$home/slurm/common.sh"
 
-[ -n "${SLURM_JOB_ID:-}" ] || die "give it to sbatch: sbatch --nodes 4 $0 ..."
+in_job || die "give it to sbatch: sbatch --nodes 4 $0 ..."
 set_args configs/resnet50_90ep.yaml "$@"
-nproc="${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-}}"
-[ -n "$nproc" ] || die "Slurm gave no GPU: give --gpus-per-node, or set NPROC_PER_NODE"
+set_nproc
 all=$((nproc * SLURM_JOB_NUM_NODES))
 numbers=1
 for ((n = 2; n < all; n *= 2)); do numbers+=",$n"; done
 [ "$all" -eq 1 ] || numbers+=",$all"
 set_variables
 run_step python -m harness bench scaling --ranks "$numbers" --per-node "$nproc" \
-    --launch "bash $here/ranks.sh" --host "$SLURMD_NODENAME" --out "bench/scaling-$SLURM_JOB_ID" "${args[@]}"
+    --launch "bash $home/slurm/ranks.sh" --host "${SLURMD_NODENAME:-$(hostname)}" --out "bench/scaling-$SLURM_JOB_ID" "${args[@]}"

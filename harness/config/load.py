@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,14 +64,12 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(message.removeprefix("argument "))
 
 
-def load(
-    argv: Sequence[str], *, prog: str = "torchrun launch/train.py", label: str | None = None
-) -> Config:
+def load(argv: Sequence[str], *, prog: str = "torchrun launch/train.py", label: str = "") -> Config:
     """Return the config of `[CONFIG.yaml] [--section.key value ...]`; by default the quickstart.
 
     Args:
         prog: the command, for --help.
-        label: what a run's name ends with if none is given; by default Slurm's job id, if any.
+        label: what a run's name ends with, after config and seed, if none is given.
 
     Raises:
         BadInput: no such file, unknown key, wrong type, out of range, contradiction.
@@ -83,7 +80,7 @@ def load(
     return config
 
 
-def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
+def read(argv: Sequence[str], *, prog: str, label: str = "") -> Config:
     """Return the same without applying the rules on settings that must go together.
 
     Raises:
@@ -111,7 +108,7 @@ def read(argv: Sequence[str], *, prog: str, label: str | None = None) -> Config:
         file = origin.get(_field(mistake), path)
         raise BadInput(_one_line(mistake, file, flags)) from None
     if config.run.name is None:
-        name = _name(config, path, label or os.environ.get("SLURM_JOB_ID"))
+        name = _name(config, path, label)
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     return config
 
@@ -247,7 +244,7 @@ def _kind(annotation: Any) -> str:
     return "|".join(map(_kind, args))
 
 
-def _name(config: Config, path: Path, label: str | None) -> str:
+def _name(config: Config, path: Path, label: str) -> str:
     """Return a run's name from its config: `configs/he2015/resnet50.yaml`: he2015-resnet50-s0."""
     parts = path.with_suffix("").parts
     folders = [i for i, part in enumerate(parts[:-1]) if part == "configs"]

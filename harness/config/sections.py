@@ -63,7 +63,7 @@ class Run(Section):
     """The run and its folder."""
 
     name: str | None = neither(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run and of its folder; by default CONFIG-sSEED, with the job id under Slurm."""
+    """Name of the run and of its folder; by default CONFIG-sSEED."""
     root: str = neither("runs", min_length=1)
     """Folder that holds the run folders."""
     mode: Literal["train", "eval"] = result("train")

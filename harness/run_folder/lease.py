@@ -93,6 +93,17 @@ class Lease:
             os.utime(opened.fileno(), ns=(now, now))
 
 
+def refuse_if_held(folder: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise BadInput if another live process holds the lease on a folder; takes nothing."""
+    file, me = folder / "lease.json", _this_process(environ, heartbeat_s=5.0)
+    current = watched = _read(file)
+    if watched and _is_free(watched, me, None) is None:
+        _watch(file, watched, me.heartbeat_s)
+        current = _read(file)
+    if not _is_free(current, me, watched):
+        raise _refusal(file, current)
+
+
 class _Owner(BaseModel):
     """The content of lease.json."""
 

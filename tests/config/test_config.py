@@ -222,9 +222,11 @@ def test_a_run_is_named_after_its_config(
     assert loaded(again, load.dump(config)) == config
 
 
-def test_a_job_has_its_id_in_the_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_job_of_the_same_command_has_the_same_name(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    assert loaded(file, SYNTHETIC).run.name == "recipe-s0-4711"
+    assert loaded(file, SYNTHETIC).run.name == "recipe-s0"
 
 
 # Refusals.

@@ -127,11 +127,14 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
     assert int(printed) >= slurm.port(STEP)
 
 
-SRUN = """#!/usr/bin/env bash
-# Starts its command here, as srun does on each node.
-while [[ $1 == -* ]]; do shift; done
-exec "$@"
-"""
+FAKES = {
+    "srun": """while [[ $1 == -* ]]; do printf '%s ' "$1" >>"$FAKES/told"; shift; done
+        printf '%s\\n' "$SLURM_EXPORT_ENV ${SLURM_OVERLAP:-}" >>"$FAKES/told"
+        exec "$@" """,
+    "sbatch": """printf '%s\\n' "$*" """,
+    "scontrol": """case $2 in job) cat "$FAKES/job" ;; *) echo node1 ;; esac""",
+}
+"""Commands of Slurm that do their work here, or tell what they were told."""
 
 
 def test_a_job_goes_on_when_its_log_is_full() -> None:
@@ -146,9 +149,31 @@ def test_a_job_goes_on_when_its_log_is_full() -> None:
         assert subprocess.run(["bash", "-c", script], stdout=full, stderr=full).returncode == 0
 
 
-def test_the_scripts_ask_torchrun_only_for_what_it_knows(tmp_path: Path) -> None:
-    (tmp_path / "srun").write_text(SRUN)
-    (tmp_path / "srun").chmod(0o755)
+@pytest.fixture
+def fakes(tmp_path: Path) -> Path:
+    """A folder for PATH; its `job` is what Slurm knows of jobs, its `told` what srun was told."""
+    folder = tmp_path / "fakes"
+    folder.mkdir()
+    (folder / "job").write_text("slurm_load_jobs error: Invalid job id specified\n")
+    for name, text in FAKES.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def bash(
+    fakes: Path, *words: str | Path, cwd: Path, stdin: Path = Path(os.devnull), **environ: str
+) -> subprocess.CompletedProcess[str]:
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "HARNESS_"))}
+    path = f"{fakes}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "HARNESS_ENV": "/dev/null", "FAKES": str(fakes), **environ}
+    with stdin.open() as file:
+        return subprocess.run(
+            ["bash", *words], cwd=cwd, env=outside | own, stdin=file, capture_output=True, text=True
+        )
+
+
+def test_the_scripts_ask_torchrun_only_for_what_it_knows(fakes: Path, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text("import os; open(os.environ['RANK'] + '.started', 'w')")
     script = f"""
         set -euo pipefail
@@ -157,11 +182,82 @@ def test_the_scripts_ask_torchrun_only_for_what_it_knows(tmp_path: Path) -> None
         set_variables
         run_step torchrun_on_each_node 3 {tmp_path}/rank.py
     """
-    step = {"SLURM_JOB_NUM_NODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "2"}
-    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environ = os.environ | step | {"PATH": path, "HARNESS_ENV": "/dev/null"}
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True
-    )
+    step = {"SLURM_JOB_NUM_NODES": "1", "SLURM_STEP_NUM_NODES": "1"}
+    done = bash(fakes, "-c", script, cwd=tmp_path, **step)
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in tmp_path.glob("*.started")} == {"0", "1"}
+
+
+SCRIPTS = ("resnet50_8gpu", "resnet50_multinode", "bench", "scaling", "doctor")
+ONE = ROOT / "slurm" / "resnet50_8gpu.sh"
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1"}
+RUNS = "JobId=7 JobName=x JobState=RUNNING Reason=None\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words", "job", "says"),
+    [
+        ({"SLURM_JOB_ID": "999"}, "", None, "SLURM_JOB_ID: this shell is not in job 999, or no lo"),
+        (JOB, "", RUNS.replace("RUNNING", "TIMEOUT"), "SLURM_JOB_ID: this shell is not in job 7,"),
+        ({"SLURM_JOB_ID": "7"}, "", "Unable to contact slurm controller", "SLURM_JOB_ID: this she"),
+        (JOB, "--partition low", RUNS, "--partition: options of sbatch have no effect in job 7; "),
+        (JOB, "--data.source synthetic", RUNS, "Slurm gave no GPU: give --gpus-per-node, or set "),
+        ({}, "--time=10 --optim.momentum x", None, "--optim.momentum: expected number, got x"),
+        ({"HARNESS_MAX_REQUEUES": "no"}, "", None, "HARNESS_MAX_REQUEUES: must be a whole number"),
+        ({"HARNESS_ENV": "./env"}, "", None, "python: ModuleNotFoundError: No module named 'pydan"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    fakes: Path, tmp_path: Path,
+    environ: dict[str, str], words: str, job: str | None, says: str,
+) -> None:  # fmt: skip
+    if job:
+        (fakes / "job").write_text(job)
+    (tmp_path / "env").write_text('python() { command python -S "$@"; }')  # no packages
+    done = bash(fakes, ONE, *words.split(), cwd=tmp_path, **environ)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {says}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_copy_finds_its_checkout_or_says_how(fakes: Path, tmp_path: Path, name: str) -> None:
+    """As Slurm's own copy does, which lies in its spool."""
+    copy = tmp_path / "my job.slurm"
+    copy.write_text((ROOT / "slurm" / f"{name}.sh").read_text())
+    # Right after the checkout is found, so that this tells that it was.
+    found = {"HARNESS_SAVE_S": "found"}
+    lost = bash(fakes, copy, cwd=tmp_path, **found)
+    assert lost.returncode == 2
+    assert lost.stderr == (
+        "error: found no checkout; call sbatch in one, or set HARNESS_HOME to it\n"
+    )
+    for more in ({"HARNESS_HOME": str(ROOT)}, {"SLURM_SUBMIT_DIR": str(ROOT / "configs")}):
+        assert "HARNESS_SAVE_S" in bash(fakes, copy, cwd=tmp_path, **found, **more).stderr
+    assert "HARNESS_SAVE_S" in bash(fakes, stdin=copy, cwd=ROOT / "configs", **found).stderr
+    line = f"   Command={ROOT}/slurm/my.job --data.train /a/b --run.name x\n"
+    (fakes / "job").write_text(f"JobId=7\n{line}   WorkDir=/\nJobId=8\n{line}")
+    assert "HARNESS_SAVE_S" in bash(fakes, copy, cwd=tmp_path, **found, **JOB).stderr
+
+
+def test_a_step_has_what_the_job_has_on_each_node(fakes: Path, tmp_path: Path) -> None:
+    step = f"source {ROOT}/slurm/common.sh; on_each_node true"
+
+    def told(**environ: str) -> str:
+        (fakes / "told").unlink(missing_ok=True)
+        done = bash(fakes, "-c", step, cwd=tmp_path, **JOB, **environ)
+        assert done.returncode == 0, done.stderr
+        return (fakes / "told").read_text()
+
+    # As nodes may have unequally many cores, their number is not that of the first.
+    free = told(SLURM_CPUS_ON_NODE="16", SLURM_EXPORT_ENV="NONE")
+    assert "--cpus-per-task" not in free
+    assert " --cpu-bind=none " in free
+    assert free.endswith(" ALL \n")
+    assert " --cpus-per-task=4 " in told(SLURM_CPUS_PER_TASK="4")
+    assert told(SLURM_STEP_ID="0").endswith(" ALL 1\n")
+
+
+def test_by_hand_sbatch_gets_its_options_first(fakes: Path, tmp_path: Path) -> None:
+    done = bash(fakes, ONE, "--time=10", "--data.source", "synthetic", cwd=tmp_path)
+    assert done.stdout == f"--time=10 {ONE} --data.source synthetic\n", done.stderr

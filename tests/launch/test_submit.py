@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, TINY, train, wait_for_rows
 from ranks import python
 
+from harness.config import load
 from harness.doctor.chaos.compare import compare
 from harness.errors import BadInput
 from launch import ending, options, sweep
@@ -79,10 +81,9 @@ def names(of: sweep.Plan) -> list[str | None]:
     return [config.run.name for config in of.runs]
 
 
-def test_a_run_is_named_when_it_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")  # submitted from within a job
+def test_the_time_is_in_the_name_of_a_submission_not_of_its_run() -> None:
     of = plan()
-    assert names(of) == [f"resnet50_90ep-s0-{STAMP}"]
+    assert names(of) == ["resnet50_90ep-s0"]
     assert of.folder == Path(f"runs/_submitted/resnet50_90ep-s0-{STAMP}")
     named = plan("--run.name", "mine", "--run.root", "there")
     assert names(named) == ["mine"]
@@ -93,9 +94,7 @@ def test_seeds_and_values_make_every_combination() -> None:
     of = plan("--run.seed=3", sweeps=("optim.lr-per-256=0.05,0.1",), seeds=2)
     assert of.name == f"resnet50_90ep-{STAMP}"
     assert names(of) == [
-        f"resnet50_90ep-s{seed}-lr_per_256-{lr}-{STAMP}"
-        for lr in ("0.05", "0.1")
-        for seed in (3, 4)
+        f"resnet50_90ep-s{seed}-lr_per_256-{lr}" for lr in ("0.05", "0.1") for seed in (3, 4)
     ]
     assert [(c.optim.lr_per_256, c.run.seed) for c in of.runs] == [
         (0.05, 3), (0.05, 4), (0.1, 3), (0.1, 4)
@@ -156,7 +155,7 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(tmp_path: Path) -> None:
     assert " -m submitit.core._submit " in srun
     assert "job: JOB: 3 runs on 2 nodes x 8 GPUs, up to 8 h 00 min at a time" in done.stdout
     runs = [line.split(": ")[1] for line in lines if line.strip().startswith("run:")]
-    assert [run[: run.index("-2")] for run in runs] == [f"runs/quickstart-s{n}" for n in range(3)]
+    assert runs == [f"runs/quickstart-s{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +195,25 @@ def test_what_is_wrong_is_told_before_anything_is_queued(
     assert done.stderr.startswith(f"error: {says}")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["check.py", "submit.py"])
+def test_a_folder_that_holds_another_run_is_refused_before_anything_is_queued(
+    tmp_path: Path, program: str
+) -> None:
+    held = tmp_path / "runs" / "quickstart-s0"
+    held.mkdir(parents=True)
+    (held / "config.yaml").write_text(load.dump(load.load(["--optim.lr-per-256", "0.3"])))
+    words = ["--dry-run", "--gpus-per-node", "1"] if program == "submit.py" else []
+    there = ROOT / "launch" / program
+    done = python(there, *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: runs/quickstart-s0: holds a run with another optim.lr_per_256 (0.3 there, 0.256 "
+        "here); choose another --run.name, or --run.restart to move it aside\n"
+    )
+    for more in (["--optim.lr-per-256", "0.3"], ["--run.name", "mine"], ["--run.restart"]):
+        assert python(there, *more, *words, cwd=tmp_path).returncode == 0, more
 
 
 def test_submitting_needs_no_torch(tmp_path: Path) -> None:
@@ -244,6 +262,7 @@ NOT_FINITE = Note(1, "node1", 1, "loss is not finite", known=True)
         (2, REFUSED, RUNNING, 0, False),
         (1, NOT_FINITE, PREEMPTED, 0, False),
         (1, BROKE, {}, 0, False),  # Slurm does not answer
+        (140, stopped(signal.SIGUSR2), RUNNING | {"Requeue": "0"}, 0, False),
     ],
 )
 def test_who_goes_back_into_the_queue(
@@ -260,6 +279,35 @@ def test_the_first_rank_leaves_the_note(tmp_path: Path) -> None:
     assert ending.read_note(path) == BROKE
     path.write_text('{"rank": 1, "ho')
     assert ending.read_note(path) is None
+
+
+NEAR = {"StartTime": "2026-01-02T03:04:00", "EndTime": "2026-01-02T03:06:00"}
+FAR = NEAR | {"EndTime": "2026-01-03T03:04:00"}
+
+
+@pytest.mark.parametrize(
+    ("job", "after_s", "again"),
+    [
+        (NEAR, 5, False),  # two minutes, of which the last two are to save
+        (NEAR, 29, False),
+        (NEAR, 31, True),  # --signal=...@60 comes as early
+        (NEAR | {"PreemptTime": "2026-01-02T03:04:03"}, 5, True),
+        (FAR, 5, True),  # by somebody's hand
+        (FAR | {"Restarts": "3"}, 5, False),
+        (FAR | {"Restarts": "3"}, 3600, True),
+        (NEAR | {"EndTime": "Unknown"}, 5, True),
+        ({}, 5, True),
+    ],
+)
+def test_a_time_limit_that_leaves_no_time_to_train_is_told_and_not_tried_again(
+    job: dict[str, str], after_s: float, again: bool
+) -> None:
+    told = time.mktime((2026, 1, 2, 3, 4, 0, 0, 0, -1)) + after_s
+    note = replace(stopped(signal.SIGUSR1), at=told)
+    verdict = ending.decide(1, note, RUNNING | {"Restarts": "0"} | job, 0, LIMITS)
+    assert verdict.again is again
+    assert ("give a longer --time" in verdict.why) is not again
+    assert verdict.code == (1 if again else 2)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_job_outlives_whatever_befalls_it(
 
     with ThreadPoolExecutor() as meanwhile:
         future = meanwhile.submit(run_into_limit)
-        (job,) = submit(slurm, cwd, *half, "exclude=node[3-4]")
+        (job,) = submit(slurm, cwd, *half, "exclude=node[3-4]", "--run.name", "outlives")
         run_ids = set()
         for attempt, befalls in enumerate(FATES.values(), start=1):
             job.wait_for_row(attempt)
@@ -98,7 +98,8 @@ def test_an_array_has_a_run_for_each_seed_and_who_is_cancelled_stays_out(
 def test_what_only_a_node_can_find_wrong_fails_the_job_once(
     slurm: Cluster, cwd: Path, flags: list[str]
 ) -> None:
-    (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, "--data.train", "/not/there")
+    nowhere = ("--data.train", "/not/there", "--run.name", "nowhere")
+    (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *nowhere)
     assert slurm.wait(job.name) == "FAILED"
     assert "/not/there: No such file or directory; give a folder" in job.told()
     assert job.told().splitlines()[-3].endswith(": would end the same way again")
@@ -111,6 +112,7 @@ def test_the_doctor_looks_at_the_nodes_first_and_a_red_one_fails_the_job_once(
     slurm: Cluster, cwd: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(slurm.environ, "HARNESS_PREFLIGHT", "on")
+    monkeypatch.setitem(slurm.environ, "SBATCH_EXPORT", "NONE")
     words = [*flags, "--engine.device", "cpu", "--gpus-per-node", "0", "--schedule.epochs", "1"]
     nowhere = ["--data.train", "/not/there"]
     (good,) = submit(slurm, cwd, *words, "--nodes", "2", "--run.name", "seen")

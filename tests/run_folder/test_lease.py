@@ -273,6 +273,27 @@ def test_an_owner_elsewhere_is_alive_while_its_heart_beats(run: Path, job: Job) 
     take(run).release()
 
 
+def test_a_look_refuses_whom_a_lease_would_and_takes_nothing(
+    run: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease.refuse_if_held(run, {})
+    assert not run.exists()
+    job.take(run, 0.2)
+    with pytest.raises(BadInput, match=f"pid {job.pid} on "):
+        lease.refuse_if_held(run, {})
+    job.ask("release")
+    before = (run / "lease.json").read_bytes(), mtime_ns(run)
+    lease.refuse_if_held(run, {})
+    assert ((run / "lease.json").read_bytes(), mtime_ns(run)) == before
+    job.ask("elsewhere")
+    job.take(run, 1)
+    with pytest.raises(BadInput, match=f"pid {job.pid} on "):
+        lease.refuse_if_held(run, {})
+    os.kill(job.pid, signal.SIGSTOP)
+    monkeypatch.setattr(lease, "_watch", lambda *_: None)  # as if in vain
+    lease.refuse_if_held(run, {})
+
+
 def test_an_owner_elsewhere_that_releases_while_it_is_watched_is_replaced(
     run: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,9 +61,14 @@ def test_every_rank_has_its_slice(
     place: Place, calm: Path, tmp_path: Path, script: Path, nodes: int, nproc: int
 ) -> None:
     staged = {"HARNESS_STAGE": str(tmp_path)} if nodes > 1 else {}
-    job = place.submit(script, None, *SHORT, options=(f"--nodes={nodes}",), nproc=nproc, **staged)
+    options, name = (f"--nodes={nodes}", f"--nodelist=node[1-{nodes}]"), f"slices-{nodes}"
+    if staged:  # nothing else of this shell: neither PATH nor HOME
+        (tmp_path / "env.sh").write_text(f"export PATH={place.slurm.environ['PATH']}")
+        staged["HARNESS_ENV"] = str(tmp_path / "env.sh")
+        options += ("--export=HARNESS_STAGE,HARNESS_ENV,HARNESS_PREFLIGHT,NPROC_PER_NODE",)
+    job = place.submit(script, name, *SHORT, options=options, nproc=nproc, **staged)
     assert place.slurm.wait(job) == "COMPLETED", place.slurm.log(job)
-    folder = place.folder(f"resnet50_90ep-s0-{job}")
+    folder = place.folder(name)
     ended = result(folder)
     assert ended["world_size"] == nodes * nproc
     assert ended["digests"] == result(calm)["digests"][:1]
@@ -126,8 +131,7 @@ def test_jobs_of_an_array_share_nodes_and_differ_in_their_seed(place: Place) -> 
     array = place.submit(MULTI, None, *SHORT, options=options)
     for seed in (0, 1):
         assert place.slurm.wait(f"{array}_{seed}") == "COMPLETED"
-        job = place.slurm.about(f"{array}_{seed}")["JobId"]
-        folder = place.folder(f"resnet50_90ep-s{seed}-{job}")
+        folder = place.folder(f"resnet50_90ep-s{seed}")
         assert load.load([str(folder / "config.yaml")]).run.seed == seed
         assert result(folder)["world_size"] == 2
 
@@ -198,14 +202,24 @@ def test_the_first_rank_that_failed_has_the_last_word(
         assert f"end of runs/torn/logs/rank_{failure['rank']}.log:" in log
 
 
-def test_a_cancelled_job_is_not_queued_again(place: Place) -> None:
-    job = place.submit(ONE, "cancelled", nproc=2)
-    place.wait_for_rows("cancelled", job)
+def test_a_cancelled_job_is_not_queued_again_and_the_same_command_goes_on(place: Place) -> None:
+    name, command = "resnet50_90ep-s7", ("--run.seed", "7", "--schedule.epochs", "300")
+    job = place.submit(ONE, None, *command, nproc=2)
+    place.wait_for_rows(name, job)
     place.slurm.output("scancel", job)
     while place.slurm.output("squeue", "--noheader", f"--jobs={job}"):  # its ranks still save
         time.sleep(0.5)
     about = place.slurm.about(job)
     assert (about["JobState"], about["Restarts"]) == ("CANCELLED", "0")
+    again = place.submit(ONE, None, *command, nproc=2)
+    place.wait_for_rows(name, again, attempt=2)
+    second = place.submit(ONE, None, *command, nproc=2)
+    assert place.slurm.wait(second) == "FAILED"
+    (line,) = place.slurm.log(second).splitlines()
+    assert line.startswith(f"error: runs/{name}: pid ")
+    assert f"(Slurm job {again}) has been working in it since " in line
+    place.slurm.output("scancel", again)
+    assert [each["slurm_job"] for each in attempts(place.folder(name))] == [job, again]
 
 
 def test_a_node_without_its_gpus_is_told_of_and_not_trained_on(place: Place) -> None:

@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import random
 import shutil
@@ -311,9 +312,11 @@ def up(args: argparse.Namespace) -> None:
             grace_time=args.grace_time,
             accounting=ACCOUNTING.format(**names) if accounting else "",
             nodes="\n".join(
-                f"NodeName={node} NodeAddr={address} Port={port} CPUs={args.cpus_per_node}"
+                f"NodeName={node} NodeAddr={address} Port={port} CPUs={cpus}"
                 f" RealMemory=1000000{gres}"
-                for (node, address), port in zip(nodes.items(), node_ports, strict=False)
+                for (node, address), port, cpus in zip(
+                    nodes.items(), node_ports, itertools.cycle(args.cpus_per_node.split(","))
+                )
             ),
         )
     )
@@ -399,7 +402,6 @@ def main() -> None:
     for option, default, text in (
         ("--nodes", 2, "number of nodes"),
         ("--gpus-per-node", 8, "GPUs that each node claims to have"),
-        ("--cpus-per-node", 16, "CPUs that each node claims to have"),
         ("--grace-time", 10, "seconds that a preempted job of `low` has to stop"),
         (
             "--requeue-delay",
@@ -409,6 +411,12 @@ def main() -> None:
         ("--max-age", 7200, "seconds after which the cluster ends by itself"),
     ):
         p.add_argument(option, type=int, default=default, metavar="N", help=text)
+    p.add_argument(
+        "--cpus-per-node",
+        default="16",
+        metavar="N[,N...]",
+        help="CPUs that each node claims to have; if several, the nodes take turns",
+    )
     p.add_argument("dir", type=Path, metavar="DIR", help="a new or an empty directory")
     p.set_defaults(run=up)
     p = commands.add_parser("down")

@@ -40,7 +40,7 @@ class Place:
     photos: Path
 
     def flags(self, name: str | None, *more: str) -> list[str]:
-        """Of the run of this name; without one, of one that Slurm's job id names."""
+        """Of the run of this name; without one, of one that its config and seed name."""
         named = ["--run.name", name] if name else []
         data = ("--data.train", str(self.photos), "--data.val", str(self.photos))
         return [*FLAGS, *data, *named, *more]
@@ -50,9 +50,8 @@ class Place:
         nproc: int = 1, **environ: str,
     ) -> str:  # fmt: skip
         """Queue a run; the job's id."""
-        # All cores of a node would be sixteen, of two that there are.
         return self.slurm.submit(
-            script, *self.flags(name, *more), cwd=self.cwd, options=("--cpus-per-task=4", *options),
+            script, *self.flags(name, *more), cwd=self.cwd, options=tuple(options),
             environ={"NPROC_PER_NODE": str(nproc), **environ},
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from slurm_cluster import Cluster, cluster, missing
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Cluster]:
-    """Four nodes of 8 GPUs and 16 cores, which nobody checks; skips where there can be none."""
+    """Four nodes, whose GPUs and cores nobody checks; skips where there can be none."""
     if lack := missing():
         pytest.skip(f"no Slurm: {lack}")
     with cluster() as running:
