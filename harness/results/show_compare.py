@@ -105,6 +105,12 @@ def notes(comparison: Comparison, *, anyway: bool) -> list[str]:
     return lines
 
 
+def verdicts(comparison: Comparison) -> str:
+    """Return the verdicts in one line."""
+    named = (f"{item.metric.title} {item.verdict}" for item in comparison.findings)
+    return f"{comparison.new.label}: {', '.join(named)}"
+
+
 def _seeds_needed(finding: Finding) -> str:
     if needed := runs_needed(finding.new, finding.base, finding.metric.least_loss):
         more = max(1, needed - finding.new.n)
