@@ -75,7 +75,6 @@ def measure(work: Work, folder: Path, minutes: float) -> None:
 
 @contextmanager
 def _temporary(folder: Path, world: World) -> Iterator[Path]:
-    """Make rank 0's temporary folder, and delete it at the end; other ranks write nothing."""
     if not world.is_main:
         yield folder
         return

@@ -94,7 +94,6 @@ def _describe(folder: Path, dataset: Dataset, load: Load) -> None:
 
 
 def _in_process(name: str, load: Load, *, drop: Dataset | None = None) -> float:
-    """Measure a loader in a new process, after dropping a data set from the page cache."""
     if drop is not None:
         pagecache.drop(map(drop.files.extent, range(len(drop))))
     argument = json.dumps([name, *vars(load).values()], default=str)

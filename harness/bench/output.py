@@ -11,11 +11,7 @@ from harness.system.files import write_text
 
 
 def make_folder(folder: Path, inner: str = "") -> Path:
-    """Make the folder of --out, with a folder in it; return the inner one.
-
-    Raises:
-        BadInput: it cannot be made.
-    """
+    """Make the folder of --out and one in it, which is returned; raise BadInput if that fails."""
     try:
         (folder / inner).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -23,15 +19,10 @@ def make_folder(folder: Path, inner: str = "") -> Path:
     return folder / inner
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    write_text(path, json.dumps(content, indent=1))
-
-
 def write_both(stem: Path, content: dict[str, Any], make_page: Callable[[], str]) -> None:
     """Write `stem`.json and, if matplotlib is installed, the page `stem`.html; print the paths."""
     as_json, as_page = (stem.with_suffix(suffix) for suffix in (".json", ".html"))
-    write_json(as_json, content)
+    write_text(as_json, json.dumps(content, indent=1))
     try:
         write_text(as_page, make_page())
         page = f"{as_page}: the same as a page"

@@ -23,10 +23,8 @@ def measure(work: Work, minutes: float) -> None:
 
     They are the whole of `train_epoch` (DDP, counts, digests, rows); the same without the ranks'
     vote after each step; and a bare loop with the same network, precision and layout, on tensors in
-    memory, with DDP if there are several ranks.
-
-    Args:
-        minutes: time for all, compiling included; one turn of each is measured in any case.
+    memory, with DDP if there are several ranks. `minutes` are for all, compiling included; one turn
+    of each is measured in any case.
 
     Raises:
         BadInput: as world_of_bench does.
@@ -44,8 +42,7 @@ def measure(work: Work, minutes: float) -> None:
         for name in ("harness", "bare loop"):
             loops[name]()  # not measured: memory is first allocated here
         rates = interleave(loops, work.turns, until, world.from_main)
-        title = f"training on synthetic images, {work.steps} steps a turn"
-        report(rates, title, work.turns)
+        report(rates, f"training on synthetic images, {work.steps} steps a turn", work.turns)
         low, middle, high = 100 * (1 - np.quantile(ratios(rates, *list(rates)[:2]), (1, 0.5, 0)))
         out.print(
             f"the vote of {count(world.size, 'rank')} costs {middle:.2f} % of the throughput "

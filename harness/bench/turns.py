@@ -42,12 +42,7 @@ def interleave(
 ) -> dict[str, list[float]]:  # fmt: skip
     """Measure turns of each thing, as many as end in time; every second round in reversed order.
 
-    Args:
-        turns_of: name -> runs it once, and returns images per second.
-        turns, until, agree: as for `rounds`.
-
-    Returns:
-        Name -> images per second in each turn.
+    Each of `turns_of` runs one turn, and returns images per second; the rest is as for `rounds`.
     """
     rates: dict[str, list[float]] = {name: [] for name in turns_of}
     for done in track(rounds(turns, until, agree), total=turns, what="measuring"):

@@ -5,7 +5,7 @@ The names are torchvision's, so that published weights fit.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class DenseLayer(nn.Module):
             # tracer does not support contexts that keep them from being updated twice.
             options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
             if not torch.compiler.is_compiling():
-                options["context_fn"] = self._contexts
+                norm = self.norm1
+                options["context_fn"] = lambda: (nullcontext(), _on_copies_of_statistics(norm))
             y: Tensor = checkpoint(self._first, *before, **options)
         else:
             y = self._first(*before)
@@ -61,9 +62,6 @@ class DenseLayer(nn.Module):
         """
         y: Tensor = self.conv1(torch.relu_(self.norm1(torch.cat(before, 1))))
         return y
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _on_copies_of_statistics(self.norm1)
 
 
 @contextmanager

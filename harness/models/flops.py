@@ -111,7 +111,6 @@ class _Count(TorchDispatchMode):
 
 
 def _size(tree: Any) -> int:
-    """Return the bytes of all tensors in a tree."""
     leaves = tree_leaves(tree)
     return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
 

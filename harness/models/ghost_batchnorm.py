@@ -18,8 +18,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, like: nn.BatchNorm2d, images: int) -> None:
         """Take over the parameters and buffers of `like`."""
-        device = like.weight.device
-        super().__init__(like.num_features, like.eps, like.momentum, device=device)
+        super().__init__(like.num_features, like.eps, like.momentum, device=like.weight.device)
         self.weight, self.bias = like.weight, like.bias
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
@@ -35,9 +34,8 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         # By group, a compiled graph would grow with the number of groups; in eager mode the fused
         # kernels are several times faster than the plain formula.
-        return self._all_at_once(x) if torch.compiler.is_compiling() else self._by_group(x)
-
-    def _by_group(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._all_at_once(x)
         mean, var, momentum = self.running_mean, self.running_var, self.momentum or 0.0
         normalized = []
         for group in x.split(self.images):  # parts of a batch: views in any memory format

@@ -18,9 +18,7 @@ Shortcut = Literal["A", "B", "C", "none"]
 
 def _conv(channels_in: int, channels_out: int, kernel_px: int, stride: int = 1) -> nn.Conv2d:
     """Return a padded convolution; without a bias, as the BN that follows has one."""
-    return nn.Conv2d(
-        channels_in, channels_out, kernel_px, stride, padding=kernel_px // 2, bias=False
-    )
+    return nn.Conv2d(channels_in, channels_out, kernel_px, stride, kernel_px // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -95,15 +93,13 @@ class PadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
-def _shortcut(
-    option: Shortcut, channels_in: int, channels_out: int, stride: int
-) -> nn.Module | None:
+def _shortcut(kind: Shortcut, channels_in: int, channels_out: int, stride: int) -> nn.Module | None:
     """Return a block's shortcut (ibid., 3.3): identity, zero padding, a projection, or None."""
-    if option == "none":
+    if kind == "none":
         return None
-    if channels_in == channels_out and stride == 1 and option != "C":
+    if channels_in == channels_out and stride == 1 and kind != "C":
         return nn.Identity()
-    if option == "A":
+    if kind == "A":
         return PadShortcut(channels_in, channels_out, stride)
     return nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
 
@@ -132,10 +128,8 @@ def _initialize(network: nn.Module, zero_gamma: bool, fc_init_std: float | None)
         elif isinstance(module, nn.Linear) and fc_init_std is not None:
             nn.init.normal_(module.weight, std=fc_init_std)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, BasicBlock) and zero_gamma:
-            nn.init.zeros_(module.bn2.weight)
-        elif isinstance(module, Bottleneck) and zero_gamma:
-            nn.init.zeros_(module.bn3.weight)
+        elif isinstance(module, BasicBlock | Bottleneck) and zero_gamma:
+            nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
 
 def resnet(

@@ -1,6 +1,6 @@
 """Summarize a network: shapes, parameters and multiply-adds of its layers, without computing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,7 +93,6 @@ def decay_group(parameter: Tensor) -> str:
 
 
 def _kind(module: nn.Module) -> str:
-    """Return a module's class, with kernel size and stride, or number and class of its blocks."""
     kind = type(module).__name__
     if isinstance(module, nn.Conv2d):
         return f"{kind} {_by(module.kernel_size)}/{module.stride[0]}"
@@ -109,18 +108,16 @@ def _by(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))
 
 
-def total(rows: Iterable[Layer]) -> Total:
+def total(rows: Sequence[Layer]) -> Total:
     """Return the sums over all layers."""
-    rows = list(rows)
     return Total(sum(row.parameters for row in rows), sum(row.macs for row in rows) / 1e9)
 
 
-def stages(model: nn.Module, rows: Iterable[Layer]) -> list[Layer]:
+def stages(model: nn.Module, rows: Sequence[Layer]) -> list[Layer]:
     """Sum `layers(model, ...)` to one row per stage, that is, per child of the model.
 
     A Sequential of different modules, such as DenseNet's `features`, has a row per child.
     """
-    rows = list(rows)
     summed = []
     for name, child in _parts(model):
         own = [row for row in rows if f"{row.name}.".startswith(f"{name}.")]
@@ -176,11 +173,7 @@ def print_model(
 
 
 def named(name: str) -> config.Model:
-    """Return the default settings of the model with this name.
-
-    Raises:
-        BadInput: the model is unknown; the message suggests the nearest name.
-    """
+    """Return a model's default settings; raise BadInput, with the nearest name, if unknown."""
     if name not in MODELS:
         hint = load.nearest(name, list(MODELS), f"; known: {', '.join(MODELS)}")
         raise BadInput(f"model.name: no model {name!r}{hint}")

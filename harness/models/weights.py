@@ -16,16 +16,12 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from harness.errors import BadInput
 
 State = dict[str, Tensor]
-
 HOLDERS = ("state_dict", "model")
 """The keys under which a checkpoint may hold the state dict."""
-
 WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")
 """Prefixes that torch.compile and DDP add to every key; they may be nested in either order."""
-
 CLASSIFIERS = ("fc", "linear", "classifier", "head")
 """Names of the last layer in published files."""
-
 OLD_DENSE_LAYER = re.compile(r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 """torchvision's DenseNets were saved when names could hold dots: `norm.1` is `norm1` now."""
 
@@ -50,7 +46,6 @@ def load_weights(model: nn.Module, spec: str, model_name: str) -> None:
 
 
 def _from_torchvision(entry: str, model_name: str) -> State:
-    """Return the state dict of one of torchvision's entries, from torch's cache or downloaded."""
     from torchvision import models  # takes a second, and few runs need it
 
     if model_name not in models.list_models(module=models):
@@ -109,7 +104,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _state_dict(content: Any, name: str) -> State:
-    """Return the state dict of a checkpoint: its content, or the value under one of HOLDERS."""
     if not isinstance(content, dict):
         raise BadInput(f"model.weights: {name}: no state dict but a {type(content).__name__}")
     state = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
@@ -123,13 +117,11 @@ def _state_dict(content: Any, name: str) -> State:
 
 
 def _classifier(keys: Iterable[str]) -> str:
-    """Return the name of the last layer in a state dict's keys."""
     layers = {key.split(".")[0] for key in keys}
     return next((name for name in CLASSIFIERS if name in layers), CLASSIFIERS[0])
 
 
 def _our_keys(state: State, classifier: str) -> State:
-    """Return the state dict with our keys: without wrappers' prefixes, the classifier renamed."""
     for prefix in WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -140,7 +132,6 @@ def _our_keys(state: State, classifier: str) -> State:
 
 
 def _check_fit(state: State, model: nn.Module, name: str, model_name: str) -> None:
-    """Refuse weights without the model's keys and shapes: the first difference, a likely cause."""
     ours: State = model.state_dict()
     missing = [key for key in ours if key not in state]
     unexpected = [key for key in state if key not in ours]

@@ -45,20 +45,15 @@ class Network:
         return 32 if self.cifar else 224
 
 
-def _resnet(*blocks: int) -> Network:
-    return Network("resnet", {"blocks": blocks}, ("stem", "shortcut", "zero_gamma"))
-
-
-def _deep_resnet(*blocks: int) -> Network:
-    """With bottlenecks."""
-    sizes = {"blocks": blocks, "bottleneck": True}
-    return Network("resnet", sizes, ("stem", "shortcut", "zero_gamma", "stride_in"))
+def _resnet(*blocks: int, **sizes: Any) -> Network:
+    settings: tuple[str, ...] = ("stem", "shortcut", "zero_gamma")
+    settings += ("stride_in",) if "bottleneck" in sizes else ()
+    return Network("resnet", {"blocks": blocks, **sizes}, settings, sizes.get("stem") == "cifar")
 
 
 def _cifar_resnet(n: int) -> Network:
     """The paper's network of 6n+2 layers (He et al. 2015, 4.2)."""
-    sizes = {"blocks": (n, n, n), "width": 16, "stem": "cifar", "shortcut": "A"}
-    return Network("resnet", sizes, ("stem", "shortcut", "zero_gamma"), cifar=True)
+    return _resnet(n, n, n, width=16, stem="cifar", shortcut="A")
 
 
 def _plain(like: Network) -> Network:
@@ -85,9 +80,9 @@ def _cifar_densenet_bc(depth: int, growth: int) -> Network:
 MODELS = {
     "resnet18": _resnet(2, 2, 2, 2),
     "resnet34": _resnet(3, 4, 6, 3),
-    "resnet50": _deep_resnet(3, 4, 6, 3),
-    "resnet101": _deep_resnet(3, 4, 23, 3),
-    "resnet152": _deep_resnet(3, 8, 36, 3),
+    "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
+    "resnet101": _resnet(3, 4, 23, 3, bottleneck=True),
+    "resnet152": _resnet(3, 8, 36, 3, bottleneck=True),
     "resnet20": _cifar_resnet(3),
     "resnet32": _cifar_resnet(5),
     "resnet44": _cifar_resnet(7),

@@ -112,11 +112,9 @@ class Clock:
         }
 
     def load_state_dict(self, state: dict[str, Any] | None, spent_s: float) -> None:
-        """Add the times of earlier attempts.
+        """Add the times of earlier attempts; `state` is from the checkpoint, None without one.
 
-        Args:
-            state: from the checkpoint; None if the run starts from its beginning.
-            spent_s: of all earlier attempts; what is not in the checkpoint is charged to `lost`.
+        What of their `spent_s` in all is not in the checkpoint is charged to `lost`.
         """
         accounts: dict[Account, float] = dict(state["accounts_s"]) if state else {}
         lost_s = max(0.0, spent_s - sum(accounts.values()))

@@ -15,18 +15,14 @@ from harness.data import dali_info
 
 GIB = 2**30
 CHECKOUT = Path(__file__).resolve().parents[2]
-
 PACKAGES = ("torchvision", "wandb", "submitit", "numpy", "pillow")
-
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve")
 """Instruction sets that decide how fast a CPU trains, as /proc/cpuinfo spells them."""
-
 SLURM_VARIABLES = """
 SLURM_CLUSTER_NAME SLURM_JOB_PARTITION SLURM_JOB_ID SLURM_JOB_NAME SLURM_ARRAY_JOB_ID
 SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT SLURM_JOB_NUM_NODES SLURM_JOB_NODELIST SLURM_NTASKS
 SLURM_CPUS_PER_TASK SLURM_GPUS_ON_NODE
 """
-
 # Whole names, not prefixes: variables of any name may hold access tokens.
 VARIABLES = """
 OMP_NUM_THREADS OMP_PROC_BIND OMP_PLACES MKL_NUM_THREADS KMP_AFFINITY KMP_BLOCKTIME LD_PRELOAD
@@ -47,10 +43,7 @@ WANDB_NAME WANDB_RUN_GROUP WANDB_JOB_TYPE WANDB_NOTES
 
 
 def environment(world_size: int, device: torch.device | None = None) -> dict[str, Any]:
-    """Return the content of environment.json; unknown values are None.
-
-    Without a `device` of this process, it is of the GPU if there is one.
-    """
+    """Return the content of environment.json, by default of the GPU; unknown values are None."""
     commit, dirty = git_state(CHECKOUT)
     return {
         "harness": {"version": harness.__version__, "git_commit": commit, "git_dirty": dirty},
@@ -165,7 +158,6 @@ def _named(names: str) -> dict[str, str]:
 
 
 def _output(*command: str) -> str | None:
-    """Return a command's output; None if it is missing, fails, or takes more than 5 s."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

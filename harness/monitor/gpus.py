@@ -19,10 +19,8 @@ SLOWED = {
     "sw_power_cap": "at its power cap",
 }
 """Reasons for reduced clocks: the ends of nvidia-smi's field names -> descriptions."""
-
 HARMLESS = frozenset({"sw_power_cap"})
 """A busy GPU runs at its power cap, which is a setting."""
-
 _BITS = {
     "sw_power_cap": 0x04,
     "hw_slowdown": 0x08,

@@ -22,7 +22,6 @@ from harness.system import pagecache
 from harness.system.pagecache import Extent
 
 MIB = 2**20
-FIRST_BUCKET_BYTES = MIB  # DDP closes its first bucket early, so that communication starts early
 
 
 def write_speed(folder: Path, size_mib: int, *, limit_s: float) -> float:
@@ -88,10 +87,7 @@ def read_speed(
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, *, limit_s: float = 0.5) -> float:
-    """Return the FLOP/s of a matrix product, the fastest of many.
-
-    Other load can only make a product slower, so the fastest one is closest to the peak.
-    """
+    """Return the FLOP/s of the fastest of many matrix products: other load only slows them."""
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / _fastest_s(lambda: left @ right, device, limit_s)
@@ -129,7 +125,7 @@ def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[i
     Gradients are ready in about the reverse order of the parameters; a bucket is closed once it has
     reached its size.
     """
-    sizes, limit = [0], float(FIRST_BUCKET_BYTES)
+    sizes, limit = [0], float(MIB)  # of the first one, so that communication starts early
     for parameter in reversed(list(parameters)):
         if sizes[-1] >= limit:
             sizes.append(0)
@@ -139,10 +135,7 @@ def bucket_bytes(parameters: Iterable[torch.Tensor], bucket_mb: float) -> list[i
 
 
 def all_reduce_s(world: World, size_bytes: int, *, limit_s: float) -> float:
-    """Return the median seconds of an all-reduce of float32 over all ranks; a collective call.
-
-    It is the slowest rank's median, and the same on every rank.
-    """
+    """Return the slowest rank's median seconds of an all-reduce of float32; a collective call."""
     tensor = torch.ones(max(1, size_bytes // 4), device=world.device)
 
     def once() -> float:
@@ -153,8 +146,7 @@ def all_reduce_s(world: World, size_bytes: int, *, limit_s: float) -> float:
     once()  # the first call connects and registers buffers
     repeats = world.from_main(int(min(50, max(3, limit_s / once()))))
     tensor.zero_()  # repeated sums would overflow
-    mine = statistics.median(once() for _ in range(repeats))
-    return float(max(world.gather(mine)))
+    return float(max(world.gather(statistics.median(once() for _ in range(repeats)))))
 
 
 def bus_bandwidth(size_bytes: int, seconds: float, ranks: int) -> float:

@@ -50,11 +50,7 @@ class LoadedRun:
 
 
 def load_run(path: Path) -> LoadedRun:
-    """Read a run folder.
-
-    Raises:
-        BadInput: not a run folder, a record of another version, or one that cannot be read.
-    """
+    """Read a run folder; raise BadInput if it is none, is of another version, or cannot be read."""
     if not _is_run(path):
         raise BadInput(f"{path}: is not a run folder; list them with: harness show runs")
     file = path / "result.json"
@@ -71,11 +67,7 @@ def load_run(path: Path) -> LoadedRun:
 
 
 def run_folders(roots: Iterable[Path]) -> list[Path]:
-    """Return the run folders in the given folders, sorted by name, and given run folders.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """Return the run folders in folders, sorted by name, and given ones; raise BadInput if none."""
     given, folders = list(roots), dict[Path, Path]()
     for root in given:
         for path in filter(_is_run, [root] if _is_run(root) else sorted(root.glob("*"))):
@@ -109,7 +101,6 @@ def _is_run(path: Path) -> bool:
 
 
 def _active_at(path: Path, result: Result | None) -> float | None:
-    """Return when the run ended, as its result says; else the time of its newest file."""
     if result is not None:
         with suppress(ValueError):
             return datetime.fromisoformat(result.finished_at).timestamp()

@@ -127,11 +127,7 @@ def pick(
 def find(
     references: Mapping[str, Reference], name: str, what: str = "show references: no reference"
 ) -> Reference:
-    """Return the reference with this id; `what` begins the error message.
-
-    Raises:
-        BadInput: there is none; names the nearest.
-    """
+    """Return the reference with this id; else raise BadInput with `what` and the nearest id."""
     _check_known(name, references, what)
     return references[name]
 

@@ -25,12 +25,10 @@ from harness.system.console import count, duration, err, out
 
 SHORT = {"model": "model.name", "seed": "run.seed"}
 """Short names of settings in --only."""
-
 TITLES = (
     "run", "state", "epoch", "top-1 %", "images/s", "left", "model", "devices", "last active",
 )  # fmt: skip
 NUMBERS = range(2, 6)
-
 SORTS = ("name", "state", "epoch", "top1", "images_per_second", "left", "active")
 
 

@@ -32,8 +32,7 @@ def read_sides(addresses: Sequence[str], *, report: bool) -> tuple[list[Cell], l
         raise BadInput("compare: `vs` stands between two sides: harness compare A vs B")
     references = [row for address in addresses if (row := reference(address))]
     named = [[address for address in group if not address.startswith(REF)] for group in groups]
-    named = [group for group in named if group]
-    if not named:
+    if not (named := [group for group in named if group]):
         raise BadInput("compare: name at least one run folder; list them with: harness show runs")
     if len(named) > 1 or VS in addresses:
         cells = [_cell(group, runs_at(*group)) for group in named]
@@ -80,11 +79,7 @@ def compare_sides(
 
 
 def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
-    """Check that each key of --testing is a setting or fact of the runs.
-
-    Raises:
-        BadInput: a key is unknown; names the nearest.
-    """
+    """Raise BadInput if a key of --testing is no setting or fact of the runs; name the nearest."""
     groups = [part for cell in cells for run in cell.runs for part in facts(run).values()]
     known = list(dict.fromkeys(key for part in groups for key in part))
     for key in keys:
@@ -93,7 +88,6 @@ def check_testing(keys: Iterable[str], cells: Iterable[Cell]) -> None:
 
 
 def _cell(addresses: Sequence[str], runs: Sequence[Measured]) -> Cell:
-    """Return a cell; its label is its address if there is only one, else the names' prefix."""
     if len(runs) == 1:
         label = runs[0].name
     elif len(addresses) == 1:

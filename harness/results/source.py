@@ -24,11 +24,7 @@ ENDED = {"stopped": "stopped", load.SILENT: "killed or has lost its disk"}
 
 
 def reference(address: str) -> Reference | None:
-    """Return the published result at an address; None if it is an address of runs.
-
-    Raises:
-        BadInput: no such reference; names the nearest.
-    """
+    """Return the published result at `ref:ID`, None for runs; raise BadInput if it is unknown."""
     if not address.startswith(REF):
         return None
     return find(load_references(), address.removeprefix(REF), "ref: no reference")
@@ -79,11 +75,7 @@ def finished_runs(addresses: Sequence[str], to: str) -> list[tuple[LoadedRun, Me
 
 
 def folders_at(address: str) -> list[Path]:
-    """Return the folders that a path or a glob names.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """Return the folders that a path or a glob names; raise BadInput if there is none."""
     if Path(address).is_dir():
         return [Path(address)]
     paths = sorted(path for name in glob.glob(address) if (path := Path(name)).is_dir())

@@ -35,13 +35,8 @@ MOST_STEPS = 1000
 def measure(config: cfg.Config, *, minutes: float) -> tuple[Ladder, Change] | None:
     """Time all rungs of a run's step, and choose what to change first; a collective call.
 
-    Nothing is written to the run's folder.
-
-    Args:
-        minutes: time for all, setup and compilation included; one round is done in any case.
-
-    Returns:
-        The result on rank 0, None on all others.
+    Nothing is written to the run's folder. `minutes` are for all, setup and compilation included;
+    one round is done in any case. Only rank 0 gets the result.
 
     Raises:
         BadInput: the config cannot be run here.

@@ -98,8 +98,8 @@ def rungs(t: Training, images: Images) -> tuple[list[Rung], dict[str, str]]:
 
 def training_rung(t: Training, images: Images) -> Rung:
     """Return the rung of the whole step, on the images of the run's config."""
-    ahead = images.dataset is not None
-    return _whole(EVERYTHING, t, _batches(t.resolved, images), ahead=ahead)
+    batches = t.resolved.loader.train(images, t.resolved.split)
+    return _whole(EVERYTHING, t, batches, ahead=images.dataset is not None)
 
 
 def _by_steps(
@@ -112,10 +112,8 @@ def _by_steps(
 ) -> Steps:
     """Return a function that does and times a number of steps; on a GPU with CUDA events.
 
-    Args:
-        first: number of steps that are done before and not timed.
-        begin: called once before those.
-        apart: whether single steps can be timed; else only all together.
+    Before, `begin` is called once, and the `first` steps are not timed. Unless `apart`, single
+    steps cannot be timed, only all together.
     """
     device = resolved.world.device
     clock = Clock(device)
@@ -140,14 +138,11 @@ def _by_steps(
 
 
 def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[str, str]]:
-    """Return the rungs of reading, decoding and the loader, and why others are missing."""
     if (dataset := images.dataset) is None:
         return [], dict.fromkeys((READ_COLD, READ_WARM, DECODE, LOADER), "data.source is synthetic")
     local_batch = resolved.split.local_batch
     n, size = local_batch * resolved.world.size, float(dataset.size_bytes.mean()) * local_batch
-    timed = [
-        Rung(name, turn, n, size) for name, turn in _reading(resolved, images, dataset).items()
-    ]
+    timed = [Rung(key, turn, n, size) for key, turn in _reading(resolved, images, dataset).items()]
     missing = {}
     # Batches that were prefetched while another rung was timed must not be timed.
     first = resolved.config.data.prefetch_batches + 1
@@ -158,7 +153,7 @@ def _data_rungs(resolved: Resolved, images: Images) -> tuple[list[Rung], dict[st
         timed.append(Rung(DECODE, decode, n))
     else:
         missing[DECODE] = "data.source is not dali"
-    batches = _batches(resolved, images)
+    batches = resolved.loader.train(images, resolved.split)
     timed.append(Rung(LOADER, _by_steps(lambda: next(batches), resolved, first=first), n))
     return timed, missing
 
@@ -188,12 +183,7 @@ def _reading(resolved: Resolved, images: Images, dataset: Dataset) -> dict[str, 
     return {READ_COLD: cold, READ_WARM: warm}
 
 
-def _batches(resolved: Resolved, images: Images) -> Iterator[Batch]:
-    return resolved.loader.train(images, resolved.split)
-
-
 def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
-    """Return the rungs of forward, backward and optimizer, with a learning rate of 0."""
 
     def forward() -> Tensor:
         batch = next(batches)
@@ -218,11 +208,8 @@ def _compute_rungs(t: Training, batches: Iterator[Batch], n: int) -> list[Rung]:
         t.scaler.update()
         setup.clear_gradients(t.optimizer, t.resolved)
 
-    parts = {FORWARD: forward, BACKWARD: backward, OPTIMIZER: step}
-    return [
-        Rung(name, _by_steps(part, t.resolved, begin=t.model.train), n)
-        for name, part in parts.items()
-    ]
+    parts = ((FORWARD, forward), (BACKWARD, backward), (OPTIMIZER, step))
+    return [Rung(name, _by_steps(part, t.resolved, begin=t.model.train), n) for name, part in parts]
 
 
 def bucket_sizes(t: Training) -> list[int]:

@@ -17,9 +17,6 @@ HEAD = ("", "images/s", "+- %", "p50 ms", "p95 ms", "cores", "MB/s", "limit", "o
 def run(config: cfg.Config, argv: Sequence[str], *, minutes: float, folder: Path) -> None:
     """Measure, print, and write ladder.json and ladder.html into a folder; a collective call.
 
-    Args:
-        argv: the command line of the config.
-
     Raises:
         BadInput: the config cannot be run here, or the folder cannot be written.
     """
@@ -81,9 +78,7 @@ def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
             f"not known to within {NARROW_PCT:g} %: {', '.join(uncertain)}; give more --minutes, "
             "or a quieter machine"
         )
-    report += [
-        f"{rung.name}: not measured ({rung.missing})" for rung in ladder.rungs if rung.missing
-    ]
+    report += [f"{r.name}: not measured ({r.missing})" for r in ladder.rungs if r.missing]
     report.append(f"change first: {change.text}")
     if change.arm is not None:
         ranks = ["--ranks", str(ladder.ranks_per_node)] if ladder.ranks_per_node > 1 else []
@@ -93,7 +88,6 @@ def lines(ladder: Ladder, change: Change, argv: Sequence[str]) -> list[str]:
 
 
 def _bound_by(ladder: Ladder) -> str:
-    """Return the times or the rates of all parts, slowest first."""
     parts = sorted(ladder.parts_s.items(), key=lambda part: -part[1])
     if ladder.law.shared:
         total_s = sum(ladder.parts_s.values())

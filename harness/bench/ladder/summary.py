@@ -199,7 +199,6 @@ def _whole(measured: Mapping[str, Measured]) -> Measured:
 
 
 def _add_limits(measured: Mapping[str, Measured], law: Law) -> None:
-    """Add the limits of the loader, which is decoding, and of whole steps, by the law."""
     loader, decoding = measured[rungs.LOADER], measured[rungs.DECODE].images_per_second
     if decoding is not None and loader.missing is None:
         loader.limit, loader.limit_by = decoding, "decoding alone"
@@ -214,7 +213,6 @@ def _add_limits(measured: Mapping[str, Measured], law: Law) -> None:
 
 
 def _add_shares(measured: Mapping[str, Measured]) -> None:
-    """Add what each rung of the step adds to the one below, in percent of the whole step's time."""
     whole, below_s = _rate(_whole(measured)), 0.0
     for name in (rungs.FORWARD, rungs.BACKWARD, rungs.OPTIMIZER, rungs.DDP, rungs.EVERYTHING):
         if measured[name].missing is None:

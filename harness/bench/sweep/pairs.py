@@ -65,7 +65,6 @@ class Trial:
 
 
 def _logs(starts: Sequence[Sequence[Pair]]) -> list[float]:
-    """Return the logarithm of the ratio of each start, or of each pair if there are few starts."""
     logs = [[math.log(rate / base) for base, rate in start] for start in starts]
     if len(logs) >= LEAST_STARTS:
         return [mean(start) for start in logs]
@@ -110,11 +109,7 @@ class Base:
             return Trial(variant, failed=error.why)
 
     def fits(self, variant: Variant) -> bool:
-        """Return whether a variant fits into memory by itself, by training it for some steps.
-
-        Raises:
-            VariantFailed: it fails for another reason.
-        """
+        """Train a variant some steps; return whether it fits into memory, raise other failures."""
         try:
             self._once(variant, LEAST_TURN_S)
         except VariantFailed as error:
@@ -131,8 +126,7 @@ class Base:
                 set_up_s, left_s = time.perf_counter() - began, until - time.perf_counter()
                 to_come = _starts_to_come(left_s, set_up_s, len(starts))
                 share_s = (left_s - (to_come - 1) * set_up_s) / to_come
-                single = not starts and to_come == 1
-                starts.append(_pairs(base, other, share_s, single=single))
+                starts.append(_pairs(base, other, share_s, single=not starts and to_come == 1))
                 facts = other.end()
             if to_come == 1 or (len(starts) >= LEAST_STARTS and _known(_logs(starts))):
                 return Trial(variant, starts, facts=facts)
@@ -205,7 +199,6 @@ def _turn_s(share_s: float, pairs: int) -> float:
 
 
 def _enough(logs: Sequence[float], until: float) -> bool:
-    """Return whether there are enough pairs and the interval is narrow, or the time is over."""
     return len(logs) >= LEAST_PAIRS and (time.perf_counter() > until or _known(logs))
 
 

@@ -36,22 +36,14 @@ class Connection:
         self._file = connected.makefile("rw", encoding="utf-8", newline="\n")
 
     def send(self, **message: Any) -> None:
-        """Send a message.
-
-        Raises:
-            Gone: the other side has ended.
-        """
+        """Send a message; raise Gone if the other side has ended."""
         try:
             print(json.dumps(message), file=self._file, flush=True)
         except OSError as error:
             raise Gone(str(error)) from None
 
     def recv(self, limit_s: float | None = None) -> dict[str, Any]:
-        """Wait for a message.
-
-        Raises:
-            Gone: the other side has ended, or sent nothing within `limit_s` seconds.
-        """
+        """Wait for a message; raise Gone if the other side has ended, or at the limit."""
         self._socket.settimeout(limit_s)
         try:
             line = self._file.readline()
@@ -99,11 +91,7 @@ class VariantProcess:
             )  # fmt: skip
 
     def ready(self) -> None:
-        """Return once its ranks have set themselves up; `facts` are known then.
-
-        Raises:
-            VariantFailed: they could not.
-        """
+        """Return once its ranks are set up and `facts` are known; else raise VariantFailed."""
         connections: dict[int, Connection] = {}
         self._server.settimeout(LOOK_S)
         with self._server:

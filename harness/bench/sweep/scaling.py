@@ -71,8 +71,7 @@ def cells_of(config: cfg.Config, ranks: Sequence[int]) -> list[Cell]:
             )
     weak = [Cell(("weak",), n, global_batch // most * n) for n in ranks if n != most]
     strong = [Cell(("strong",), n, global_batch) for n in ranks if n != most]
-    both = Cell(("weak", "strong"), most, global_batch)
-    return [*weak[:1], both, *strong, *weak[1:]]
+    return [*weak[:1], Cell(("weak", "strong"), most, global_batch), *strong, *weak[1:]]
 
 
 def threads_of_each(config: cfg.Config, ranks: int) -> dict[str, str]:
@@ -94,11 +93,7 @@ def measure(
     folder: Path,
     start: Start = VariantProcess,
 ) -> None:
-    """Measure the cells one at a time, in rounds whose order alternates.
-
-    Args:
-        until: when to end, as `time.perf_counter`; one cell is measured in any case.
-    """
+    """Measure the cells one at a time, in rounds whose order alternates; one in any case."""
     share_s = (until - time.perf_counter()) / (len(cells) * ROUNDS)
     turn_s = min(max(MEASURING * share_s, LEAST_TURN_S), MOST_TURN_S)
     for done in rounds(MOST_ROUNDS, until):
@@ -131,9 +126,7 @@ def _once(base: Variant, cell: Cell, turn_s: float, folder: Path, start: Start) 
 
 def efficiencies(cells: Sequence[Cell], kind: Kind) -> dict[int, Efficiency]:
     """Return the efficiency of each number of ranks against the fewest, compared round by round."""
-    measured = {
-        cell.ranks: cell.rates for cell in cells if kind in cell.kinds and cell.failed is None
-    }
+    measured = {c.ranks: c.rates for c in cells if kind in c.kinds and c.failed is None}
     if not measured:
         return {}
     fewest = min(measured)

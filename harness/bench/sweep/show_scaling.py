@@ -25,11 +25,7 @@ HEAD = ("ranks", "", "global batch", "images/s", "per rank", "efficiency %", "fr
 def run(
     base: Variant, ranks: Sequence[int], *, minutes: float, folder: Path, per_node: int
 ) -> None:
-    """Measure, print, and write scaling.json and scaling.html into a folder.
-
-    Args:
-        ranks: the numbers of ranks to compare.
-        per_node: ranks that share a node's cores.
+    """Measure, print, and write both files; `per_node` ranks share a node's cores.
 
     Raises:
         BadInput: the config cannot be run here, or the folder cannot be written.

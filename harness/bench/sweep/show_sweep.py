@@ -1,5 +1,6 @@
 """Print a sweep as a table, and write sweep.json and the best settings as a config, best.yaml."""
 
+import json
 import socket
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from harness import config as cfg
-from harness.bench.output import make_folder, write_json
+from harness.bench.output import make_folder
 from harness.bench.sweep.pairs import Base, Trial
 from harness.bench.sweep.sweep import Swept, largest_batch, result_line, sweep
 from harness.bench.sweep.switches import candidates, changes_learning
@@ -36,9 +37,8 @@ def run(
 ) -> None:
     """Measure, print, and write sweep.json and best.yaml into a folder.
 
-    Args:
-        named: variants in the form of --arm; if empty, all known switches are tried.
-        minutes: time for all; one variant is measured in any case.
+    The variants are `named` in the form of --arm; without any, all known switches are tried. One is
+    measured in any case.
 
     Raises:
         BadInput: the config cannot be run here, a variant is invalid, or the folder cannot be
@@ -50,8 +50,7 @@ def run(
         parsed = [read_variant(text, base, Path(checkouts)) for text in named]
         swept = sweep(
             base, (lambda _: parsed) if parsed else partial(_known, base, config, until),
-            until=until,
-            folder=make_folder(folder, "logs"), may_change_result=may_change_result,
+            until=until, folder=make_folder(folder, "logs"), may_change_result=may_change_result,
         )  # fmt: skip
     _show(swept, config, folder)
 
@@ -89,9 +88,9 @@ def _show(swept: Swept, config: Config, folder: Path) -> None:
         "base": swept.base.args,
         "trials": [_as_json(trial) for trial in swept.trials],
         "finals": [_as_json(trial) for trial in swept.finals],
-        "best": None if swept.best is None else _as_json(swept.best),
+        "best": swept.best and _as_json(swept.best),
     }
-    write_json(folder / "sweep.json", content)
+    write_text(folder / "sweep.json", json.dumps(content, indent=1))
     write_text(folder / "best.yaml", best_yaml(swept, config))
     out.print("\n".join(lines(swept)))
     out.print(f"\n{folder / 'sweep.json'}: all measurements; to train with the best settings:")
@@ -148,10 +147,8 @@ def best_yaml(swept: Swept, config: Config) -> str:
     variant = best.variant if best is not None else swept.base
     sections = load.load(variant.all_args).model_dump(mode="json")
     sections["run"]["name"] = None  # so that training begins a new run
-    head = [
-        f"harness bench sweep, {datetime.now(UTC):%Y-%m-%d}, {socket.gethostname()}, "
-        f"{count(swept.base.ranks, 'rank')}",
-    ]
+    when_where = f"{datetime.now(UTC):%Y-%m-%d}, {socket.gethostname()}"
+    head = [f"harness bench sweep, {when_where}, {count(swept.base.ranks, 'rank')}"]
     if best is None:
         head.append(f"{_no_best(swept)}: these are the base's settings")
     else:

@@ -93,10 +93,7 @@ def sweep(
 
 
 def _finalists(winners: Sequence[Trial]) -> list[Variant]:
-    """Return all winners as one variant, and the best one alone if it is not the only one.
-
-    Winners that contradict a better one are left out.
-    """
+    """Return all winners that do not contradict a better one as one variant, and the best alone."""
     if not winners:
         return []
     best, *others = (trial.variant for trial in sorted(winners, key=lambda trial: -trial.ratio))
@@ -126,10 +123,7 @@ def largest_batch(
 ) -> Variant | None:
     """Return the variant with the largest power of two as its factor that fits into memory, if any.
 
-    Args:
-        variant: returns the variant of a factor.
-        most: the largest factor to try.
-        until: when to end, as `time.perf_counter`; a factor of 2 is tried in any case.
+    `variant` returns that of a factor, `most` is the largest one; 2 is tried in any case.
     """
     largest, factor = None, 1
     for _ in rounds(most.bit_length() - 1, until):

@@ -61,10 +61,7 @@ def _all(
             yield "data.decode", ["cpu", "split", "gpu"]
             if current["data.decode"] == "gpu":
                 yield "data.hw_decoder_load", ["0.0", "0.65", "0.9", "1.0"]
-        yield (
-            "data.threads",
-            [str(n) for n in dict.fromkeys((cores, max(1, cores // 2), 2 * cores))],
-        )
+        yield "data.threads", [*map(str, dict.fromkeys((cores, max(1, cores // 2), 2 * cores)))]
         yield "data.prefetch_batches", ["1", "2", "4"]
         yield "data.read_ahead_batches", ["0", "4"]
     if ranks > 1:

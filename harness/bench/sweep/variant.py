@@ -55,11 +55,7 @@ class Variant:
 
 
 def worker_in(code: Path) -> str:
-    """Return the path of the file that a rank runs, in a checkout.
-
-    Raises:
-        FileNotFoundError: there is none: the commit is older than sweeps.
-    """
+    """Return a checkout's file that a rank runs; raise FileNotFoundError in one without sweeps."""
     for path in WORKERS:
         if (code / path).exists():
             return path

@@ -49,7 +49,6 @@ def main() -> None:
 
 
 def _serve(args: list[str], token: str, connection: Connection) -> None:
-    """Set a run up, send its facts, and answer each request for a turn."""
     config = load.load(args, prog="harness bench")
     world = world_of_bench(config.engine.backend)
     connection.send(token=token, rank=world.rank)
@@ -95,7 +94,6 @@ def _facts(run: Opened) -> dict[str, Any]:
 
 
 def _launches(t: Training, rung: Rung) -> int | None:
-    """Return the CUDA graphs replayed in one step; None without a GPU."""
     if not t.resolved.world.on_gpu:
         return None
     kinds, before = torch.profiler.ProfilerActivity, t.step

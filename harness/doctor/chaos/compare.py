@@ -30,8 +30,7 @@ class Difference(NamedTuple):
 def compare(undisturbed: Path, killed: Path, *, bound_pct: float | None = None) -> list[Difference]:
     """Return all differences between the folders of two finished runs, the most important first.
 
-    Args:
-        bound_pct: how far losses may differ; None if equal bits are guaranteed.
+    Losses may differ by `bound_pct`; None: equal bits are guaranteed.
     """
     differences = [*_record(killed), *_rows(undisturbed, killed, bound_pct)]
     expected, actual = (
@@ -60,7 +59,6 @@ def loss_difference_pct(undisturbed: Path, killed: Path) -> float:
 
 
 def _record(path: Path) -> Iterator[Difference]:
-    """Yield what is wrong with the record of a finished run, without another run."""
     if (state := run_folder.read_state(path)) != "finished":
         yield Difference("state", f"{state}, not finished", bits=False)
     if (path / "failure.json").exists():
@@ -112,7 +110,6 @@ def _fields(
 
 
 def _states(pattern: str, undisturbed: Path, killed: Path) -> Iterator[Difference]:
-    """Yield the differences between the newest checkpoints of that pattern in two folders."""
     expected, actual = (max(of.glob(pattern), default=None) for of in (undisturbed, killed))
     if expected is None or actual is None:
         yield Difference(pattern, "missing", bits=False)
@@ -131,7 +128,6 @@ def _states(pattern: str, undisturbed: Path, killed: Path) -> Iterator[Differenc
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of a nested state with its full dotted name."""
     if isinstance(value, dict | list | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(item, f"{name}.{key}" if name else str(key))

@@ -159,7 +159,6 @@ class Killer:
         return False
 
     def _strike(self, start: Start, kind: Kind, ranks: dict[int, int]) -> str:
-        """Kill in the given way; return the details as text."""
         if kind == "launcher":
             return self._kill_launcher(start, ranks)
         if kind == "one rank":
@@ -194,11 +193,7 @@ class Killer:
         return f"launcher (its orphans {progress}, a second start was refused)"
 
     def _expect_refusal(self, watch: Watch, owner: int) -> None:
-        """Start the same command while process `owner` runs in the folder.
-
-        Raises:
-            NotRefused: the second start was not refused.
-        """
+        """Start the same command while `owner` runs in the folder; raise NotRefused if it can."""
         second = self._start(Watch(watch.path))
         try:
             until = time.monotonic() + HANG_S

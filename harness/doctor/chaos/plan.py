@@ -20,14 +20,10 @@ from harness.trainer.resolve import Resolved, resolve
 TRAIN = Path(harness.__file__).parent.parent / "launch" / "train.py"
 RANKS_ON_CPU = 3  # two would hide a change in the order of sums: a + b is b + a
 LOG_EVERY, SAVE_EVERY = 3, 2  # coprime: checkpoints fall at every position within the log periods
-
 RESERVED_FLAGS = {
     "--run.root": "; give --keep DIR",
-    "--run.name": "",
-    "--run.mode": "",
-    "--run.restart": "",
-    "--run.dry-run": "",
     "--schedule.max-steps": "; give --steps",
+    **dict.fromkeys(("--run.name", "--run.mode", "--run.restart", "--run.dry-run"), ""),
 }
 
 
@@ -94,7 +90,6 @@ def make(args: Sequence[str], *, ranks: int | None, steps: int, folder: Path) ->
 
 
 def _flags(requested: Config, ranks: int, *, on_gpu: bool) -> dict[str, str]:
-    """Return the flags of the trial, used unless the command gives them."""
     engine, batch = requested.engine, requested.train.global_batch
     # Small networks get small buckets: the order of sums over several buckets must survive.
     cap = 0.05 if MODELS[requested.model.name].cifar else 2.0

@@ -36,13 +36,12 @@ def check(
 ) -> int:
     """Train undisturbed, train again under kills, compare; print the verdict.
 
+    Return the exit code: 0 the same, 1 not the same, 3 undisturbed runs differ too.
+
     Args:
         args: [CONFIG.yaml] [--section.key value ...], as launch/train.py takes them.
         keep: a new folder for the runs; by default a temporary one, removed on a good verdict.
         loss_bound_pct: how far losses may differ if equal bits are not guaranteed.
-
-    Returns:
-        Exit code: 0 the same, 1 not the same, 3 undisturbed runs differ too.
 
     Raises:
         BadInput: the input does not allow the trial; nothing was started.
@@ -112,7 +111,6 @@ def _cleaned_up(mark: str) -> Iterator[Path]:
 
 
 def _trial(killer: Killer, kills: int, bound_pct: float) -> int:
-    """Do all runs of the trial; print the table and the verdict; return the exit code."""
     plan = killer.plan
     exact = not plan.resolved.world.on_gpu or plan.resolved.config.engine.deterministic
     bound = None if exact else bound_pct
@@ -125,10 +123,10 @@ def _trial(killer: Killer, kills: int, bound_pct: float) -> int:
         f"undisturbed: {count(result.steps, 'step')} in {duration(result.wall_s)}, "
         f"the first row after {killer.start_up_s:.1f} s"
     )
-    period_s = plan.resolved.config.log.every_steps * (result.step_ms_p50 or 0.0) / 1000
-    killer.allow(kills, period_s)
+    log_every = plan.resolved.config.log.every_steps
+    killer.allow(kills, period_s=log_every * (result.step_ms_p50 or 0.0) / 1000)
     differences = _killed_runs(killer, kills, bound)
-    _print_table(killer.done, plan.resolved.config.log.every_steps)
+    _print_table(killer.done, log_every)
     if starts := killer.second_starts:
         out.print(f"starts while orphans of a killed launcher ran: {starts}, all refused")
     folders = (plan.folder / name / "checkpoints" / ASIDE for name in differences)
@@ -138,7 +136,6 @@ def _trial(killer: Killer, kills: int, bound_pct: float) -> int:
 
 
 def _killed_runs(killer: Killer, kills: int, bound: float | None) -> dict[str, list[Difference]]:
-    """Run until all kills are done; return each run's differences from the undisturbed one."""
     differences: dict[str, list[Difference]] = {}
     folder, runs_without_kill = killer.plan.folder, 0
     while (before := len(killer.done)) < kills:

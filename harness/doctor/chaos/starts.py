@@ -37,9 +37,8 @@ class NotRefused(CannotTell):
 class Start:
     """One start of the command: torchrun and all its processes, in a session of its own.
 
-    Args:
-        mark: distinguishes its processes from those of all other starts.
-        scratch: folder for the temporary files that killed processes leave behind.
+    `mark` distinguishes its processes from those of all other starts; `scratch` is for the
+    temporary files that killed processes leave behind.
     """
 
     def __init__(
@@ -68,11 +67,7 @@ class Start:
                 if rank is not None and parent == self.launcher.pid}  # fmt: skip
 
     def kill_all(self) -> None:
-        """Kill every process of this start at once, as a power failure does.
-
-        Raises:
-            CannotTell: a process does not end.
-        """
+        """Kill all its processes at once, as a power cut does; raise CannotTell if one stays."""
         left = processes.kill_marked(self._mark)
         with suppress(subprocess.TimeoutExpired):
             self.launcher.wait(processes.KILL_TIMEOUT_S)
@@ -80,11 +75,7 @@ class Start:
             raise CannotTell(f"pid {left[0].pid} does not end when it is killed", self.log)
 
     def wait_for_end(self, event: str) -> None:
-        """Wait until the launcher has ended after an event, which is named in the message.
-
-        Raises:
-            CannotTell: it still runs after ENDING_S seconds.
-        """
+        """Wait until the launcher ends after `event`; raise CannotTell after ENDING_S seconds."""
         try:
             self.launcher.wait(ENDING_S)
         except subprocess.TimeoutExpired:
@@ -92,17 +83,12 @@ class Start:
             raise CannotTell(why, self.log) from None
 
     def check_active(self) -> None:
-        """Check that the start has been active of late; to be called repeatedly.
-
-        Raises:
-            CannotTell: neither the log nor the run folder has changed for minutes.
-        """
+        """Raise CannotTell if neither log nor run folder has changed for HANG_S; call it often."""
         now, activity = time.monotonic(), (self.log.stat().st_size, *self.watch.activity())
         if activity != self._activity:
             self._activity, self._alive_at = activity, now
         elif now - self._alive_at > HANG_S:
-            why = f"{self.watch.path}: no sign of life for {duration(HANG_S)}"
-            raise CannotTell(why, self.log)
+            raise CannotTell(f"{self.watch.path}: no sign of life for {duration(HANG_S)}", self.log)
 
 
 class Watch:

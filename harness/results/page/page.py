@@ -78,7 +78,6 @@ def _about(cells: Sequence[Cell]) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    """Return the distinct names; if there are many, the first few and how many more."""
     distinct = list(dict.fromkeys(names))
     if len(distinct) > MOST_NAMES:
         distinct[MOST_NAMES:] = [f"{len(distinct) - MOST_NAMES} more"]
@@ -86,7 +85,6 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _judgment(compared: Comparison, cells: Sequence[Cell], anyway: bool) -> dict[str, Any]:
-    """Return the template's data for two sides: a verdict for each metric."""
     reference = compared.base.reference
     spans = [_span(finding) for finding in compared.findings]
     ends = [abs(end) for span in spans if span for end in (*span[1], *(span[2] or ()))]
@@ -110,7 +108,6 @@ def _side(role: str, cell: Cell, cells: Sequence[Cell]) -> tuple[str, object, st
 
 
 def _differences(compared: Comparison, testing: Sequence[str]) -> Table:
-    """Return a table of what differs: first what is under test."""
     test, form = html("<b>under test</b>"), "<code>{}</code> <small>{}</small>"
     rows = [
         (html(form, row.key, test if row.key in testing else row.group), row.new, row.base)
@@ -148,15 +145,13 @@ def _signed(value: float) -> str:
 
 
 def _report(cell: Cell) -> dict[str, Any]:
-    """Return the template's data for the report of a cell: results and description."""
     numbers = [
         # The number of runs is left out if it is 1.
         (metric.title, show_compare.format_sample(metric, known).removesuffix(" (1)"), metric.unit)
         for metric in metrics().values()
         if (known := sample(metric, cell.runs))
     ]
-    wall_s = fmean(run.result["wall_s"] for run in cell.runs)
-    numbers.append(("wall time", duration(wall_s), ""))
+    numbers.append(("wall time", duration(fmean(run.result["wall_s"] for run in cell.runs)), ""))
     first = cell.runs[0].result
     facts = [
         (name, f"{first[key]:,}" if type(first[key]) is int else first[key], "")

@@ -90,7 +90,6 @@ def printable(text: str) -> str:
 
 
 def _text(value: object) -> object:
-    """Return HTML unchanged, `-` for None, and anything else as printable text."""
     if hasattr(value, "__html__"):
         return value
     return "-" if value is None else printable(str(value))

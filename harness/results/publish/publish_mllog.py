@@ -120,7 +120,6 @@ def _training(moments: Sequence[tuple[float, Row]], run_s: float) -> Iterator[Li
 
 
 def _submission(result: Result, known: Measured, last: Row) -> dict[str, Any]:
-    """Return what was run on what, and the hyperparameters by the names of MLPerf's rules."""
     config, device = known.config, known.environment.get("device")
     name = device.get("name") if isinstance(device, dict) else None
     schedule = config.schedule

@@ -51,9 +51,8 @@ def to_wandb(
 ) -> Published:
     """Send to W&B what it lacks of a run; a second call has nothing to do.
 
-    Args:
-        mode: `offline` writes files for `wandb sync` into the run folder.
-        project, entity: by default those of the run's config.
+    The mode `offline` writes files for `wandb sync` into the run folder. Project and entity are by
+    default those of the run's config.
 
     Raises:
         BadInput: W&B has other rows of this run, or does not accept these.
@@ -113,7 +112,6 @@ def _only(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Return whether two rows or summaries are equal, except for rounding of numbers."""
     return a.keys() == b.keys() and all(
         math.isclose(a[key], b[key], rel_tol=1e-9)
         if isinstance(a[key], int | float) and isinstance(b[key], int | float)
@@ -123,7 +121,6 @@ def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _send(run: LoadedRun, known: Measured, wanted: dict[str, Any], mode: Mode) -> str:
-    """Send or write a run; return its URL, or the command that uploads it."""
     with TemporaryDirectory() as scratch:  # for files of the client, not needed after that
         mirror = WandbMirror(
             mode=mode, folder=Path(scratch) if mode == "online" else run.path,

@@ -32,10 +32,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of the comparison for one metric.
-
-    The p-values of secondary metrics are adjusted for the number of metrics (Holm 1979).
-    """
+    """The result for one metric; secondary p-values are adjusted for their number (Holm 1979)."""
 
     metric: Metric
     new: Sample

@@ -101,11 +101,7 @@ def summary(checks: Sequence[Check]) -> str:
 
 
 def write_junit(path: Path, checks: Sequence[Check]) -> None:
-    """Write the checks as a JUnit test suite, which CI systems show.
-
-    Raises:
-        BadInput: the file cannot be written.
-    """
+    """Write the checks as a JUnit test suite, for CI systems; raise BadInput if that fails."""
     codes = [check.exit_code for check in checks]
     suite = ET.Element(
         "testsuite", name="harness compare", tests=str(len(checks)),

@@ -78,8 +78,7 @@ def client(what: str) -> Iterator["wandb.Api"]:
     except BadInput:
         raise
     except Exception as error:  # whatever the client raises, of its own kinds and of others
-        server = wandb_run.server(os.environ)
-        raise BadInput(f"{what}: W&B at {server}: {_why(error)}") from None
+        raise BadInput(f"{what}: W&B at {wandb_run.server(os.environ)}: {_why(error)}") from None
     finally:
         # After a while by force, as the client's process may wait for a server that hangs.
         force = threading.Timer(3.0, kill_client)

@@ -65,7 +65,6 @@ def measured(
 
 
 def _without(prefix: str, values: Facts) -> dict[str, Any]:
-    """Return the values, but nulls, whose keys begin with a prefix, without it."""
     return {
         key.removeprefix(prefix): value
         for key, value in values.items()
