@@ -190,7 +190,8 @@ def _read_flags(args: Sequence[str], prog: str) -> dict[str, str]:
                 f"{flag}: torch.distributed.launch gives it; start with torchrun instead"
             )
         raise BadInput(f"{flag}: no such flag{nearest(flag, [_flag(key) for key, _ in fields()])}")
-    return vars(known)
+    # Before Python 3.13, argparse takes two dashes out of `--flag=--`, and leaves an empty list.
+    return {key: "--" if text == [] else text for key, text in vars(known).items()}
 
 
 def _parser(prog: str) -> Parser:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from helpers import ROOT, train
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.config import (
@@ -111,6 +111,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 SOME = st.fixed_dictionaries({}, optional=VALUES)
 
 
+@example(in_file={}, in_flags={"log.tags": ["--"]}, joined=True)
 @given(in_file=SOME, in_flags=SOME, joined=st.booleans())
 def test_flags_go_before_yaml_before_defaults(
     file: Path, in_file: dict[str, Any], in_flags: dict[str, Any], joined: bool
