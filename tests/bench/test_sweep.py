@@ -347,6 +347,7 @@ def bench(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.gpu_too
+@pytest.mark.slow
 def test_a_sweep_from_its_command_to_the_config(tmp_path: Path) -> None:
     arms = ("--arm", "engine.channels-last=false", "--arm", "optim.momentum=-1")
     refused = bench("sweep", *WORDS, *arms, cwd=tmp_path)
