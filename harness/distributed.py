@@ -128,8 +128,8 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int, int]:
             raise BadRank(f"{name}: expected a number below 65,536, got {text}; {_START}")
     rank, local_rank, size, local_size = (int(environ[name]) for name in _NAMES)
     if not (rank < size and local_rank < local_size <= size):
-        told = ", ".join(f"{name} {environ[name]}" for name in _NAMES)
-        raise BadRank(f"{told}: cannot be, as ranks count from 0 to below the size; {_START}")
+        given_as = ", ".join(f"{name} {environ[name]}" for name in _NAMES)
+        raise BadRank(f"{given_as}: cannot be, as ranks count from 0 to below the size; {_START}")
     return rank, local_rank, size, local_size
 
 

@@ -23,7 +23,7 @@ class BadInput(HarnessError):
 
 
 class BadRank(BadInput):
-    """What the launcher told this rank cannot be: each rank says so, as others may not see it."""
+    """The launcher's variables cannot be right: each rank says so, as others may not see it."""
 
 
 class RunFailed(HarnessError):

@@ -127,15 +127,15 @@ def decide(
     return Verdict(False, f"failed {failures + 1} times (--max-restarts)")
 
 
-def _at_once(job: Mapping[str, str], told: float) -> bool:
+def _at_once(job: Mapping[str, str], signaled_at: float) -> bool:
     """Return whether Slurm itself gave the signal as soon as the job began.
 
     It looks every 30 s whether a time limit is near. In a long job somebody else may have signaled
     so early; but hardly in its fourth start too.
     """
     with suppress(KeyError, ValueError):  # a job without a time limit
-        after_s = told - datetime.fromisoformat(job["StartTime"]).timestamp()
-        left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - told
+        after_s = signaled_at - datetime.fromisoformat(job["StartTime"]).timestamp()
+        left_s = datetime.fromisoformat(job["EndTime"]).timestamp() - signaled_at
         return after_s < 30 and (left_s < 180 or int(job["Restarts"]) >= 3)
     return False
 
@@ -148,7 +148,7 @@ def main() -> None:
     add("folder", type=Path, help="folder of the submission, or the run folder with --signals")
     add("--code", type=int, help="submit.py: exit code of srun")
     add("--signals", type=int, help="slurm/: number of signals that the job got")
-    add("--told", type=float, help="slurm/: Unix time of the first signal to save")
+    add("--signaled-at", type=float, help="slurm/: Unix time of the first signal to save")
     add("--before", help="slurm/: `stat -c '%%i %%.9Y'` of the run folder's state at the start")
     add("--max-restarts", type=int, default=Limits().restarts)
     add("--max-requeues", type=int, default=Limits().requeues)
@@ -157,9 +157,9 @@ def main() -> None:
     if options.signals is None:
         code, again = _end_submitted(options.folder, options.code, job, limits)
     else:
-        told = options.told or time.time()
+        signaled_at = options.signaled_at or time.time()
         code, again = _end_script(
-            options.folder, options.before, options.signals, job, limits, told
+            options.folder, options.before, options.signals, job, limits, signaled_at
         )
     sys.stdout.flush()  # as Slurm kills this process when it requeues the job
     requeued = job.fields.get("JobState") in ("PENDING", "REQUEUED")  # by Slurm or a user
@@ -193,7 +193,7 @@ def _end_submitted(folder: Path, code: int, job: Job, limits: Limits) -> tuple[i
 
 
 def _end_script(
-    run: Path, before: str, signals: int, job: Job, limits: Limits, told: float = 0
+    run: Path, before: str, signals: int, job: Job, limits: Limits, signaled_at: float = 0
 ) -> tuple[int, bool]:
     """Print how a job of slurm/ ended, from its run folder's state; return the same."""
     stamp = state = "none"
@@ -204,7 +204,7 @@ def _end_script(
         return EXIT_GOOD, False
     begun = stamp != before  # else an earlier start has written it
     if signals or (begun and state == "stopped"):
-        note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1, at=told)
+        note = Note(-1, "", EXIT_FAILED, "stopped", signal.SIGUSR1, at=signaled_at)
         verdict = decide(EXIT_FAILED, note, job.fields, 0, limits)
         advice = "" if verdict.again else "; the same command continues it"
         print(f"job {job.name}: stopped: {verdict.why}{advice}")

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: what every job of the harness sets, checks and does.
+# Sourced by the scripts in this folder: what every job of the harness sets, checks and does.
 #
 # What your site needs is set in HARNESS_* variables, in your shell or in a file slurm/site.sh (not in
 # git), which is read here if it is there: slurm/README.md lists them.
@@ -141,9 +141,9 @@ submit() {
 # Slurm signals this shell (--signal=B:USR1@...), which passes USR1 on: the ranks save and exit with 0, and
 # so does torchrun, which ignores USR1. TERM is only counted, since Slurm sends it to the ranks itself.
 signals=0
-told=
+signaled_at=
 step=
-trap 'signals=$((signals + 1)) told=${told:-$(date +%s)}; if [ -n "$step" ]; then tell_ranks & fi' USR1
+trap 'signals=$((signals + 1)) signaled_at=${signaled_at:-$(date +%s)}; if [ -n "$step" ]; then tell_ranks & fi' USR1
 trap 'signals=$((signals + 1))' TERM
 
 # srun passes USR1 on to all tasks (after TERM it would kill them). Repeated, since ranks that are starting
@@ -221,7 +221,7 @@ torchrun_on_each_node() {
 end_job() {
     trap '' USR1 TERM
     exec python "$home/launch/ending.py" "$run" --before "$before" --signals "$signals" \
-        ${told:+--told="$told"} ${HARNESS_MAX_REQUEUES:+--max-requeues="$HARNESS_MAX_REQUEUES"}
+        ${signaled_at:+--signaled-at="$signaled_at"} ${HARNESS_MAX_REQUEUES:+--max-requeues="$HARNESS_MAX_REQUEUES"}
 }
 
 # harness_train SCRIPT CONFIG.yaml [ANOTHER.yaml] [--section.key value ...]

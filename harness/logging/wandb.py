@@ -75,7 +75,7 @@ class WandbMirror:
     folder: Path  # the run folder: the client writes into its wandb/
     rows: Path  # the run's rows.jsonl; need not exist before rows are released
     settings: Mapping[str, Any] = field(default_factory=dict)  # over SETTINGS
-    say: Callable[[str], object] = lambda _: None  # is told of a failure at once
+    say: Callable[[str], object] = lambda _: None  # called with a failure, at once
 
     def __post_init__(self) -> None:
         self._state: str = self.mode
