@@ -443,11 +443,12 @@ def test_scaling_shows_what_the_time_sufficed_for(tmp_path: Path, measured: int)
     for cell in cells[measured:]:
         cell.failed = TIME_OVER
     show_scaling.show(cells, BASE, tmp_path)
-    told = json.loads((tmp_path / "scaling.json").read_text())
-    assert [cell["failed"] for cell in told["cells"]].count(TIME_OVER) == 3 - measured
-    assert told["lines"].count("intervals are not known after one round; give more --minutes") == 1
+    report = json.loads((tmp_path / "scaling.json").read_text())
+    assert [cell["failed"] for cell in report["cells"]].count(TIME_OVER) == 3 - measured
+    line = "intervals are not known after one round; give more --minutes"
+    assert report["lines"].count(line) == 1
     both = {"value": 1.0, "low": None, "high": None}
-    assert told["efficiency"]["strong"].get("2") == (both if measured == 3 else None)
+    assert report["efficiency"]["strong"].get("2") == (both if measured == 3 else None)
     assert "<svg" in (tmp_path / "scaling.html").read_text()
 
 

@@ -128,13 +128,13 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 
 FAKES = {
-    "srun": """while [[ $1 == -* ]]; do printf '%s ' "$1" >>"$FAKES/told"; shift; done
-        printf '%s\\n' "$SLURM_EXPORT_ENV ${SLURM_OVERLAP:-}" >>"$FAKES/told"
+    "srun": """while [[ $1 == -* ]]; do printf '%s ' "$1" >>"$FAKES/srun_args"; shift; done
+        printf '%s\\n' "$SLURM_EXPORT_ENV ${SLURM_OVERLAP:-}" >>"$FAKES/srun_args"
         exec "$@" """,
     "sbatch": """printf '%s\\n' "$*" """,
     "scontrol": """case $2 in job) cat "$FAKES/job" ;; *) echo node1 ;; esac""",
 }
-"""Commands of Slurm that do their work here, or tell what they were told."""
+"""Commands of Slurm that do their work here, or write down how they were called."""
 
 
 def test_a_job_goes_on_when_its_log_is_full() -> None:
@@ -151,7 +151,7 @@ def test_a_job_goes_on_when_its_log_is_full() -> None:
 
 @pytest.fixture
 def fakes(tmp_path: Path) -> Path:
-    """A folder for PATH; its `job` is what Slurm knows of jobs, its `told` what srun was told."""
+    """A folder for PATH; its `job` is what Slurm knows, its `srun_args` how srun was called."""
     folder = tmp_path / "fakes"
     folder.mkdir()
     (folder / "job").write_text("slurm_load_jobs error: Invalid job id specified\n")
@@ -243,19 +243,19 @@ def test_a_copy_finds_its_checkout_or_says_how(fakes: Path, tmp_path: Path, name
 def test_a_step_has_what_the_job_has_on_each_node(fakes: Path, tmp_path: Path) -> None:
     step = f"source {ROOT}/slurm/common.sh; on_each_node true"
 
-    def told(**environ: str) -> str:
-        (fakes / "told").unlink(missing_ok=True)
+    def srun_args(**environ: str) -> str:
+        (fakes / "srun_args").unlink(missing_ok=True)
         done = bash(fakes, "-c", step, cwd=tmp_path, **JOB, **environ)
         assert done.returncode == 0, done.stderr
-        return (fakes / "told").read_text()
+        return (fakes / "srun_args").read_text()
 
     # As nodes may have unequally many cores, their number is not that of the first.
-    free = told(SLURM_CPUS_ON_NODE="16", SLURM_EXPORT_ENV="NONE")
+    free = srun_args(SLURM_CPUS_ON_NODE="16", SLURM_EXPORT_ENV="NONE")
     assert "--cpus-per-task" not in free
     assert " --cpu-bind=none " in free
     assert free.endswith(" ALL \n")
-    assert " --cpus-per-task=4 " in told(SLURM_CPUS_PER_TASK="4")
-    assert told(SLURM_STEP_ID="0").endswith(" ALL 1\n")
+    assert " --cpus-per-task=4 " in srun_args(SLURM_CPUS_PER_TASK="4")
+    assert srun_args(SLURM_STEP_ID="0").endswith(" ALL 1\n")
 
 
 def test_by_hand_sbatch_gets_its_options_first(fakes: Path, tmp_path: Path) -> None:

@@ -302,8 +302,8 @@ FAR = NEAR | {"EndTime": "2026-01-03T03:04:00"}
 def test_a_time_limit_that_leaves_no_time_to_train_is_told_and_not_tried_again(
     job: dict[str, str], after_s: float, again: bool
 ) -> None:
-    told = time.mktime((2026, 1, 2, 3, 4, 0, 0, 0, -1)) + after_s
-    note = replace(stopped(signal.SIGUSR1), at=told)
+    signaled_at = time.mktime((2026, 1, 2, 3, 4, 0, 0, 0, -1)) + after_s
+    note = replace(stopped(signal.SIGUSR1), at=signaled_at)
     verdict = ending.decide(1, note, RUNNING | {"Restarts": "0"} | job, 0, LIMITS)
     assert verdict.again is again
     assert ("give a longer --time" in verdict.why) is not again

@@ -50,7 +50,7 @@ def undisturbed(cwd: Path, flags: list[str]) -> Path:
 
 
 def assert_the_same(undisturbed: Path, job: Job) -> None:
-    assert job.slurm.wait(job.name) == "COMPLETED", job.told()[-3000:]
+    assert job.slurm.wait(job.name) == "COMPLETED", job.printed()[-3000:]
     assert compare(undisturbed, job.run) == []
 
 
@@ -76,11 +76,11 @@ def test_a_job_outlives_whatever_befalls_it(
         limited = future.result()
     assert_the_same(undisturbed, limited)
     assert len(limited.attempts) > 1
-    assert "stopped by SIGUSR2" in limited.told()
+    assert "stopped by SIGUSR2" in limited.printed()
     assert_the_same(undisturbed, job)
     assert {(job.run / "run_id").read_text()} == run_ids
     assert [each["attempt"] for each in job.attempts] == list(range(1, len(FATES) + 2))
-    assert "restart 1 of 3" in job.told()
+    assert "restart 1 of 3" in job.printed()
 
 
 def test_an_array_has_a_run_for_each_seed_and_who_is_cancelled_stays_out(
@@ -92,7 +92,7 @@ def test_an_array_has_a_run_for_each_seed_and_who_is_cancelled_stays_out(
     assert slurm.wait(second.name) == "CANCELLED"
     assert_the_same(undisturbed, first)
     assert slurm.state(second.name) == "CANCELLED"
-    assert "back into the queue" not in second.told()
+    assert "back into the queue" not in second.printed()
 
 
 def test_what_only_a_node_can_find_wrong_fails_the_job_once(
@@ -101,8 +101,8 @@ def test_what_only_a_node_can_find_wrong_fails_the_job_once(
     nowhere = ("--data.train", "/not/there", "--run.name", "nowhere")
     (job,) = submit(slurm, cwd, *flags, *ON_TWO_NODES, *nowhere)
     assert slurm.wait(job.name) == "FAILED"
-    assert "/not/there: No such file or directory; give a folder" in job.told()
-    assert job.told().splitlines()[-3].endswith(": would end the same way again")
+    assert "/not/there: No such file or directory; give a folder" in job.printed()
+    assert job.printed().splitlines()[-3].endswith(": would end the same way again")
     assert (
         slurm.output("sacct", "-X", "-D", "-n", "-P", "-j", job.name, "-o", "ExitCode") == "2:0\n"
     )
@@ -117,12 +117,12 @@ def test_the_doctor_looks_at_the_nodes_first_and_a_red_one_fails_the_job_once(
     nowhere = ["--data.train", "/not/there"]
     (good,) = submit(slurm, cwd, *words, "--nodes", "2", "--run.name", "seen")
     (red,) = submit(slurm, cwd, *words, "--nodes", "1", "--run.name", "red", *nowhere)
-    assert slurm.wait(good.name) == "COMPLETED", good.told()[-3000:]
-    assert "2: as Slurm gave" in good.told()
+    assert slurm.wait(good.name) == "COMPLETED", good.printed()[-3000:]
+    assert "2: as Slurm gave" in good.printed()
     assert slurm.wait(red.name) == "FAILED"
-    told = red.told()
-    assert "HARNESS_PREFLIGHT=off goes without it" in told
-    assert told.splitlines()[-3].endswith(": would end the same way again")
+    printed = red.printed()
+    assert "HARNESS_PREFLIGHT=off goes without it" in printed
+    assert printed.splitlines()[-3].endswith(": would end the same way again")
 
 
 def test_slurm_s_refusal_is_told_once_and_leaves_nothing(

@@ -206,8 +206,8 @@ def test_time_to_accuracy_of_an_accuracy_named_afterwards() -> None:
     three("slow", rate=500)
     three("fast", rate=1000)
     new, base = read_sides(["slow-s*", "fast-s*"], report=False)[0]
-    told = compare_cells(new, base, metrics(57.0), "images_per_second")
-    found = told.finding("train_s_to_target")
+    comparison = compare_cells(new, base, metrics(57.0), "images_per_second")
+    found = comparison.finding("train_s_to_target")
     assert found is not None
     assert found.difference == pytest.approx(100, abs=2)
     assert found.verdict == "worse"

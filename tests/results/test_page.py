@@ -163,12 +163,12 @@ def test_a_comparison_says_it_all(runs: Path, tmp_path: Path) -> None:
 def test_a_publication_stands_beside_runs(runs: Path, tmp_path: Path) -> None:
     ours = cell(runs / "a-s*")
     reference = "torchvision-v1-resnet50-top1"
-    (told,) = reproduced([ours], [reference])
+    (reproduction,) = reproduced([ours], [reference])
     said = checked(page(tmp_path, ours, references=[reference], anyway=True))
-    assert told.findings[0].verdict in said
+    assert reproduction.findings[0].verdict in said
     assert f"ref:{reference}" in said
-    assert told.base.reference
-    assert told.base.reference.source in said
+    assert reproduction.base.reference
+    assert reproduction.base.reference.source in said
 
 
 def test_what_is_not_comparable_gets_no_verdict(runs: Path, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ def test_scaling_over_two_nodes(slurm: Cluster, tmp_path: Path) -> None:
         options=("--nodes=2",), cwd=tmp_path, environ={"NPROC_PER_NODE": "2"},
     )  # fmt: skip
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-    told = json.loads((tmp_path / f"bench/scaling-{job}/scaling.json").read_text())
-    assert {cell["ranks"] for cell in told["cells"]} == {1, 4}
-    assert all(cell["rates"] and not cell["failed"] for cell in told["cells"])
-    assert set(told["efficiency"]) == {"weak", "strong"}
+    report = json.loads((tmp_path / f"bench/scaling-{job}/scaling.json").read_text())
+    assert {cell["ranks"] for cell in report["cells"]} == {1, 4}
+    assert all(cell["rates"] and not cell["failed"] for cell in report["cells"])
+    assert set(report["efficiency"]) == {"weak", "strong"}
     assert "4 ranks do" in slurm.log(job)
     page = (tmp_path / f"bench/scaling-{job}/scaling.html").read_text()
     assert "<svg" in page

@@ -22,7 +22,7 @@ SUBMIT = ROOT / "launch" / "submit.py"
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted run, as launch/submit.py told of it."""
+    """A submitted run, as launch/submit.py printed it."""
 
     slurm: Cluster
     name: str  # 12, or 12_3
@@ -36,7 +36,7 @@ class Job:
         path = self.run / "attempts.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def told(self) -> str:
+    def printed(self) -> str:
         """All that the job's log says, over all its starts."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -48,7 +48,7 @@ class Job:
         """Return once it has happened."""
         deadline = time.monotonic() + HANG_S
         while not happened():
-            assert time.monotonic() < deadline, f"job {self.name}: {what}? {self.told()[-3000:]}"
+            assert time.monotonic() < deadline, f"job {self.name}: {what}? {self.printed()[-3000:]}"
             time.sleep(0.2)
 
     def _attempts_of_rows(self) -> set[int]:
@@ -107,7 +107,7 @@ def reach_limit(job: Job) -> None:
 
 
 def _stopped_or_slowed(job: Job) -> bool:
-    if "stopped by SIGUSR2" in job.told():
+    if "stopped by SIGUSR2" in job.printed():
         return True
     with suppress(ProcessLookupError):  # not there yet, or gone
         rank = _last_rank(job)

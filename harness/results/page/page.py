@@ -161,8 +161,8 @@ def _report(cell: Cell) -> dict[str, Any]:
     if started := first.get("started_at"):
         facts.append(("started, UTC", str(started)[:16].replace("T", " "), ""))
     notes = [f"note: {note}" for run in cell.runs for note in run.result.get("notes") or ()]
-    told = {"doubts": tuple(doubts(cell)), "notes": dict.fromkeys(notes)}
-    return told | {"numbers": numbers, "facts": facts}
+    remarks = {"doubts": tuple(doubts(cell)), "notes": dict.fromkeys(notes)}
+    return remarks | {"numbers": numbers, "facts": facts}
 
 
 def _runs(cells: Sequence[Cell]) -> Table:

@@ -195,8 +195,8 @@ def test_every_image_is_in_one_shard(
         for name, end in zip(names, ends, strict=True)
     ]
     source = Source(folder, "made", "", ["c"], images)
-    told = pack(source, dest, Packing(size, seed, AS_IT_IS), workers)
-    assert [shard.images for shard in told.shards.values()][:-1] == [size] * (-(-7 // size) - 1)
+    written = pack(source, dest, Packing(size, seed, AS_IT_IS), workers)
+    assert [shard.images for shard in written.shards.values()][:-1] == [size] * (-(-7 // size) - 1)
     assert contents(open_folder(dest)) == [(0, content[name]) for name in sorted(names)]
 
 
