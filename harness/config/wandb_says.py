@@ -57,7 +57,10 @@ def mode(environ: Mapping[str, str]) -> tuple[Mode, str] | None:
     Raises:
         BadInput: there is no such mode; to guess might send what was to stay.
     """
-    found = said(environ)
+    return _mode_in(said(environ))
+
+
+def _mode_in(found: Mapping[str, Said]) -> tuple[Mode, str] | None:
     disabled = found.get("disabled")  # as other trainers have it
     if disabled and disabled.value.lower() not in ("0", "false", "f", "no", "n", "off"):
         return "off", f"{disabled.source}={disabled.value}"
@@ -71,8 +74,8 @@ def mode(environ: Mapping[str, str]) -> tuple[Mode, str] | None:
 
 def heed(log: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Path]:
     """Add to the section `log` what it leaves open and W&B's switches say; return their sources."""
-    asked, found = mode(environ), said(environ)
-    if asked and log.get("wandb", "auto") == "auto":
+    found = said(environ)
+    if (asked := _mode_in(found)) and log.get("wandb", "auto") == "auto":
         log["wandb"] = asked[0]
     added = {name for name in ("project", "entity", "tags") if name in found and name not in log}
     log |= {name: found[name].value for name in added}
